@@ -1,0 +1,1 @@
+"""The model: needs jax and flax alone, and knows no mesh, no data and no training."""

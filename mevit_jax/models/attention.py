@@ -1,0 +1,99 @@
+"""Attention within groups of tokens: one operation, which serves frames (space) and blocks (motion)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mevit_jax.models.config import MEViTConfig
+
+
+class Heads(NamedTuple):
+  """Queries, keys and values of some tokens, each `... h k`."""
+
+  query: jax.Array
+  key: jax.Array
+  value: jax.Array
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """Softmax attention, eqs. 3 and 4: `... q h k` over `... s h k` -> `... q h k`; the softmax is float32."""
+  scale = query.shape[-1] ** -0.5
+  logits = jnp.einsum('...qhk,...shk->...hqs', query, key, preferred_element_type=jnp.float32)  # ... h q s
+  weights = jax.nn.softmax(logits * scale, axis=-1).astype(value.dtype)
+  return jnp.einsum('...hqs,...shk->...qhk', weights, value)  # ... q h k
+
+
+def grouped_attention(patches: Heads, token: Heads | None = None) -> tuple[jax.Array, jax.Array | None]:
+  """Attention within each group, which the class token may join as a key and as a query.
+
+  Args:
+    patches: `b g s h k`: g groups of s patches.
+    token: `b h k`: the class token, or None.
+
+  Returns:
+    The patches' outputs `b g s h k` and the class token's in every group `b g h k` (None without one).
+  """
+  if token is None:
+    return attend(*patches), None
+  groups = patches.query.shape[1]
+  joined = Heads(
+    *(
+      jnp.concatenate(
+        [group, jnp.broadcast_to(one[:, None, None], (one.shape[0], groups, 1, *one.shape[1:]))],
+        axis=2,
+      )
+      for group, one in zip(patches, token, strict=True)
+    )
+  )  # b g s+1 h k
+  output = attend(*joined)
+  return output[:, :, :-1], output[:, :, -1]
+
+
+def space_attention(patches: Heads, token: Heads | None, config: MEViTConfig):
+  """Eq. 6: every patch reads its own frame; the class token's outputs are averaged over the frames.
+
+  Args:
+    patches: `b t n h k`.
+    token: `b h k`, or None.
+    config: not needed here; the same arguments as `motion_attention`.
+
+  Returns:
+    `b t n h k`, and `b h k` or None.
+  """
+  del config
+  output, token_output = grouped_attention(patches, token)
+  return output, None if token_output is None else token_output.mean(axis=1)
+
+
+def motion_attention(patches: Heads, token: Heads | None, config: MEViTConfig):
+  """Eq. 8: every patch reads its block in all frames; the class token's outputs are averaged over the blocks.
+
+  Args and returns as `space_attention`; the patches are in block order, so that the blocks of a region are a slice and
+  one swap of frames and blocks, with whole runs of m·h·k numbers moved.
+  """
+  outputs: list[jax.Array] = []
+  token_outputs: list[jax.Array] = []
+  start = 0
+  for nh, nw, mh, mw in config.blocks:
+    g, m = nh * nw, mh * mw
+    region = Heads(*(_by_block(x[:, :, start : start + g * m], g, m) for x in patches))
+    output, token_output = grouped_attention(region, token)  # b g t·m h k
+    outputs.append(_by_frame(output, g, m))
+    if token_output is not None:
+      token_outputs.append(token_output)
+    start += g * m
+  output = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=2)  # b t n h k
+  return output, None if token is None else jnp.concatenate(token_outputs, axis=1).mean(axis=1)
+
+
+def _by_block(x: jax.Array, g: int, m: int) -> jax.Array:
+  b, t, _, h, k = x.shape
+  x = x.reshape(b, t, g, m, h, k).swapaxes(1, 2)  # b g t m h k
+  return x.reshape(b, g, t * m, h, k)
+
+
+def _by_frame(x: jax.Array, g: int, m: int) -> jax.Array:
+  b, _, tm, h, k = x.shape
+  x = x.reshape(b, g, tm // m, m, h, k).swapaxes(1, 2)  # b t g m h k
+  return x.reshape(b, tm // m, g * m, h, k)

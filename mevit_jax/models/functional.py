@@ -1,0 +1,104 @@
+"""From a module to functions of plain params: the one place that knows how NNX keeps its state."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mevit_jax.errors import UserError
+from mevit_jax.models.config import MEViTConfig
+from mevit_jax.models.mevit import MEViT
+
+# A nested dict of arrays, keyed by the parameters' names.
+Params = dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model as functions of its params.
+
+  Attributes:
+    config: what it is.
+    abstract: names, shapes and dtypes of the params.
+    init: key -> params.
+    apply: (params, video `b t h w 3`, key=None) -> logits `b classes` float32; key=None means evaluation.
+    tokens: likewise -> patches `b t n d` in block order and class token `b d` after the last block.
+  """
+
+  config: MEViTConfig
+  abstract: Params
+  init: Callable[..., Params]
+  apply: Callable[..., jax.Array]
+  tokens: Callable[..., tuple[jax.Array, jax.Array]]
+
+
+def build_model(config: MEViTConfig) -> Model:
+  """The model of a config; a UserError where the number of classes is still open."""
+  if not config.classes:
+    raise UserError('classes is 0: say how many labels the model tells apart')
+  graphdef, state = nnx.split(nnx.eval_shape(lambda: MEViT(config, nnx.Rngs(0))))
+  abstract = nnx.to_pure_dict(state)
+
+  def init(key: jax.Array) -> Params:
+    params = nnx.to_pure_dict(nnx.state(MEViT(config, nnx.Rngs(key)), nnx.Param))
+    return start_motion(params, config.motion_start)
+
+  def bind(params: Params, video: jax.Array) -> MEViT:
+    check_params(params, abstract)
+    _check_video(video, config)
+    return nnx.merge(graphdef, params)
+
+  def apply(params: Params, video: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    return bind(params, video)(video, key)
+
+  def tokens(params: Params, video: jax.Array, key: jax.Array | None = None):
+    return bind(params, video).tokens(video, key)
+
+  return Model(config, abstract, init, apply, tokens)
+
+
+def start_motion(params: Params, start: str) -> Params:
+  """Sets how motion attention starts: as it is ('random'), from space attention ('copy'), or that and mute ('zero')."""
+  if start == 'random' or 'motion' not in params:
+    return params
+  blocks = params['motion']['blocks']
+  motion = jax.tree.map(jnp.copy, blocks['space_attention'])  # a copy: donated buffers must not be shared
+  if start == 'zero':
+    motion = {**motion, 'out': jax.tree.map(jnp.zeros_like, motion['out'])}
+  return {**params, 'motion': {'blocks': {**blocks, 'motion_attention': motion}}}
+
+
+def count_parameters(params: Params) -> int:
+  """How many numbers the params hold; abstract params will do."""
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def names_of(params: Params) -> dict[str, tuple[int, ...]]:
+  """Every parameter's path, 'motion/blocks/mlp/up/kernel', and shape."""
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def check_params(params: Params, abstract: Params) -> None:
+  """Raises a ValueError that names what differs: NNX itself would match parameters by position."""
+  given, wanted = names_of(params), names_of(abstract)
+  if given == wanted:
+    return
+  missing = [name for name in wanted if name not in given]
+  unknown = [name for name in given if name not in wanted]
+  shapes = [f'{n}: {given[n]}, not {wanted[n]}' for n in wanted if n in given and given[n] != wanted[n]]
+  raise ValueError(
+    'these are not the parameters of this model: '
+    f'missing {missing[:3]}, unknown {unknown[:3]}, of another shape {shapes[:3]}'
+  )
+
+
+def _check_video(video: jax.Array, config: MEViTConfig) -> None:
+  expected = (config.frames, *config.image_size, 3)
+  if video.ndim != 5 or video.shape[1:] != expected:
+    raise ValueError(f'the video must be b t h w 3 = (b, {", ".join(map(str, expected))}), not {video.shape}')
+  if not jnp.issubdtype(video.dtype, jnp.floating):
+    raise ValueError(f'the video must be normalised floating point, not {video.dtype}')

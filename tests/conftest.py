@@ -1,0 +1,95 @@
+"""Shared by all tests: small devices' worth of settings, before jax starts."""
+
+import os
+
+import pytest
+
+# Eight devices on one CPU: what holds for one device must hold for many. Set before jax is imported.
+os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+
+TINY = {
+  'model.image_size': (16, 16),
+  'model.patch_size': (8, 8),
+  'model.frames': 2,
+  'model.width': 16,
+  'model.heads': 2,
+  'model.mlp_dim': 32,
+  'model.space_blocks': 1,
+  'model.motion_blocks': 1,
+  'model.class_blocks': 0,
+  'model.dtype': 'float32',
+  'data.dataset': 'moving_shapes',
+  'data.stride': 2,
+  'data.short_side': (16, 18),
+  'optimizer.learning_rate': 0.1,
+  'training.batch_size': 8,
+  'training.epochs': 2.0,  # 6 steps
+  'training.log_every': 1,
+  'training.save_every': 2,
+  'training.keep': 10,
+  'evaluation.crops': 1,
+  'evaluation.batch_size': 8,
+}
+
+
+def pytest_addoption(parser):
+  parser.addoption('--slow', action='store_true', help='also run the slow tests (minutes)')
+
+
+def pytest_configure(config):
+  config.addinivalue_line('markers', 'slow: takes minutes; runs with --slow')
+
+
+def pytest_collection_modifyitems(config, items):
+  if not config.getoption('--slow'):
+    for item in items:
+      if 'slow' in item.keywords:
+        item.add_marker(pytest.mark.skip(reason='slow: runs with --slow'))
+
+
+@pytest.fixture(scope='session')
+def shapes_dir(tmp_path_factory):
+  """A data_dir that holds a tiny moving_shapes: 24 and 11 videos of 8 frames of 24x24 pixels."""
+  from mevit_jax.data import shards
+  from mevit_jax.data.builders import moving_shapes
+
+  data_dir = tmp_path_factory.mktemp('data')
+  shards.write(moving_shapes.build(data_dir, {'train': 24, 'validation': 11}, frames=8, size=24))
+  return data_dir
+
+
+@pytest.fixture(scope='session')
+def tiny(shapes_dir):
+  """A function: fields of a recipe, by path -> the recipe of a model that trains in seconds, with those fields."""
+  from mevit_jax import recipes
+
+  def recipe(**changes):
+    values = recipes.to_dict(recipes.Recipe())
+    for path, value in {**TINY, 'data.data_dir': str(shapes_dir), **changes}.items():
+      section, field = path.split('.')
+      assert field in values[section], path
+      values[section][field] = value
+    return recipes.recipe_of(values)
+
+  return recipe
+
+
+@pytest.fixture(scope='session')
+def compile_once(tmp_path_factory):
+  """Compiles a function once for all tests and processes of a session, and in half the time."""
+  import jax
+
+  settings = {
+    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
+    'jax_persistent_cache_min_compile_time_secs': 0,
+    'jax_persistent_cache_min_entry_size_bytes': 0,
+    'jax_disable_most_optimizations': True,
+  }
+  before = {name: getattr(jax.config, name) for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+    del os.environ[name.upper()]
