@@ -1,0 +1,63 @@
+"""What every command shares: absl flags, quiet logs, and one clear line for what a user can cause."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+from mevit_jax.errors import UserError
+
+
+def run(main: Callable[[Sequence[str]], None], required: Sequence[str] = ()) -> None:
+  """Parses flags and runs `main(argv)`; a UserError, a full disk or Ctrl-C ends it in one line.
+
+  Args:
+    main: takes the arguments that are not flags, the program's name first.
+    required: names of flags that must be given.
+  """
+  for name in required:
+    flags.mark_flag_as_required(name)
+  # Libraries below us log what they do, step by step; what they warn of is shown.
+  logging.set_verbosity(logging.WARNING)
+  app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+
+
+def no_arguments(argv: Sequence[str]) -> None:
+  """Raises a UserError if there are arguments that are not flags."""
+  if len(argv) > 1:
+    raise UserError(f'unexpected argument {argv[1]!r}: every option is --name=value, see --help')
+
+
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+  """The arguments that are not flags; an error in a config file or its fields is one line, as for any flag."""
+  try:
+    return flags.FLAGS(argv)
+  except Exception as error:  # of whatever kind: a config file is code
+    sys.exit(f'error: {_one_line(error)}')
+
+
+def _one_line(error: Exception) -> str:
+  """What is wrong with a flag: ml_collections puts tracebacks and all other fields into its messages."""
+  text = str(error).replace('\\n', '\n').replace("\\'", "'")
+  meant = re.search(r'Did you mean "(.*?)" instead of "(.*?)"', text)
+  if meant:
+    return f'the config has no field {meant[2]}; the nearest is {meant[1]}'
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  if isinstance(error, KeyError):
+    return f'the config has no field {lines[0]}'
+  return lines[0] if len(lines) == 1 else f'{lines[0]} {lines[-1]}'
+
+
+def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+  try:
+    main(argv)
+  except UserError as error:
+    sys.exit(f'error: {error}')
+  except OSError as error:
+    if error.errno is None and 'Failed loading config file' not in str(error):
+      raise
+    lines = str(error).strip().splitlines()
+    sys.exit(f'error: {error.strerror}: {error.filename}' if error.filename else f'error: {lines[-1].strip()}')
+  except KeyboardInterrupt:
+    sys.exit('interrupted')

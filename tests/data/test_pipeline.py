@@ -1,0 +1,197 @@
+import itertools
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from videos import make_video, picture
+
+from mevit_jax.data import pipeline
+from mevit_jax.data.clips import ClipConfig
+from mevit_jax.data.pipeline import eval_batches, train_batches
+from mevit_jax.data.video import VideoError
+from mevit_jax.errors import UserError
+
+CLIP = ClipConfig(frames=3, size=(16, 16), stride=4, short_side=(20, 24))
+VIDEO = make_video([picture(i) for i in range(20)])
+
+
+@dataclass(frozen=True)
+class Videos:
+  """Examples that share one video; `dead` ones have no video, and `broken` ones cannot be read."""
+
+  length: int = 7
+  dead: tuple[int, ...] = ()
+  broken: tuple[int, ...] = ()
+  video: bytes = field(default=VIDEO, repr=False)
+
+  def __len__(self):
+    return self.length
+
+  def __getitem__(self, index):
+    if index in self.broken:
+      raise OSError('the disk is on fire')
+    data = b'' if index in self.dead else self.video
+    return {
+      'video': data,
+      'label': index * 10,
+      'id': f'clip{index}',
+      'num_frames': 20,
+      'duration': 20 / 30,
+    }
+
+
+def train(steps=4, source=None, **changes):
+  options = {'batch_size': 4, 'seed': 5} | changes
+  batches = train_batches(Videos() if source is None else source, CLIP, **options)
+  try:
+    return list(itertools.islice(batches, steps))
+  finally:
+    batches.close()
+
+
+def evaluate(source=None, **changes):
+  options = {'batch_size': 4, 'crops': 3} | changes
+  batches = eval_batches(Videos() if source is None else source, CLIP, **options)
+  try:
+    return list(batches)
+  finally:
+    batches.close()
+
+
+def assert_equal(batches, others):
+  for batch, other in zip(batches, others, strict=True):
+    assert batch.keys() == other.keys()
+    for name in batch:
+      np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
+
+
+def column(batches, name):
+  return np.concatenate([batch[name] for batch in batches])
+
+
+def test_train_batches():
+  batches = train(steps=14)
+  for batch in batches:
+    types = {name: (array.shape, array.dtype.name) for name, array in batch.items()}
+    assert types == {
+      'video': ((4, 3, 16, 16, 3), 'uint8'),
+      'label': ((4,), 'int32'),
+      'index': ((4,), 'int64'),
+      'used': ((4,), 'int64'),
+    }
+  index = column(batches, 'index').reshape(8, 7)  # epochs examples
+  np.testing.assert_array_equal(np.sort(index, axis=1), np.tile(np.arange(7), (8, 1)))
+  assert len({tuple(epoch) for epoch in index.tolist()}) > 4  # each one in another order
+  np.testing.assert_array_equal(column(batches, 'used'), index.ravel())
+  np.testing.assert_array_equal(column(batches, 'label'), index.ravel() * 10)
+  clips = column(batches, 'video')
+  assert len({clip.tobytes() for clip in clips}) == len(clips)  # another crop every time
+
+
+def test_the_seed_decides():
+  assert_equal(train(), train())
+  assert not np.array_equal(column(train(), 'index'), column(train(seed=6), 'index'))
+
+
+@pytest.mark.parametrize('hosts', [1, 2, 4])
+def test_rows_of_all_hosts_are_the_batch(hosts):
+  share = 4 // hosts
+  parts = [train(rows=slice(h * share, (h + 1) * share)) for h in range(hosts)]
+  joined = [
+    {name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in zip(*parts, strict=True)
+  ]
+  assert_equal(joined, train())
+
+
+@pytest.mark.parametrize('step', [1, 2, 7])
+def test_a_restart_goes_on_with_the_next_batch(step):
+  assert_equal(train(steps=3, start_step=step), train(steps=step + 3)[step:])
+  rows = slice(1, 3)
+  assert_equal(train(3, start_step=step, rows=rows), train(step + 3, rows=rows)[step:])
+
+
+def test_workers_change_nothing():
+  source = Videos(dead=(2, 5))
+  alone = train(6, source)
+  assert_equal(train(6, source, workers=1), alone)
+  assert_equal(train(4, source, workers=2, start_step=2), alone[2:])
+  assert_equal(evaluate(source, workers=2), evaluate(source))
+
+
+def test_a_dataset_smaller_than_a_batch():
+  batches = train(6, Videos(length=2), batch_size=5)
+  assert np.bincount(column(batches, 'index')).tolist() == [15, 15]
+  assert train(1, Videos(length=1))[0]['index'].tolist() == [0] * 4
+
+
+def test_unreadable_videos_are_replaced_and_said():
+  batches = train(14, Videos(dead=(2, 5)))
+  index, used = column(batches, 'index'), column(batches, 'used')
+  dead = np.isin(index, (2, 5))
+  assert dead.sum() == 16  # they are asked for, once an epoch like all
+  assert not np.isin(used, (2, 5)).any()
+  np.testing.assert_array_equal(used[~dead], index[~dead])
+  assert len(set(used[dead].tolist())) > 2
+  np.testing.assert_array_equal(column(batches, 'label'), used * 10)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_errors_name_the_video(workers):
+  with pytest.raises(VideoError, match=r"20 videos in a row.*'clip1': the file is empty"):
+    train(source=Videos(length=2, dead=(0, 1)), workers=workers)
+  with pytest.raises(RuntimeError, match='dataset index 0: OSError: the disk is on fire'):
+    train(source=Videos(length=1, broken=(0,)), workers=workers)
+
+
+def test_a_failure_that_is_no_bad_video_is_not_hidden(monkeypatch):
+  def fail(*_):
+    raise MemoryError('no room')
+
+  monkeypatch.setattr(pipeline, 'decode', fail)
+  with pytest.raises(RuntimeError, match="video 'clip0': MemoryError: no room"):
+    evaluate()
+
+
+def test_every_example_is_evaluated_once():
+  batches = evaluate(Videos(length=7, dead=(3,)))
+  assert [batch['video'].shape for batch in batches] == [(4, 3, 3, 16, 16, 3)] * 2
+  assert column(batches, 'index').tolist() == [0, 1, 2, 3, 4, 5, 6, -1]
+  assert column(batches, 'label').tolist() == [0, 10, 20, 30, 40, 50, 60, -1]
+  assert column(batches, 'mask').tolist() == [True] * 7 + [False]
+  assert column(batches, 'id').tolist() == [f'clip{i}' for i in range(7)] + ['']
+  errors = column(batches, 'error').tolist()
+  assert errors.pop(3) == "video 'clip3': the file is empty"
+  assert errors == [''] * 7
+  video = column(batches, 'video')
+  assert not video[[3, 7]].any()
+  assert video[[0, 1, 2, 4, 5, 6]].any(axis=(1, 2, 3, 4, 5)).all()
+  types = [batches[0][name].dtype.name for name in ('label', 'index', 'mask')]
+  assert types == ['int32', 'int64', 'bool']
+
+
+def test_evaluation_rows_and_batch_sizes():
+  whole = evaluate()
+  parts = [evaluate(rows=slice(start, start + 2)) for start in (0, 2)]
+  for name in whole[0]:
+    halves = [np.concatenate([a[name], b[name]]) for a, b in zip(*parts, strict=True)]
+    np.testing.assert_array_equal(np.concatenate(halves), column(whole, name))
+    other = column(evaluate(batch_size=3), name)
+    np.testing.assert_array_equal(other[:7], column(whole, name)[:7])
+
+
+def test_views_are_clips_of_crops():
+  def one(clips, crops):
+    return evaluate(Videos(length=1), batch_size=1, clips=clips, crops=crops)[0]['video'][0]
+
+  views = one(2, 3)
+  assert views.shape == (6, 3, 16, 16, 3)
+  assert len({view.tobytes() for view in views}) == 6
+  np.testing.assert_array_equal(views[[1, 4]], one(2, 1))  # the centre crop of either clip
+  np.testing.assert_array_equal(one(3, 3)[3:6], one(1, 3))  # the centre clip
+
+
+def test_refuses():
+  with pytest.raises(UserError, match='no examples'):
+    train(source=Videos(length=0))
+  with pytest.raises(UserError, match='batch_size'):
+    train(batch_size=0)

@@ -1,0 +1,209 @@
+"""Shards: what is written is read back; what was killed goes on; what is incomplete says so."""
+
+import json
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mevit_jax.data import builders, datasets, shards
+from mevit_jax.errors import UserError
+
+NAMES = ('cat', 'dog')
+
+
+class Toys(builders.VideoBuilder):
+  """Not videos, but bytes: nothing here looks into them."""
+
+  made: list[int] = []  # noqa: RUF012
+  breaks_at: int | None = None
+
+  @staticmethod
+  def make(item):
+    if item == Toys.breaks_at:
+      raise UserError(f'toy {item} broke')
+    Toys.made.append(item)
+    return {
+      'video': bytes([item % 256]) * 3 + b'\0\0',
+      'label': NAMES[item % 2],
+      'id': f'toy/é/{item}',
+      'num_frames': item,
+      'fps': 29.97,
+      'duration': 0.5,
+      'height': 4,
+      'width': 6,
+    }
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+  Toys.made, Toys.breaks_at = [], None
+
+
+def toys(data_dir, train=10, validation=3, name='toys', class_names=NAMES):
+  rows = {'train': range(train), 'validation': range(100, 100 + validation)}
+  return Toys(data_dir, name, class_names, {split: shards.group(ids, lambda _: 1, 4) for split, ids in rows.items()})
+
+
+def test_what_is_written_is_read_back(tmp_path):
+  progress = []
+  mark = shards.write(toys(tmp_path), progress=lambda *at: progress.append(at))
+  split = datasets.open_split(tmp_path, 'toys', 'train')
+  assert (len(split), split.class_names, split.fingerprint) == (10, NAMES, mark)
+  assert (split.name, split.dataset) == ('train', 'toys')
+  for i in range(10):
+    example, made = split.source[i], Toys.make(i)
+    assert example.pop('fps') == pytest.approx(made.pop('fps'))
+    assert example == {**made, 'label': i % 2}
+    assert {type(value) for value in example.values()} <= {bytes, int, str, float}
+  assert progress == [(0, 13), (4, 13), (8, 13), (10, 13), (13, 13)]
+  assert len(datasets.open_split(tmp_path, 'toys', 'validation')) == 3
+
+
+def test_a_source_can_be_sent_to_another_process(tmp_path):
+  shards.write(toys(tmp_path))
+  source = datasets.open_split(tmp_path, 'toys', 'train').source
+  source[0]  # files that are open stay here
+  assert pickle.loads(pickle.dumps(source))[7] == source[7]
+
+
+def test_writing_again_goes_on_where_it_broke(tmp_path):
+  Toys.breaks_at = 9
+  with pytest.raises(UserError, match='toy 9 broke'):
+    shards.write(toys(tmp_path))
+  with pytest.raises(UserError, match=r'not complete.*python -m mevit_jax\.prepare toys'):
+    datasets.open_split(tmp_path, 'toys', 'train')
+  Toys.breaks_at, Toys.made = None, []
+  mark = shards.write(toys(tmp_path))
+  assert sorted(Toys.made) == [8, 9, 100, 101, 102]  # 0-3 and 4-7 were whole
+  assert mark == shards.write(toys(tmp_path / 'other'))
+  again, fresh = (
+    sorted(path.name for path in (d / 'toys' / '1.0.0').iterdir()) for d in (tmp_path, tmp_path / 'other')
+  )
+  assert again == fresh
+
+
+def test_a_torn_shard_and_one_of_another_plan_are_written_again(tmp_path):
+  Toys.breaks_at = 102
+  with pytest.raises(UserError):
+    shards.write(toys(tmp_path))
+  directory = tmp_path / 'toys' / '1.0.0'
+  torn = directory / 'toys-train.array_record-00001-of-00003'
+  torn.write_bytes(torn.read_bytes()[:100])
+  Toys.breaks_at, Toys.made = None, []
+  shards.write(toys(tmp_path))
+  assert sorted(Toys.made) == [4, 5, 6, 7, 100, 101, 102]
+
+  Toys.made = []
+  shards.begin(directory)
+  shards.write(toys(tmp_path, train=5))
+  assert sorted(Toys.made) == [0, 1, 2, 3, 4, 100, 101, 102]
+  assert len(list(directory.glob('*train.array_record*'))) == 2
+  assert [e['num_frames'] for e in datasets.open_split(tmp_path, 'toys', 'train').source] == [0, 1, 2, 3, 4]
+
+
+def test_labels_of_a_half_written_dataset_are_not_kept_when_classes_change(tmp_path):
+  Toys.breaks_at = 102
+  with pytest.raises(UserError):
+    shards.write(toys(tmp_path))
+  Toys.breaks_at = None
+  shards.write(toys(tmp_path, class_names=('bird', *NAMES)))
+  split = datasets.open_split(tmp_path, 'toys', 'train')
+  assert [split.class_names[e['label']] for e in split.source] == [NAMES[i % 2] for i in range(10)]
+
+
+def test_shards_do_not_depend_on_how_many_processes_write_them(tmp_path):
+  """Spawned processes import the builder by name: the real one, since a test cannot be imported."""
+  from mevit_jax.data.builders import moving_shapes
+
+  written = []
+  for workers in (0, 2):
+    builder = moving_shapes.build(tmp_path / str(workers), {'train': 9, 'validation': 8}, frames=2, size=16)
+    shards.write(builder, workers)
+    written.append({path.name: path.read_bytes() for path in Path(builder.data_path).iterdir()})
+  assert written[0] == written[1]
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+  class Full(shards.ArrayRecordWriter):
+    def close(self):
+      super().close()
+      raise RuntimeError('write() failed: No space left on device; writing somewhere; at byte 4')
+
+  monkeypatch.setattr(shards, 'ArrayRecordWriter', Full)
+  with pytest.raises(UserError, match=r'00000-of-00003\.tmp cannot be written: .*No space left on device$'):
+    shards.write(toys(tmp_path))
+
+
+def test_a_process_that_dies_is_one_line(tmp_path, monkeypatch):
+  def die(*_):
+    raise shards.BrokenProcessPool
+
+  monkeypatch.setattr(shards, 'in_processes', die)
+  with pytest.raises(UserError, match='run the command again to go on'):
+    shards.write(toys(tmp_path))
+
+
+def test_a_fingerprint_knows_names_ids_labels_and_bytes_but_no_order():
+  rows = {'train': [('a', 0, 'x'), ('b', 1, 'y')], 'test': [('c', 0, 'z')]}
+  mark = shards.fingerprint(NAMES, rows)
+  assert mark == shards.fingerprint(list(NAMES), {'test': rows['test'], 'train': rows['train'][::-1]})
+  others = [
+    (('cat', 'cow'), rows),
+    (NAMES, {**rows, 'train': [('a', 0, 'x'), ('b', 0, 'y')]}),
+    (NAMES, {**rows, 'train': [('a', 0, 'x'), ('b', 1, 'w')]}),
+    (NAMES, {**rows, 'train': [('A', 0, 'x'), ('b', 1, 'y')]}),
+    (NAMES, {'train': [*rows['train'], *rows['test']]}),
+  ]
+  assert len({mark, *(shards.fingerprint(*other) for other in others)}) == 6
+
+
+def test_the_fingerprint_is_read_without_the_data(tmp_path):
+  mark = shards.write(toys(tmp_path))
+  directory = tmp_path / 'toys' / '1.0.0'
+  for path in directory.glob('*.array_record-*'):
+    path.unlink()
+  assert datasets.read_fingerprint(directory) == (mark, {'train': 10, 'validation': 3})
+  with pytest.raises(UserError, match='damaged, prepare it again: toys-train'):
+    datasets.open_split(tmp_path, 'toys', 'train')
+
+
+def test_what_is_not_there_is_named_with_what_is(tmp_path):
+  with pytest.raises(UserError, match=r"no dataset 'toys' in .*there: none"):
+    datasets.open_split(tmp_path, 'toys', 'train')
+  shards.write(toys(tmp_path))
+  with pytest.raises(UserError, match=r"no dataset 'ducks'.*there: toys; .*mevit_jax\.prepare ducks --data_dir="):
+    datasets.open_split(tmp_path, 'ducks', 'train')
+  with pytest.raises(UserError, match=r"no split 'test'; it has: train, validation"):
+    datasets.open_split(tmp_path, 'toys', 'test')
+  (tmp_path / 'toys' / '1.0.0' / 'dataset_info.json').write_text('{')
+  with pytest.raises(UserError, match=re.escape('1.0.0 is damaged, prepare it again')):
+    datasets.open_split(tmp_path, 'toys', 'train')
+
+
+def test_the_newest_complete_version_is_read(tmp_path):
+  shards.write(toys(tmp_path, train=5))
+  old = tmp_path / 'toys' / '1.0.0'
+  new = tmp_path / 'toys' / '1.10.0'
+  new.mkdir()
+  for path in old.iterdir():
+    (new / path.name).write_bytes(path.read_bytes().replace(b'"1.0.0"', b'"1.10.0"'))
+  (tmp_path / 'toys' / '1.9.0').mkdir()  # never finished
+  assert '1.10.0' in str(datasets._version(tmp_path, 'toys'))
+  assert len(datasets.open_split(tmp_path, 'toys', 'train')) == 5
+
+
+def test_reading_and_writing_import_neither_tensorflow_nor_jax(tmp_path):
+  program = f"""
+import sys
+from mevit_jax.data import datasets, shards
+from mevit_jax.data.builders import moving_shapes
+shards.write(moving_shapes.build({str(tmp_path)!r}, {{'train': 8}}, frames=2, size=16))
+datasets.open_split({str(tmp_path)!r}, 'moving_shapes', 'train').source[3]
+print([name for name in ('tensorflow', 'jax', 'flax') if name in sys.modules])
+"""
+  run = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
+  assert json.loads(run.stdout) == []

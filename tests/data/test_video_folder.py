@@ -1,0 +1,281 @@
+"""A user's videos: what is found, what it is split into, what is dead, damaged or there twice."""
+
+import dataclasses
+import os
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mevit_jax.data.builders import files, moving_shapes, report, video_folder
+from mevit_jax.errors import UserError
+
+
+def video(seed: int, frames: int = 6) -> bytes:
+  pixels = np.random.default_rng(seed).integers(0, 256, (frames, 16, 16, 3), np.uint8)
+  return moving_shapes.encode(pixels)
+
+
+def lay(root: Path, *names: str) -> Path:
+  """Empty files: what is found does not depend on what is in them."""
+  for name in names:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  return root
+
+
+def item(name: str, label: str, sha256: str, split: str = '', dead: str = '', damage: str = '') -> files.Item:
+  return files.Item(files.Found(name, name, label, split), files.Examined(sha256=sha256, dead=dead, damage=damage))
+
+
+def many(count: int = 40, classes: int = 3) -> list[files.Item]:
+  return [item(f'v{i:03d}', f'class {i % classes}', f'bytes {i}') for i in range(count)]
+
+
+def test_class_folders(tmp_path):
+  root = lay(tmp_path, 'b/2.MP4', 'b/deep/er/1.avi', 'a/x.webm', 'a/notes.txt', 'a/.hidden.mp4', 'stray.mov')
+  found, notes = video_folder.find(root)
+  assert [(f.id, f.label, f.split) for f in found] == [
+    ('a/x.webm', 'a', ''),
+    ('b/2.MP4', 'b', ''),
+    ('b/deep/er/1.avi', 'b', ''),
+  ]
+  assert [Path(f.path) for f in found] == [root / f.id for f in found]
+  assert notes == ['files that are not videos, left out: 1 .txt', 'videos outside a class folder, left out: 1']
+  assert video_folder.class_names(found) == ('a', 'b')
+
+
+def test_split_folders(tmp_path):
+  root = lay(tmp_path, 'train/a/1.mp4', 'val/a/2.mp4', 'Test/b/3.mkv', 'annotations/list.txt')
+  found, _ = video_folder.find(root)
+  assert {f.id: (f.split, f.label) for f in found} == {
+    'train/a/1.mp4': ('train', 'a'),
+    'val/a/2.mp4': ('validation', 'a'),
+    'Test/b/3.mkv': ('test', 'b'),
+  }
+
+
+def test_a_train_split_alone_is_split(tmp_path):
+  found, notes = video_folder.find(lay(tmp_path, 'train/a/1.mp4', 'train/b/2.mp4'))
+  assert {f.split for f in found} == {''}
+  assert {f.label for f in found} == {'a', 'b'}
+  assert 'validation is taken out' in notes[0]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+  lay(tmp_path / 'elsewhere', '1.mp4')
+  root = lay(tmp_path / 'root', 'b/2.mp4')
+  (root / 'a').symlink_to(tmp_path / 'elsewhere')
+  (root / 'b' / 'loop').symlink_to(root)
+  assert [f.id for f in video_folder.find(root)[0]] == ['a/1.mp4', 'b/2.mp4']
+
+
+def test_names_are_the_same_on_every_machine(tmp_path):
+  decomposed = lay(tmp_path / 'mac', 'cafe\u0301  noir/1.mp4')  # as macOS spells it
+  composed = lay(tmp_path / 'linux', 'caf\u00e9 noir/1.mp4')
+  labels = {video_folder.find(root)[0][0].label for root in (decomposed, composed)}
+  assert labels == {'caf\u00e9 noir'}
+
+
+@pytest.mark.parametrize(
+  ('names', 'message'),
+  [
+    ((), r'holds no videos \(it is empty\)'),
+    (('a/1.txt', 'a/2.txt', 'b/3'), r'holds no videos \(2 \.txt, 1 no suffix\)'),
+    (('1.mp4', '2.mp4'), r'its 2 videos lie in no class folder; wanted: ROOT/CLASS/VIDEO'),
+    (('train/1.mp4',), r'lie in no class folder; wanted: ROOT/SPLIT/CLASS/VIDEO'),
+    (('train/a/1.mp4', 'bus/1.mp4'), r'folders of splits \(train\) beside others \(bus\)'),
+  ],
+)
+def test_a_folder_that_cannot_be_understood(tmp_path, names, message):
+  with pytest.raises(UserError, match=message):
+    video_folder.find(lay(tmp_path, *names))
+
+
+def test_a_source_that_is_not_there(tmp_path):
+  with pytest.raises(UserError, match='it is not there'):
+    video_folder.find(tmp_path / 'no.csv')
+
+
+def test_csv(tmp_path):
+  table = tmp_path / 'v.csv'
+  table.write_text('\ufeffpath,label,split\nd/1.mp4, "two, words" ,val\n2.mp4,b,TRAIN\n', 'utf-8')
+  table.write_text('\ufefflabel,path,split\n"two,  words",d/1.mp4,val\nb,2.mp4,TRAIN\n', 'utf-8')
+  found, _ = video_folder.find(table)
+  assert found == [
+    files.Found('2.mp4', str(tmp_path / '2.mp4'), 'b', 'train'),
+    files.Found('d/1.mp4', str(tmp_path / 'd/1.mp4'), 'two, words', 'validation'),
+  ]
+
+
+def test_labels_that_are_numbers_are_sorted_as_numbers(tmp_path):
+  (tmp_path / 'v.csv').write_text('path,label\n1.mp4,10\n2.mp4,2\n3.mp4,0\n')
+  assert video_folder.class_names(video_folder.find(tmp_path / 'v.csv')[0]) == ('0', '2', '10')
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('', r'needs the columns path,label\[,split\]; found: none'),
+    ('file,label\n1.mp4,a\n', r'found: file, label'),
+    ('path label\n1.mp4 a\n', r'found: path label'),
+    ('path,label\n', 'lists no videos'),
+    ('path,label\n1.mp4,a,b\n', 'line 2: as many fields as columns'),
+    ('path,label\n1.mp4\n', 'line 2: as many fields as columns'),
+    ('path,label\n1.mp4,a\n2.mp4, \n', 'line 3: the path or the label is empty'),
+    ('path,label\n1.mp4,a\n1.mp4,b\n', r'line 3: 1\.mp4 is listed a second time'),
+    ('path,label,split\n1.mp4,a,dev\n', "line 2: unknown split 'dev'; known: train, val"),
+    ('path,label,split\n1.mp4,a,train\n2.mp4,a,\n', 'give every row a split, or none'),
+  ],
+)
+def test_a_csv_that_cannot_be_understood(tmp_path, text, message):
+  (tmp_path / 'v.csv').write_text(text)
+  with pytest.raises(UserError, match=message):
+    video_folder.find(tmp_path / 'v.csv')
+
+
+def test_a_csv_that_is_none(tmp_path):
+  (tmp_path / 'v.csv').write_bytes(b'\xff\xfe\x00\x80')
+  with pytest.raises(UserError, match='not a CSV file in UTF-8'):
+    video_folder.find(tmp_path / 'v.csv')
+
+
+def test_a_split_is_stratified_and_of_every_video_once():
+  items = many(41)
+  splits = video_folder.split(items, 0.2, seed=0)
+  assert list(splits) == ['train', 'validation']
+  assert sorted(i.found.id for rows in splits.values() for i in rows) == [i.found.id for i in items]
+  assert Counter(i.found.label for i in splits['validation']) == {f'class {c}': 3 for c in range(3)}
+  tiny = video_folder.split(many(6), 0.01, seed=0)
+  assert Counter(i.found.label for i in tiny['validation']) == {f'class {c}': 1 for c in range(3)}
+  full = video_folder.split(many(6), 1.0, seed=0)
+  assert Counter(i.found.label for i in full['train']) == {f'class {c}': 1 for c in range(3)}
+
+
+def test_a_split_depends_on_the_seed_and_the_bytes_alone():
+  items = many()
+  shuffled = random.Random(0).sample(items, len(items))
+  renamed = [dataclasses.replace(i, found=dataclasses.replace(i.found, id='z' + i.found.id)) for i in shuffled]
+  splits = video_folder.split(items, 0.3, seed=0)
+  assert video_folder.split(shuffled, 0.3, seed=0) == splits
+  again = video_folder.split(renamed, 0.3, seed=0)
+  assert [i.found.id[1:] for i in again['validation']] == [i.found.id for i in splits['validation']]
+  assert video_folder.split(items, 0.3, seed=1) != splits
+
+
+def test_copies_of_a_video_stay_on_one_side():
+  for seed in range(20):
+    items = [item(f'v{i}', 'a', f'bytes {i // 4}') for i in range(20)]
+    splits = video_folder.split(items, 0.3, seed)
+    sides = [{i.examined.sha256 for i in rows} for rows in splits.values()]
+    assert all(sides)
+    assert not sides[0] & sides[1]
+
+
+def test_given_splits_are_kept():
+  items = [item('1', 'a', 'x', 'test'), item('2', 'a', 'y', 'train')]
+  assert video_folder.split(items, 0.5, 0) == {'train': [items[1]], 'test': [items[0]]}
+
+
+def test_a_class_that_cannot_be_split_is_named():
+  with pytest.raises(UserError, match=r'too few usable videos to split.* in: lonely;'):
+    video_folder.split([*many(), item('z', 'lonely', 'q')], 0.2, 0)
+
+
+def test_every_file_is_examined_and_remembered(tmp_path, monkeypatch):
+  good = video(0)
+  contents = {'good.mp4': good, 'torn.mp4': good[: len(good) // 2], 'text.mp4': b'hello', 'empty.mp4': b''}
+  for name, data in contents.items():
+    (tmp_path / name).write_bytes(data)
+  paths = [str(tmp_path / name) for name in (*contents, 'gone.mp4')]
+  memory = tmp_path / 'memory' / 'm.jsonl'
+  results = files.examine_all(paths, memory, 0, lambda *at: None)
+  first, *others = (results[path] for path in paths)
+  assert (first.num_frames, first.height, first.width, first.bytes) == (6, 16, 16, len(good))
+  assert first.fps == pytest.approx(30)
+  assert not first.dead
+  assert not first.damage
+  assert all(each.dead and '\n' not in each.dead for each in others)
+  assert 'missing' in others[-1].dead
+
+  seen = []
+  monkeypatch.setattr(files, 'examine', lambda path: seen.append(path) or first)
+  memory.write_text(memory.read_text() + '[["half a li')
+  assert files.examine_all(paths[:-1], memory, 0, lambda *at: None) == {p: results[p] for p in paths[:-1]}
+  assert not seen
+  (tmp_path / 'empty.mp4').write_bytes(video(1))  # mended in between
+  files.examine_all(paths, memory, 0, lambda *at: None)
+  assert seen == [str(tmp_path / 'empty.mp4')]
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+  with (tmp_path / 'long.mp4').open('wb') as file:
+    file.truncate(files.MAX_BYTES + 1)
+  assert 'cut it into clips' in files.examine(str(tmp_path / 'long.mp4')).dead
+
+
+def test_a_crash_of_the_decoder_costs_one_video(tmp_path, monkeypatch):
+  """The pool's processes die where the file says so; what is left is done, and the one is named."""
+  paths = [str(tmp_path / f'{i}.mp4') for i in range(4)]
+  for i, path in enumerate(paths):
+    Path(path).write_bytes(video(i))
+  calls = []
+
+  def pool(function, arguments, workers):
+    calls.append(len(arguments))
+    yield 0, function(*arguments[0])
+    raise files.BrokenProcessPool
+
+  def alone(path):
+    return files.Examined(dead='crashed') if path == paths[2] else files.examine(path)
+
+  monkeypatch.setattr(files, 'in_processes', pool)
+  monkeypatch.setattr(files, '_examine_alone', alone)
+  results = files.examine_all(paths, tmp_path / 'm.jsonl', 1, lambda *at: None)
+  assert [path for path in paths if results[path].dead] == [paths[2]]
+  assert calls == [4]
+
+
+def test_a_file_that_changed_is_not_written(tmp_path):
+  path = tmp_path / '1.mp4'
+  path.write_bytes(video(0))
+  found = files.Found('1.mp4', str(path), 'a', '')
+  one = files.Item(found, files.examine(str(path)))
+  assert video_folder.VideoFolder.make(one)['video'] == video(0)
+  path.write_bytes(video(1))
+  with pytest.raises(UserError, match='changed while it was prepared'):
+    video_folder.VideoFolder.make(one)
+
+
+def test_a_report_counts_everything_and_names_copies_and_gaps():
+  items = [
+    item('a1', 'a', 'x', 'train'),
+    item('a2', 'a', 'y', 'train', damage='the end is missing'),
+    item('b1', 'b', 'z', 'train', dead='no frame decodes'),
+    item('a3', 'a', 'x', 'validation'),
+    item('b2', 'b', 'w', 'validation'),
+    item('b3', 'b', 'w', 'validation'),
+  ]
+  splits = video_folder.split([i for i in items if not i.examined.dead], 0.2, 0)
+  made = report.make(items, splits, ['a note'])
+  assert made['total'] == {'found': 6, 'usable': 5, 'damaged': 1, 'dead': 1}
+  assert made['counts']['train']['b'] == {'found': 1, 'usable': 0, 'damaged': 0, 'dead': 1}
+  assert made['dead'] == {'b1': 'no frame decodes'}
+  assert made['damaged'] == {'a2': 'the end is missing'}
+  assert made['same_bytes_across_splits'] == [['train: a1', 'validation: a3']]
+  assert made['same_bytes_within_a_split'] == [['validation: b2', 'validation: b3']]
+  assert made['notes'] == ['a note', 'train has no usable video of: b']
+  text = report.text(made)
+  for part in ('b1: no frame decodes', 'train: a1 = validation: a3', 'WARNING', 'a note'):
+    assert part in text
+  assert 'and 1 more' in report.text({**made, 'dead': {'p': 'q', 'r': 's'}}, at_most=1)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
+def test_a_file_that_may_not_be_read_is_dead(tmp_path):
+  path = lay(tmp_path, '1.mp4') / '1.mp4'
+  path.chmod(0)
+  assert files.examine(str(path)).dead == 'Permission denied'

@@ -1,0 +1,200 @@
+"""The command: whole runs, what it says, and that what a user can cause ends in one line."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+import types
+from collections import namedtuple
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from mevit_jax import prepare
+from mevit_jax.data import datasets, shards
+from mevit_jax.data.builders import moving_shapes
+from mevit_jax.errors import UserError
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+  """Runs the command in this process; returns what it printed."""
+  monkeypatch.setattr(prepare, '_workers', lambda: 0)
+
+  def call(*arguments):
+    with flagsaver.flagsaver():
+      prepare.main(flags.FLAGS(['prepare', *map(str, arguments)]))
+    return capsys.readouterr().out
+
+  return call
+
+
+def video(seed: int) -> bytes:
+  return moving_shapes.encode(np.random.default_rng(seed).integers(0, 256, (4, 16, 16, 3), np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Two classes of five videos each; one is dead, two are the same."""
+  root = tmp_path / 'My Videos'
+  for i in range(10):
+    path = root / ('cats', 'dogs')[i % 2] / f'{i}.mp4'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b'not a video' if i == 9 else video(i % 8))
+  return root
+
+
+def small(data_dir):
+  return (
+    'moving_shapes',
+    f'--data_dir={data_dir}',
+    '--train_videos=8',
+    '--validation_videos=8',
+    '--frames=2',
+    '--size=16',
+  )
+
+
+def test_the_command_from_end_to_end(folder, tmp_path):
+  """In processes of its own, as a user runs it."""
+  command = [sys.executable, '-m', 'mevit_jax.prepare', 'video_folder', folder, f'--data_dir={tmp_path}', '--workers=2']
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  assert not done.stderr
+  assert 'python main.py --config=configs/video_folder.py' in done.stdout
+  assert f'--config.data.dataset=my_videos --config.data.data_dir={tmp_path}' in done.stdout
+  assert 'ended at' in done.stdout
+  train, validation = (datasets.open_split(tmp_path, 'my_videos', name) for name in ('train', 'validation'))
+  assert (len(train), len(validation)) == (7, 2)
+  assert train.class_names == ('cats', 'dogs')
+  for example in (*train.source, *validation.source):
+    assert example['video'] == (folder / example['id']).read_bytes()
+    assert train.class_names[example['label']] == example['id'].split('/')[0]
+    assert (example['num_frames'], example['height'], example['width']) == (4, 16, 16)
+    assert example['fps'] == pytest.approx(30)
+  directory = tmp_path / 'my_videos' / '1.0.0'
+  report = json.loads((directory / 'report.json').read_text())
+  assert report['total'] == {'found': 10, 'usable': 9, 'damaged': 0, 'dead': 1}
+  assert list(report['dead']) == ['dogs/9.mp4']
+  copies = report['same_bytes_across_splits'] + report['same_bytes_within_a_split']
+  assert [name.split(': ')[1] for name in copies[0]] == ['cats/0.mp4', 'cats/8.mp4']
+  assert 'dogs/9.mp4' in (directory / 'report.txt').read_text()
+  assert not (tmp_path / 'my_videos' / '.examined.jsonl').exists()
+
+
+def test_too_many_dead_stop_it_with_a_summary_and_nothing_written(folder, tmp_path, run, capsys):
+  (folder / 'cats' / '0.mp4').write_bytes(b'')
+  with pytest.raises(UserError, match=r'2 of 10 videos are dead, more than --max_dead=0\.1'):
+    run('video_folder', folder, f'--data_dir={tmp_path}')
+  printed = capsys.readouterr().out
+  assert 'cats/0.mp4: ' in printed
+  assert 'dogs/9.mp4: ' in printed
+  assert not (tmp_path / 'my_videos' / '1.0.0').exists()
+  run('video_folder', folder, f'--data_dir={tmp_path}', '--max_dead=0.5')
+  assert len(datasets.open_split(tmp_path, 'my_videos', 'train')) == 6
+
+
+def test_a_csv_with_a_missing_file(folder, tmp_path, run):
+  rows = [f'My Videos/{c}/{i}.mp4,{c},{("train", "test")[i > 4]}' for i in range(9) for c in [('cats', 'dogs')[i % 2]]]
+  (tmp_path / 'list.csv').write_text('\n'.join(['path,label,split', *rows, 'gone.mp4,dogs,train']))
+  printed = run('video_folder', tmp_path / 'list.csv', f'--data_dir={tmp_path}', '--name=Pets', '--max_dead=0.2')
+  assert 'gone.mp4: missing' in printed
+  assert 'the same bytes in two splits' in printed
+  counts = {name: len(datasets.open_split(tmp_path, 'Pets', name)) for name in ('train', 'test')}
+  assert counts == {'train': 5, 'test': 4}
+
+
+def test_preparing_again_does_nothing_unless_told_to(folder, tmp_path, run):
+  arguments = ('video_folder', folder, f'--data_dir={tmp_path}')
+  run(*arguments)
+  first = datasets.open_split(tmp_path, 'my_videos', 'train').fingerprint
+  (folder / 'cats' / '0.mp4').write_bytes(video(77))
+  assert 'already complete: nothing to do' in run(*arguments)
+  assert datasets.open_split(tmp_path, 'my_videos', 'train').fingerprint == first
+  run(*arguments, '--overwrite')
+  assert datasets.open_split(tmp_path, 'my_videos', 'train').fingerprint != first
+
+
+def test_a_run_that_broke_off_goes_on(tmp_path, run, monkeypatch):
+  encode = moving_shapes.encode
+  left = iter(range(12))
+
+  def broken(pixels):
+    if next(left, None) is None:
+      raise KeyboardInterrupt
+    return encode(pixels)
+
+  monkeypatch.setattr(moving_shapes, 'encode', broken)
+  with pytest.raises(KeyboardInterrupt):
+    run(*small(tmp_path))
+  assert not datasets.is_complete(tmp_path / 'moving_shapes' / '1.0.0')
+  monkeypatch.setattr(moving_shapes, 'encode', encode)
+  assert '8 of 16' in run(*small(tmp_path))
+  run(*small(tmp_path / 'whole'))
+  marks = {datasets.open_split(d, 'moving_shapes', 'train').fingerprint for d in (tmp_path, tmp_path / 'whole')}
+  assert len(marks) == 1
+
+
+def test_the_disk_is_asked_before_anything_is_written(folder, tmp_path, run, monkeypatch):
+  usage = namedtuple('usage', 'free')
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(100))
+  with pytest.raises(UserError, match='GB are needed; nothing was written'):
+    run('video_folder', folder, f'--data_dir={tmp_path}')
+  assert not (tmp_path / 'my_videos' / '1.0.0').exists()
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ((), 'name a dataset to prepare: moving_shapes, video_folder'),
+    (('video_foldr',), "no dataset 'video_foldr'.*known: moving_shapes, video_folder; did you mean video_folder"),
+    (('moving_shapes', 'x'), 'takes no further argument'),
+    (('moving_shapes', '--size=33'), '--size must be even'),
+    (('video_folder',), 'takes one folder or one CSV file'),
+    (('video_folder', '.', '--name=my-videos'), '--name takes letters'),
+    (('video_folder', 'nowhere'), 'it is not there'),
+  ],
+)
+def test_what_a_user_can_get_wrong(tmp_path, run, arguments, message):
+  with pytest.raises(UserError, match=message):
+    run(*arguments, f'--data_dir={tmp_path}')
+  assert not list(tmp_path.iterdir())
+
+
+def test_one_class_is_no_classifier(folder, tmp_path, run):
+  shutil.rmtree(folder / 'dogs')
+  with pytest.raises(UserError, match=r'one class only \(cats\)'):
+    run('video_folder', folder, f'--data_dir={tmp_path}')
+
+
+def test_an_error_is_one_line_and_a_status(tmp_path):
+  command = [sys.executable, '-m', 'mevit_jax.prepare', 'video_folder', tmp_path, f'--data_dir={tmp_path}']
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 1
+  assert done.stderr.startswith('error: ')
+  assert done.stderr.count('\n') == 1
+
+
+def test_progress_tells_the_end_from_this_run_alone(capsys, monkeypatch):
+  now = iter([0.0, 0.0, 10.0, 20.0])
+  clock = types.SimpleNamespace(
+    monotonic=lambda: next(now), time=time.time, localtime=time.localtime, strftime=time.strftime
+  )
+  monkeypatch.setattr(prepare, 'time', clock)
+  progress = prepare.Progress('videos')
+  for done in (100, 110, 120):
+    progress(done, 200)
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0] == 'videos: 100 of 200'
+  assert lines[1].startswith('videos: 110 of 200, 1.0/s, ends at ')
+  assert lines[2].startswith('videos: 120 of 200, 1.0/s, ends at ')
+
+
+def test_datasets_are_prepared_where_they_are_opened(tmp_path, run):
+  run(*small(tmp_path))
+  assert not (tmp_path / 'moving_shapes' / '1.0.0' / shards.UNFINISHED).exists()
+  split = datasets.open_split(str(tmp_path), 'moving_shapes', 'validation')
+  assert split.class_names == moving_shapes.CLASS_NAMES
+  assert [example['label'] for example in split.source] == list(range(8))
