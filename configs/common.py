@@ -1,0 +1,21 @@
+"""Where all recipes start: every field and its default. The fields are explained in mevit_jax/recipes.py."""
+
+from mevit_jax.models.config import variant
+from mevit_jax.recipes import default_config
+
+
+def get_config(size: str = 'B/16'):
+  """A recipe for a ViT of this size, 'B/16' or another, in the shape of the paper's model.
+
+  A third of the blocks with space attention only, the last one with class attention, motion attention between: 4, 7
+  and 1 of the 12 of ViT-B.
+  """
+  config = default_config()
+  sizes = variant(size)
+  depth = sizes.pop('depth')
+  config.model.update(sizes)
+  config.model.space_blocks = depth // 3
+  config.model.class_blocks = 1
+  config.model.motion_blocks = depth - depth // 3 - 1
+  config.model.drop_path = 0.1
+  return config

@@ -1,0 +1,45 @@
+"""A tiny MEViT on moving_shapes, from scratch, on a laptop's CPU: minutes, not days.
+
+  python -m mevit_jax.prepare moving_shapes --data_dir=data
+  python main.py --config=configs/demo.py --workdir=runs/demo
+
+`bash launch/demo.sh` does both, from a fresh machine on. Other ways of seeing motion, with the same budget:
+--config=configs/ablations/demo.py:M, see there.
+"""
+
+from configs import common
+
+
+def get_config():
+  """The recipe."""
+  config = common.get_config('Ti/16')
+  config.model.update(
+    image_size=(32, 32),
+    patch_size=(8, 8),
+    frames=8,
+    width=64,
+    heads=4,
+    mlp_dim=256,
+    space_blocks=1,
+    motion_blocks=2,
+    class_blocks=0,
+    block_size=2,
+    drop_path=0.0,
+    dtype='float32',
+  )
+  config.data.dataset = 'moving_shapes'
+  config.data.stride = 2  # of 16 frames
+  config.data.short_side = (32, 36)
+  config.optimizer.update(
+    name='adamw',
+    learning_rate=2e-3,
+    base_batch_size=32,
+    schedule='cosine',
+    weight_decay=0.05,
+    no_decay='bias$|scale$|class_token|class_position|embedding/(space|time)',
+    warmup_epochs=0.2,
+    clip_norm=1.0,
+  )
+  config.training.update(batch_size=32, epochs=6.0, log_every=50, save_every=250, evaluate_every=500)
+  config.evaluation.update(crops=1, batch_size=64)
+  return config

@@ -1,0 +1,20 @@
+"""TimeSformer (Bertasius et al. 2021) as a configuration: 12 motion blocks, block size 1, time first, on Kinetics-400.
+
+  python main.py --config=configs/timesformer.py --workdir=runs/timesformer --config.data.data_dir=/data
+
+Its authors report 78.0 top-1 with 8x32 frames and 1x3 views, after about 416 V100 hours. Not run here.
+"""
+
+from configs import k400
+
+
+def get_config(size: str = 'B/16'):
+  """The recipe; `size` is a ViT's name: Ti, S, B, L or H, a slash, and the patch."""
+  config = k400.get_config(size)
+  model = config.model
+  depth = model.space_blocks + model.motion_blocks + model.class_blocks
+  model.space_blocks, model.motion_blocks, model.class_blocks = 0, depth, 0
+  model.block_size = 1
+  model.order = 'time_space'
+  model.class_token_in_motion = False
+  return config

@@ -1,0 +1,32 @@
+"""MEViT on a folder of your own videos: 8 uniform segments, AdamW with a cosine.
+
+  python -m mevit_jax.prepare video_folder ROOT --data_dir=data --name=mine
+  python main.py --config=configs/video_folder.py --workdir=runs/mine --config.data.dataset=mine
+
+ROOT holds a folder of videos a class, or ROOT is a CSV of path,label. From scratch it needs many videos.
+Small and quick: --config=configs/video_folder.py:Ti/16. Not run here at this size.
+"""
+
+from configs import common
+
+
+def get_config(size: str = 'B/16'):
+  """The recipe; `size` is a ViT's name: Ti, S, B, L or H, a slash, and the patch."""
+  config = common.get_config(size)
+  config.data.dataset = 'video_folder'
+  config.data.sampling = 'uniform'
+  config.data.workers = 4
+  config.augment.flip = True  # classes with a direction in their name trade labels, see AugmentConfig
+  config.optimizer.name, config.optimizer.schedule = 'adamw', 'cosine'
+  config.optimizer.learning_rate = 1e-4
+  config.optimizer.weight_decay = 0.05
+  config.optimizer.no_decay = 'bias$|scale$|class_token|class_position|embedding/(space|time)'
+  config.optimizer.warmup_epochs = 1.0
+  config.optimizer.clip_norm = 1.0
+  config.training.batch_size = 16
+  config.training.epochs = 30.0
+  config.training.label_smoothing = 0.1
+  config.training.save_every = 500
+  config.evaluation.crops = 1
+  config.evaluation.batch_size = 16
+  return config

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# From a fresh machine to a trained video classifier: installs, makes a dataset of real mp4 files, trains, evaluates,
+# and leaves a picture. About ten minutes on two CPU cores.
+#   bash launch/demo.sh [FOLDER, default runs/demo]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh
+folder=${1:-runs/demo}
+
+environment .venv requirements.txt
+.venv/bin/python -m mevit_jax.prepare moving_shapes --data_dir="$folder/data"
+.venv/bin/python main.py --config=configs/demo.py --workdir="$folder/work" --config.data.data_dir="$folder/data"
+
+echo
+echo "Look at  $folder/work/evaluation/validation-1x1/videos.png       what it says of some videos"
+echo "         $folder/work/evaluation/validation-1x1/results.json     and of all"
+echo "         .venv/bin/python -m tensorboard.main --logdir=$folder/work/tensorboard   (pip install tensorboard)"

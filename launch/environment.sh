@@ -1,0 +1,19 @@
+# Sourced by the other scripts: a virtual environment with the pinned requirements, made once.
+#   environment FOLDER REQUIREMENTS...      PYTHON=python3.12 bash launch/demo.sh takes another Python
+
+environment() {
+  local folder=$1
+  shift
+  local mark="$folder/installed.txt"
+  if ! cat "$@" | cmp -s - "$mark"; then
+    echo "installing into $folder (once)"
+    "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+      { echo "error: Python 3.11 or newer is needed: PYTHON=/path/to/python bash $0" >&2; return 1; }
+    "${PYTHON:-python3}" -m venv "$folder"
+    local arguments=()
+    local file
+    for file in "$@"; do arguments+=(-r "$file"); done
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}"
+    cat "$@" > "$mark"
+  fi
+}

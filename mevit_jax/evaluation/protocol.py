@@ -1,0 +1,90 @@
+"""Evaluation: every video once, over views, with the protocol named."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import numpy as np
+
+from mevit_jax.errors import UserError
+from mevit_jax.models.functional import Params
+from mevit_jax.parallel.hosts import global_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+  """Which videos, and which views of them: clips x crops, whose probabilities are averaged.
+
+  Attributes:
+    split: of the dataset.
+    clips: in time: one is the centre one, more are spread evenly, ends included.
+    crops: of each clip, along the frame's long side: one is the centre one, three are both ends and the centre.
+    batch_size: videos at once, over all devices and hosts; results do not depend on it.
+  """
+
+  split: str = 'validation'
+  clips: int = 1
+  crops: int = 3
+  batch_size: int = 32
+
+  def __post_init__(self):
+    for name in ('clips', 'crops', 'batch_size'):
+      if getattr(self, name) < 1:
+        raise UserError(f'evaluation.{name} must be at least 1, not {getattr(self, name)}')
+
+  @property
+  def name(self) -> str:
+    """Of the protocol, and of the folder of its results: 'validation-1x3'."""
+    return f'{self.split}-{self.clips}x{self.crops}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+  """What a model says of every video of a split, in the split's order.
+
+  Attributes:
+    ids: `n`: the videos.
+    labels: `n`: their labels.
+    probabilities: `n c`, float32; zeros for a video that could not be read.
+    errors: `n`: why a video could not be read; '' for the others.
+  """
+
+  ids: np.ndarray
+  labels: np.ndarray
+  probabilities: np.ndarray
+  errors: np.ndarray
+
+  @property
+  def readable(self) -> np.ndarray:
+    """Which videos could be read, `n`."""
+    return self.errors == ''
+
+  def ranked(self, count: int) -> np.ndarray:
+    """The `count` likeliest classes of every video, `n count`; ties go to the lowest class."""
+    return np.argsort(-self.probabilities, axis=1, kind='stable')[:, :count]
+
+
+def predict_all(
+  step: Callable[[Params, jax.Array], jax.Array],
+  params: Params,
+  batches: Iterable[Mapping[str, np.ndarray]],
+  sharding: jax.sharding.Sharding,
+  report: Callable[[int], None] = lambda done: None,
+) -> Predictions:
+  """Predicts every video of `eval_batches`, once.
+
+  Args:
+    step: (params, video uint8 `b v t h w 3`) -> probabilities `b c`.
+    params: of the model.
+    batches: of one pass over a split.
+    sharding: of a batch.
+    report: called with the number of videos done.
+  """
+  parts: list[tuple[np.ndarray, ...]] = []
+  for batch in batches:
+    video = global_batch({'video': batch['video']}, sharding)['video']
+    probabilities = np.asarray(step(params, video), np.float32) * (batch['error'] == '')[:, None]
+    real = batch['mask']
+    parts.append(tuple(x[real] for x in (batch['id'], batch['label'], probabilities, batch['error'])))
+    report(sum(len(part[0]) for part in parts))
+  return Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))

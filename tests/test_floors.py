@@ -1,0 +1,134 @@
+"""The house: imports go down only, and nothing needs TensorFlow."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / 'mevit_jax').rglob('*.py'))
+OURS = [
+  *FILES,
+  *ROOT.glob('*.py'),
+  *(file for folder in ('configs', 'benchmarks', 'tests') for file in (ROOT / folder).rglob('*.py')),
+]
+
+NOUNS = {'models', 'data', 'parallel'}
+WORK = {'training', 'weights', 'evaluation'}
+COMMANDS = {'train', 'evaluate', 'predict', 'prepare', 'convert', 'export', 'plan'}
+# Of the package's parts, what each may import beside itself; the package itself is lazy, and imports nothing.
+MAY_IMPORT = {
+  '': set(),
+  'errors': set(),
+  'recipes': {'errors'} | NOUNS | WORK,
+  'command': {'errors'},
+  **{part: {'errors'} for part in NOUNS},
+  **{part: {'errors'} | NOUNS | WORK for part in WORK},
+  **{part: {'errors', 'recipes', 'command'} | NOUNS | WORK | COMMANDS for part in COMMANDS},
+}
+
+
+def module_of(file):
+  """mevit_jax/data/video.py -> mevit_jax.data.video"""
+  parts = file.relative_to(ROOT).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+MODULES = {module_of(file): file for file in FILES}
+
+
+def imports(file):
+  """The full names of all that a file imports, at its top or within a function."""
+  package = module_of(file).split('.')
+  if file.name != '__init__.py':
+    package.pop()
+  for node in ast.walk(ast.parse(file.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      start = package[: len(package) + 1 - node.level] if node.level else []
+      base = '.'.join([*start, *([node.module] if node.module else [])])
+      yield from (f'{base}.{alias.name}' for alias in node.names)
+
+
+def part_of(name):
+  """mevit_jax.data.video -> data; the package's own version is of the package."""
+  part = name.split('.')[1] if '.' in name else ''
+  return '' if part.startswith('__') else part
+
+
+def library_of(name):
+  return name.split('.')[0]
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_imports_go_down_only(module):
+  part = part_of(module)
+  assert part in MAY_IMPORT, f'{part} has no floor yet: give it one'
+  used = {part_of(name) for name in imports(MODULES[module]) if library_of(name) == 'mevit_jax'}
+  assert used <= MAY_IMPORT[part] | {part, ''}
+
+
+def test_no_imports_in_a_circle():
+  def imported(file):
+    for name in imports(file):
+      yield name if name in MODULES else name.rpartition('.')[0]
+
+  graph = {module: set(imported(file)) & set(MODULES) - {module} for module, file in MODULES.items()}
+  graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize(
+  ('library', 'home'),
+  [('flax', {'models'}), ('ml_collections', {'recipes'}), ('jax', set(MAY_IMPORT) - {'data', ''})],
+)
+def test_a_library_stays_at_home(library, home):
+  users = [module for module in MODULES if library in map(library_of, imports(MODULES[module]))]
+  assert {part_of(module) for module in users} <= home, users
+
+
+def test_models_import_jax_and_flax_alone():
+  models = [file for module, file in MODULES.items() if part_of(module) == 'models']
+  used = {library_of(name) for file in models for name in imports(file)}
+  assert used - sys.stdlib_module_names <= {'mevit_jax', 'jax', 'flax', 'numpy'}
+
+
+def test_nothing_of_ours_imports_tensorflow():
+  users = [file for file in OURS if 'tensorflow' in map(library_of, imports(file))]
+  assert not users
+
+
+# Refuses to import a library (TFDS looks for it in sys.modules, so that a None there would not do), then imports
+# modules. Commands share names of flags, and never a process.
+IMPORT = """
+import importlib, sys
+library, *modules = sys.argv[1:]
+class Refuse:
+  def find_spec(self, name, *_):
+    if name.partition('.')[0] == library:
+      raise ModuleNotFoundError(f'No module named {name!r}: refused by this test', name=name)
+sys.meta_path.insert(0, Refuse())
+from absl import flags
+for module in modules:
+  importlib.import_module(module)
+  for flag in list(flags.FLAGS):
+    delattr(flags.FLAGS, flag)
+assert library not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(
+  ('library', 'modules'),
+  [
+    ('tensorflow', list(MODULES)),
+    ('jax', [module for module in MODULES if part_of(module) == 'data']),
+  ],
+  ids=['no module needs tensorflow', 'data needs no jax'],
+)
+def test_modules_import_without(library, modules):
+  command = [sys.executable, '-c', IMPORT, library, *modules]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
