@@ -29,10 +29,10 @@ def get_config():
   )
   config.data.dataset = 'moving_shapes'
   config.data.stride = 2  # of 16 frames
-  config.data.short_side = (32, 36)
+  config.data.short_side = (32, 32)
   config.optimizer.update(
     name='adamw',
-    learning_rate=2e-3,
+    learning_rate=3e-3,
     base_batch_size=32,
     schedule='cosine',
     weight_decay=0.05,

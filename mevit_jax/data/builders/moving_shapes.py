@@ -91,7 +91,7 @@ def _poses(pair: str, rng: np.random.Generator) -> tuple[Pose, Pose]:
   angle = rng.uniform(0, 2 * np.pi)
   if pair == 'turn':
     x, y = rng.uniform(0.42, 0.58, 2)
-    length, turn = rng.uniform(0.75, 1.0), np.radians(rng.uniform(80, 150))
+    length, turn = rng.uniform(0.75, 1.0), np.radians(rng.uniform(140, 220))
     return Pose(x, y, length, angle), Pose(x, y, length, angle + turn)
   if pair == 'size':
     x, y = rng.uniform(0.35, 0.65, 2)
