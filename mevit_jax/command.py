@@ -43,10 +43,11 @@ def _one_line(error: Exception) -> str:
   meant = re.search(r'Did you mean "(.*?)" instead of "(.*?)"', text)
   if meant:
     return f'the config has no field {meant[2]}; the nearest is {meant[1]}'
-  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  lines = [line.strip() for line in text.splitlines() if line.strip()] or [repr(error)]
   if isinstance(error, KeyError):
-    return f'the config has no field {lines[0]}'
-  return lines[0] if len(lines) == 1 else f'{lines[0]} {lines[-1]}'
+    return f'the config has no field {lines[0].strip(chr(34) + chr(39))}'
+  last = re.sub(r'^[\w.]*(Error|Exception): ', '', lines[-1])
+  return last if len(lines) == 1 else f'{lines[0]} {last}'
 
 
 def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:

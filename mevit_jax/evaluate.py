@@ -1,7 +1,9 @@
 """Evaluates a workdir's newest checkpoint: every video once, results and a picture."""
 
+import dataclasses
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from mevit_jax.recipes import Recipe
 from mevit_jax.training.checkpoint import Checkpoints
 from mevit_jax.training.steps import make_evaluation_step
 
+# (params, video uint8 `b v t h w 3`) -> probabilities `b classes`
+Predict = Callable[[Params, jax.Array], jax.Array]
+
 
 def evaluate(recipe: Recipe, workdir: str) -> dict[str, Any]:
   """Evaluates the newest checkpoint by the recipe's protocol, on the recipe's dataset."""
@@ -29,25 +34,38 @@ def evaluate(recipe: Recipe, workdir: str) -> dict[str, Any]:
   checkpoints = Checkpoints(folder)
   try:
     about = checkpoints.about()
-    trained = recipes.recipe_of(about['recipe'])
-    found = recipes.differences(
-      {'model': recipes.to_dict(trained)['model']}, {'model': recipes.to_dict(recipe)['model']}
-    )
-    found = [line for line in found if not line.startswith(('model.classes', 'model.unroll', 'model.remat'))]
-    if found:
-      raise UserError(f'{folder} has another model (there, and now): {"; ".join(found[:5])}')
-    recipe = recipes.with_classes(recipe, about['class_names'])
+    recipe = _as_trained(recipe, recipes.recipe_of(about['recipe']), folder)
     mesh, model = make_mesh(recipe.mesh), build_model(recipe.model)
     host_rows(by_rows(mesh), recipe.evaluation.batch_size, 'evaluation.batch_size')
     step, params = checkpoints.restore_params(placed(model.abstract, mesh))
   finally:
     checkpoints.close()
-  return evaluate_params(recipe, model, folder, mesh, params, step, names=tuple(about['class_names']), picture=True)
+  step_function = make_evaluation_step(model, mean=recipe.data.mean, std=recipe.data.std)
+  predict = jax.jit(step_function, out_shardings=by_rows(mesh))
+  return evaluate_params(recipe, predict, folder, mesh, params, step, names=tuple(about['class_names']), picture=True)
+
+
+def _as_trained(recipe: Recipe, trained: Recipe, workdir: Path) -> Recipe:
+  """The recipe with the checkpoint's own model and preprocessing; a UserError if it asks for another model."""
+  found = recipes.differences({'model': recipes.to_dict(trained)['model']}, {'model': recipes.to_dict(recipe)['model']})
+  free = (
+    'model.classes',
+    'model.unroll',
+    'model.remat',
+    'model.layer_norm_eps',
+    'model.motion_start',
+    'model.drop_path',
+  )
+  found = [line for line in found if not line.startswith(free)]
+  if found:
+    raise UserError(f'{workdir} has another model (there, and now): {"; ".join(found[:5])}')
+  data = dataclasses.replace(recipe.data, mean=trained.data.mean, std=trained.data.std)
+  return dataclasses.replace(recipe, model=trained.model, data=data)
 
 
 def evaluate_params(
   recipe: Recipe,
-  model: Model,
+  predict: Predict,
   workdir: Path,
   mesh: jax.sharding.Mesh,
   params: Params,
@@ -60,7 +78,7 @@ def evaluate_params(
 
   Args:
     recipe: whose `evaluation` is the protocol.
-    model: that the params are of.
+    predict: the jitted evaluation step: the same for all evaluations of a run, or each compiles again.
     workdir: where to write.
     mesh: the devices.
     params: of the model.
@@ -77,7 +95,7 @@ def evaluate_params(
     raise UserError(
       f'the dataset {split.dataset!r} has other classes than the checkpoint (there, and now): {differing[:3]}'
     )
-  predictions = predict_split(recipe, model, mesh, params, split)
+  predictions = predict_split(recipe, predict, mesh, params, split)
   folder = workdir / 'evaluation' / protocol.name
   results = write_results(folder, predictions, split.class_names, _about(recipe, split, step))
   dead = f'  unreadable {results["unreadable"]}' if results['unreadable'] else ''
@@ -91,16 +109,8 @@ def evaluate_params(
   return results
 
 
-def describe_dataset(split: datasets.Split) -> str:
-  """One line: name, split, counts and fingerprint."""
-  return (
-    f'{split.dataset}/{split.name}, {len(split):,} videos of {len(split.class_names)} classes, '
-    f'fingerprint {split.fingerprint[:12]}'
-  )
-
-
 def predict_split(
-  recipe: Recipe, model: Model, mesh: jax.sharding.Mesh, params: Params, split: datasets.Split
+  recipe: Recipe, predict: Predict, mesh: jax.sharding.Mesh, params: Params, split: datasets.Split
 ) -> Predictions:
   protocol, rows = recipe.evaluation, by_rows(mesh)
   batches = pipeline.eval_batches(
@@ -112,7 +122,6 @@ def predict_split(
     rows=host_rows(rows, protocol.batch_size, 'evaluation.batch_size'),
     workers=recipe.data.workers,
   )
-  step = jax.jit(make_evaluation_step(model, mean=recipe.data.mean, std=recipe.data.std), out_shardings=rows)
   said = time.monotonic()
 
   def report_progress(done: int) -> None:
@@ -122,7 +131,7 @@ def predict_split(
       print(f'evaluation {protocol.name}: {done}/{len(split)} videos', flush=True)
 
   try:
-    return predict_all(step, params, batches, rows, report_progress)
+    return predict_all(predict, params, batches, rows, report_progress)
   finally:
     batches.close()
 

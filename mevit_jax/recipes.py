@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import ml_collections
@@ -76,7 +77,14 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """All of a run: what `--config` gives, checked."""
+  """All of a run: what `--config` gives, checked.
+
+  Attributes:
+    init_from: weights to start from: an ImageNet ViT's, a TimeSformer's, or another workdir; '' starts from scratch.
+      LayerNorm's eps and the pixels' mean and std then are the source's, where it says them.
+    init_head: 'auto' keeps the source's head where it names the same classes, 'keep' takes it as it is, 'fresh' not.
+    init_channel_order: of the pixels that the source was trained on, 'rgb' or 'bgr'.
+  """
 
   model: MEViTConfig = MEViTConfig()
   data: DataConfig = DataConfig()
@@ -85,6 +93,9 @@ class Recipe:
   training: TrainingConfig = TrainingConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
   mesh: MeshConfig = MeshConfig()
+  init_from: str = ''
+  init_head: Literal['auto', 'keep', 'fresh'] = 'auto'
+  init_channel_order: Literal['rgb', 'bgr'] = 'rgb'
 
   def __post_init__(self):
     training = self.training
@@ -102,6 +113,10 @@ class Recipe:
       )
     if not 0 <= training.label_smoothing < 1:
       raise UserError(f'training.label_smoothing must be in [0, 1), not {training.label_smoothing}')
+    for name in ('init_head', 'init_channel_order'):
+      choices = typing.get_args(type(self).__annotations__[name])
+      if getattr(self, name) not in choices:
+        raise UserError(f'{name} must be one of {list(choices)}, not {getattr(self, name)!r}')
     if training.profile and not (len(training.profile) == 2 and 1 <= training.profile[0] <= training.profile[1]):
       raise UserError(f'training.profile is a first and a last step, from 1 on, not {training.profile}')
     if len(self.data.mean) != 3 or len(self.data.std) != 3 or min(self.data.std) <= 0:
@@ -144,12 +159,21 @@ def to_dict(recipe: Recipe) -> dict:
   return dataclasses.asdict(recipe)
 
 
-def with_classes(recipe: Recipe, class_names: typing.Sequence[str]) -> Recipe:
+def with_classes(recipe: Recipe, class_names: Sequence[str]) -> Recipe:
   """The recipe with as many classes as the dataset has."""
   classes, found = recipe.model.classes, len(class_names)
   if classes not in (0, found):
     raise UserError(f'model.classes is {classes}, but the dataset {recipe.data.dataset!r} has {found}')
   return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, classes=found))
+
+
+def with_source(recipe: Recipe, layer_norm_eps: float, mean: Sequence[float], std: Sequence[float]) -> Recipe:
+  """The recipe with what the weights that training starts from were trained with."""
+  return dataclasses.replace(
+    recipe,
+    model=dataclasses.replace(recipe.model, layer_norm_eps=layer_norm_eps),
+    data=dataclasses.replace(recipe.data, mean=tuple(mean), std=tuple(std)),
+  )
 
 
 def differences(one: dict, other: dict, path: str = '') -> list[str]:

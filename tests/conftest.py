@@ -75,21 +75,29 @@ def tiny(shapes_dir):
 
 
 @pytest.fixture(scope='session')
-def compile_once(tmp_path_factory):
-  """Compiles a function once for all tests and processes of a session, and in half the time."""
-  import jax
+def compiled(tmp_path_factory):
+  """A folder for what was compiled."""
+  return tmp_path_factory.mktemp('compiled')
 
-  settings = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
-    'jax_persistent_cache_min_compile_time_secs': 0,
-    'jax_persistent_cache_min_entry_size_bytes': 0,
-    'jax_disable_most_optimizations': True,
+
+@pytest.fixture(scope='module')
+def compile_once(compiled):
+  """Compiles a function once for all that use this, in this process and those it starts, and in half the time."""
+  import jax
+  from jax.experimental.compilation_cache import compilation_cache
+
+  settings = {  # and what they are without it
+    'jax_compilation_cache_dir': (str(compiled), None),
+    'jax_persistent_cache_min_compile_time_secs': (0, 1),
+    'jax_persistent_cache_min_entry_size_bytes': (0, 0),
+    'jax_disable_most_optimizations': (True, False),
   }
-  before = {name: getattr(jax.config, name) for name in settings}
-  for name, value in settings.items():
+  for name, (value, _) in settings.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
+  compilation_cache.reset_cache()  # whether there is one is asked once
   yield
-  for name, value in before.items():
+  for name, (_, value) in settings.items():
     jax.config.update(name, value)
     del os.environ[name.upper()]
+  compilation_cache.reset_cache()

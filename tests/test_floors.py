@@ -25,9 +25,10 @@ MAY_IMPORT = {
   'errors': set(),
   'recipes': {'errors'} | NOUNS | WORK,
   'command': {'errors'},
+  'runs': {'errors', 'recipes'} | NOUNS | WORK,
   **{part: {'errors'} for part in NOUNS},
   **{part: {'errors'} | NOUNS | WORK for part in WORK},
-  **{part: {'errors', 'recipes', 'command'} | NOUNS | WORK | COMMANDS for part in COMMANDS},
+  **{part: {'errors', 'recipes', 'runs', 'command'} | NOUNS | WORK | COMMANDS for part in COMMANDS},
 }
 
 

@@ -53,6 +53,10 @@ class Split:
   name: str
   dataset: str
 
+  def __str__(self) -> str:
+    classes = len(self.class_names)
+    return f'{self.dataset}/{self.name}, {len(self):,} videos of {classes} classes, fingerprint {self.fingerprint[:12]}'
+
   def __len__(self) -> int:
     return len(self.source)
 

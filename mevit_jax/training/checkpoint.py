@@ -1,6 +1,9 @@
 """Checkpoints of everything that resuming needs, by Orbax, and the workdir that holds them."""
 
+import contextlib
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ class Checkpoints:
     folder = (workdir / 'checkpoints').resolve()
     if keep is None and not folder.is_dir():
       raise UserError(f'{workdir} has no checkpoint: train into it first')
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None, read_only=keep is None)
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None)
     self._manager = ocp.CheckpointManager(folder, options=options)
     self._workdir = workdir
 
@@ -38,16 +41,22 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def save(self, state: TrainState, about: dict[str, Any]) -> None:
-    """Starts saving; the state may be donated to the next step once this returns."""
+    """Starts saving; the state may be donated to the next step once this returns.
+
+    Raises:
+      UserError: it does not fit on the disk, or the one before could not be written.
+    """
     step = int(state.step)
     if step in self._manager.all_steps():
       return
+    self._check_space(state)
     args = ocp.args.Composite(
       params=ocp.args.StandardSave(state.params),
       opt_state=ocp.args.StandardSave(state.opt_state),
       about=ocp.args.JsonSave({**about, 'step': step, 'format': FORMAT}),
     )
-    self._manager.save(step, args=args)
+    with self._writing():
+      self._manager.save(step, args=args)
 
   def restore(self, abstract: TrainState) -> TrainState:
     """The newest state, each array placed as `abstract` says (shapes, dtypes and shardings)."""
@@ -70,8 +79,27 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for what is being saved."""
-    self._manager.wait_until_finished()
+    with self._writing():
+      self._manager.wait_until_finished()
     self._manager.close()
+
+  def _check_space(self, state: TrainState) -> None:
+    """Looks before Orbax does, which would leave a traceback of every thread that ran out of space."""
+    needed = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
+    free = shutil.disk_usage(self._manager.directory).free
+    if free < needed:
+      raise UserError(
+        f'no space on the disk: a checkpoint takes {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free at '
+        f'{self._workdir}; make room, and run the same command again to go on from step {self.latest or 0}'
+      )
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # of any kind, from Orbax's threads
+      reason = (str(error).strip() or repr(error)).splitlines()[0]
+      raise UserError(f'{self._workdir / "checkpoints"} cannot be written: {reason}') from error
 
   def _newest(self) -> int:
     step = self.latest
@@ -82,7 +110,7 @@ class Checkpoints:
   def _restore(self, step: int, args: ocp.args.Composite) -> Any:
     try:
       return self._manager.restore(step, args=args)
-    except (ValueError, KeyError, OSError) as error:
+    except Exception as error:  # nothing narrower will do: Orbax raises that where an array's file is too short
       reason = (str(error).strip() or repr(error)).splitlines()[0]
       where = self._workdir / 'checkpoints' / str(step)
       raise UserError(f'checkpoint {where} cannot be restored, remove it to use the one before: {reason}') from error

@@ -5,9 +5,13 @@ import re
 from typing import Literal, get_args
 
 import jax
+import numpy as np
 import optax
 
 from mevit_jax.errors import UserError
+
+# The model's stages, in the order of their blocks.
+_STAGES = ('space', 'motion', 'classify')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +27,8 @@ class OptimizerConfig:
     beta2: of AdamW, the decay of the gradient's square.
     weight_decay: rate.
     no_decay: a regular expression; parameters whose path it matches (re.search) are not decayed. '' decays all.
+    freeze: a regular expression; parameters whose path it matches are not trained: '^(?!head)' trains the head alone.
+    layer_decay: what the learning rate is multiplied by for every block below the head (Clark et al. 2020); 1 is none.
     schedule: 'steps' (times `decay_factor` at each of `decay_epochs`) or 'cosine' (to zero at the end).
     decay_epochs: where the learning rate falls.
     decay_factor: by how much it falls there.
@@ -38,6 +44,8 @@ class OptimizerConfig:
   beta2: float = 0.999
   weight_decay: float = 1e-4
   no_decay: str = ''
+  freeze: str = ''
+  layer_decay: float = 1.0
   schedule: Literal['steps', 'cosine'] = 'steps'
   decay_epochs: tuple[float, ...] = (11.0, 14.0)
   decay_factor: float = 0.1
@@ -54,10 +62,13 @@ class OptimizerConfig:
         raise UserError(f'optimizer.{field} must not be negative, and is {getattr(self, field)}')
     if self.base_batch_size < 1:
       raise UserError(f'optimizer.base_batch_size must be positive, not {self.base_batch_size}')
-    try:
-      re.compile(self.no_decay)
-    except re.error as error:
-      raise UserError(f'optimizer.no_decay is no regular expression: {error}') from None
+    if not 0 < self.layer_decay <= 1:
+      raise UserError(f'optimizer.layer_decay must be in (0, 1], not {self.layer_decay}')
+    for field in ('no_decay', 'freeze'):
+      try:
+        re.compile(getattr(self, field))
+      except re.error as error:
+        raise UserError(f'optimizer.{field} is no regular expression: {error}') from None
 
 
 def make_schedule(config: OptimizerConfig, batch_size: int, steps_per_epoch: float, steps: int) -> optax.Schedule:
@@ -75,20 +86,46 @@ def make_schedule(config: OptimizerConfig, batch_size: int, steps_per_epoch: flo
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-  """The optimiser of a config, with this learning rate."""
+  """The optimiser of a config, with this learning rate; frozen parameters have no state and no part in the norm."""
   parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-  decay = optax.add_decayed_weights(config.weight_decay, mask=lambda params: decayed(params, config.no_decay))
+  decay = optax.add_decayed_weights(config.weight_decay, mask=lambda params: unmatched(params, config.no_decay))
   if config.name == 'sgd':
     parts += [decay, optax.trace(config.momentum, nesterov=True)]
   else:
     parts += [optax.scale_by_adam(config.beta1, config.beta2), decay]
-  return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+  optimizer = optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+  if config.freeze:
+    kinds = {True: optimizer, False: optax.set_to_zero()}
+    optimizer = optax.partition(kinds, lambda params: unmatched(params, config.freeze))
+  # Scaled last, where every stage is there, frozen or not.
+  return optax.chain(optimizer, _scale_by_layer(config.layer_decay)) if config.layer_decay < 1 else optimizer
 
 
-def decayed(params, no_decay: str):
-  """Which parameters weight decay reaches: a tree of booleans."""
+def unmatched(params, pattern: str):
+  """Which parameters a regular expression does not match (re.search in their paths): a tree of booleans."""
 
-  def reaches(path, _):
-    return not (no_decay and re.search(no_decay, jax.tree_util.keystr(path, simple=True, separator='/')))
+  def other(path, _):
+    return not (pattern and re.search(pattern, jax.tree_util.keystr(path, simple=True, separator='/')))
 
-  return jax.tree_util.tree_map_with_path(reaches, params)
+  return jax.tree_util.tree_map_with_path(other, params)
+
+
+def _scale_by_layer(decay: float) -> optax.GradientTransformation:
+  """Scales updates by decay ** (blocks above): 1 for norm and head, the last block by `decay`, the embedding least."""
+
+  def update(updates, state, params=None):
+    del params
+    first, scaled = 1, {}
+    depth = sum(jax.tree.leaves(updates[stage])[0].shape[0] for stage in _STAGES if stage in updates)
+    for stage in _STAGES:
+      if stage in updates:
+        blocks = jax.tree.leaves(updates[stage])[0].shape[0]
+        scales = decay ** (depth + 1 - np.arange(first, first + blocks, dtype=np.float32))
+        scaled[stage] = jax.tree.map(lambda x, s=scales: x * s.reshape(-1, *[1] * (x.ndim - 1)), updates[stage])
+        first += blocks
+    for name in updates.keys() - scaled.keys():
+      scale = 1.0 if name in ('norm', 'head') else decay ** (depth + 1)
+      scaled[name] = jax.tree.map(lambda x, s=scale: x * s, updates[name])
+    return scaled, state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

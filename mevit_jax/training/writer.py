@@ -1,8 +1,10 @@
 """Where metrics go: metrics.jsonl, TensorBoard events, and a line of progress."""
 
+import contextlib
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorboardX
@@ -17,10 +19,10 @@ class Writer:
 
   def __init__(self, workdir: Path, step: int):
     path = workdir / 'metrics.jsonl'
-    kept = [line for line in _whole_lines(path) if json.loads(line)['step'] <= step]
-    self._last = [json.loads(line) for line in kept[-2:]]
+    kept = [line for line in _whole_lines(path) if line['step'] <= step]
+    self._last = kept[-2:]
     temporary = path.with_suffix('.tmp')
-    temporary.write_text(''.join(f'{line}\n' for line in kept))
+    temporary.write_text(''.join(f'{json.dumps(line)}\n' for line in kept))
     temporary.rename(path)
     self._file = path.open('a')
     self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
@@ -118,9 +120,8 @@ def _duration(seconds: float) -> str:
   return f'{seconds / 3600:.1f} h'
 
 
-def _whole_lines(path: Path) -> list[str]:
+def _whole_lines(path: Path) -> Iterator[dict]:
   """The lines that were written to the end: the last one may have been cut."""
-  if not path.exists():
-    return []
-  text = path.read_text()
-  return text[: text.rfind('\n') + 1].splitlines()
+  for line in path.read_text().splitlines() if path.exists() else ():
+    with contextlib.suppress(json.JSONDecodeError):
+      yield json.loads(line)

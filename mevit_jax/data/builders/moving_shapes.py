@@ -37,8 +37,8 @@ SHAPES = {
   'rectangle': (((-0.5, -0.3), (0.5, -0.3), (0.5, 0.3), (-0.5, 0.3)),),
   'triangle': (((-0.4, -0.45), (0.5, 0.0), (-0.4, 0.45)),),
   'dart': (((-0.5, -0.2), (0.15, -0.2), (0.15, 0.2), (-0.5, 0.2)), _HEAD),
-  'bar': (((-0.5, -0.1), (0.5, -0.1), (0.5, 0.1), (-0.5, 0.1)),),
-  'arrow': (((-0.5, -0.09), (0.15, -0.09), (0.15, 0.09), (-0.5, 0.09)), _HEAD),
+  'bar': (((-0.5, -0.13), (0.5, -0.13), (0.5, 0.13), (-0.5, 0.13)),),
+  'arrow': (((-0.5, -0.12), (0.15, -0.12), (0.15, 0.12), (-0.5, 0.12)), _HEAD),
 }
 
 
@@ -90,8 +90,8 @@ def draw(pair: str, rng: np.random.Generator) -> Params:
 def _poses(pair: str, rng: np.random.Generator) -> tuple[Pose, Pose]:
   angle = rng.uniform(0, 2 * np.pi)
   if pair == 'turn':
-    x, y = rng.uniform(0.42, 0.58, 2)
-    length, turn = rng.uniform(0.75, 1.0), np.radians(rng.uniform(140, 220))
+    x, y = rng.uniform(0.47, 0.53, 2)
+    length, turn = rng.uniform(0.75, 1.0), np.radians(rng.uniform(120, 200))
     return Pose(x, y, length, angle), Pose(x, y, length, angle + turn)
   if pair == 'size':
     x, y = rng.uniform(0.35, 0.65, 2)

@@ -1,0 +1,180 @@
+"""All that a training run is made of before its first step: what train, convert and plan start from."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mevit_jax import recipes
+from mevit_jax.data import datasets
+from mevit_jax.errors import UserError
+from mevit_jax.models.config import count_flops
+from mevit_jax.models.functional import Model, Params, build_model, count_parameters
+from mevit_jax.parallel.hosts import host_rows
+from mevit_jax.parallel.mesh import make_mesh
+from mevit_jax.parallel.placement import by_rows, place, placed
+from mevit_jax.recipes import Recipe
+from mevit_jax.training.augment import mirror_labels
+from mevit_jax.training.checkpoint import Checkpoints, read_workdir
+from mevit_jax.training.optimizer import make_optimizer, make_schedule
+from mevit_jax.training.state import TrainState, init_state
+from mevit_jax.training.steps import make_evaluation_step, make_train_step
+from mevit_jax.weights.load import inspect, load
+
+# What may differ when a workdir is resumed: where and how fast it runs, and how often it is looked at.
+_MAY_DIFFER = (
+  'mesh.', 'evaluation.', 'data.workers', 'data.data_dir', 'model.unroll', 'model.remat', 'model.classes',
+  'training.log_every', 'training.save_every', 'training.keep', 'training.evaluate_every', 'training.profile',
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """All that a training run is made of before its first step."""
+
+  recipe: Recipe
+  workdir: Path
+  split: datasets.Split
+  model: Model
+  mesh: jax.sharding.Mesh
+  steps: int
+  steps_per_epoch: float
+  schedule: Callable[[int], Any]
+  init: Callable[[jax.Array], TrainState]
+  step: Callable[[TrainState, Any], tuple[TrainState, dict]]
+  predict: Callable[[Params, jax.Array], jax.Array]
+
+  @property
+  def about(self) -> dict[str, Any]:
+    """What a workdir and its checkpoints say of the run."""
+    return {
+      'recipe': recipes.to_dict(self.recipe),
+      'class_names': list(self.split.class_names),
+      'fingerprint': self.split.fingerprint,
+    }
+
+
+def prepare_run(recipe: Recipe, workdir: Path) -> Run:
+  """Opens the data and builds model, optimiser and step; computes and writes nothing."""
+  split = datasets.open_split(recipe.data.data_dir, recipe.data.dataset, recipe.data.train_split)
+  datasets.open_split(recipe.data.data_dir, recipe.data.dataset, recipe.evaluation.split)
+  recipe = _with_source(recipes.with_classes(recipe, split.class_names), workdir)
+  training = recipe.training
+  mesh = make_mesh(recipe.mesh)
+  rows = by_rows(mesh)
+  host_rows(rows, training.batch_size)
+  host_rows(rows, recipe.evaluation.batch_size, 'evaluation.batch_size')
+  if training.batch_size // training.accumulate % mesh.size:
+    raise UserError(
+      f'training.batch_size {training.batch_size} in {training.accumulate} parts (training.accumulate) '
+      f'is not divisible by the {mesh.size} devices that share it'
+    )
+  model = build_model(recipe.model)
+  steps_per_epoch = len(split) / training.batch_size
+  steps = max(1, round(training.epochs * steps_per_epoch))
+  schedule = make_schedule(recipe.optimizer, training.batch_size, steps_per_epoch, steps)
+  optimizer = make_optimizer(recipe.optimizer, schedule)
+  init = partial(init_state, model, optimizer)
+  shardings = place(jax.eval_shape(init, jax.random.key(0)), mesh)
+  step = make_train_step(
+    model,
+    optimizer,
+    augmentation=recipe.augment,
+    mirrors=mirror_labels(split.class_names),
+    mean=recipe.data.mean,
+    std=recipe.data.std,
+    label_smoothing=training.label_smoothing,
+    accumulate=training.accumulate,
+    seed=training.seed,
+  )
+  return Run(
+    recipe, workdir, split, model, mesh, steps, steps_per_epoch, schedule,
+    init=jax.jit(init, out_shardings=shardings),
+    step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+    predict=jax.jit(make_evaluation_step(model, mean=recipe.data.mean, std=recipe.data.std), out_shardings=rows),
+  )  # fmt: skip
+
+
+def _with_source(recipe: Recipe, workdir: Path) -> Recipe:
+  """The recipe with eps, mean and std of the weights it starts from, or that its workdir started from."""
+  if (workdir / 'config.json').exists():
+    before = recipes.recipe_of(read_workdir(workdir)['recipe'])
+    if not before.init_from:
+      return recipe
+    if not recipe.init_from:  # the workdir remembers what it started from
+      names = ('init_from', 'init_head', 'init_channel_order')
+      recipe = dataclasses.replace(recipe, **{name: getattr(before, name) for name in names})
+    return recipes.with_source(recipe, before.model.layer_norm_eps, before.data.mean, before.data.std)
+  if not recipe.init_from:
+    return recipe
+  info = inspect(recipe.init_from)
+  channels = slice(None, None, -1 if recipe.init_channel_order == 'bgr' else 1)
+  mean, std = (
+    theirs[channels] if theirs else ours
+    for theirs, ours in ((info.mean, recipe.data.mean), (info.std, recipe.data.std))
+  )
+  return recipes.with_source(recipe, info.layer_norm_eps, mean, std)
+
+
+def first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
+  """The newest checkpoint's state; or a fresh one, with the weights that the recipe starts from."""
+  key = jax.random.key(run.recipe.training.seed)
+  if checkpoints.latest is not None:
+    print(f'resuming from step {checkpoints.latest} of {run.workdir}', flush=True)
+    return checkpoints.restore(placed(jax.eval_shape(run.init, key), run.mesh))
+  state = run.init(key)
+  if not run.recipe.init_from:
+    return state
+  loaded = load(
+    run.recipe.init_from,
+    run.model,
+    class_names=run.split.class_names,
+    head=run.recipe.init_head,
+    channel_order=run.recipe.init_channel_order,
+    key=key,
+  )
+  print(loaded.report(), flush=True)
+  params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), loaded.params, state.params)
+  return dataclasses.replace(state, params=params)
+
+
+def check_workdir(run: Run) -> None:
+  """Refuses a workdir of another model, dataset, optimiser, seed or batch."""
+  if not (run.workdir / 'config.json').exists():
+    if (run.workdir / 'checkpoints').exists():
+      raise UserError(f'{run.workdir} has checkpoints but no config.json: use another workdir')
+    return
+  before, about = read_workdir(run.workdir), run.about
+  found = recipes.differences(before['recipe'], about['recipe'])
+  found = [line for line in found if not line.startswith(_MAY_DIFFER)]
+  if before['class_names'] != about['class_names']:
+    names = zip(before['class_names'], about['class_names'], strict=False)
+    found.append('class names: ' + next((f'{a!r}, and {b!r}' for a, b in names if a != b), 'another number of them'))
+  if before['fingerprint'] != about['fingerprint']:
+    found.append(f'dataset fingerprint: {before["fingerprint"][:12]}, and {about["fingerprint"][:12]}')
+  if found:
+    raise UserError(f'{run.workdir} is of another run (there, and now): {"; ".join(found[:5])}. Use another workdir')
+
+
+def print_summary(run: Run) -> None:
+  """Says what is trained, on what, and for how long."""
+  recipe, devices = run.recipe, run.mesh.devices.ravel()
+  flops, parameters = count_flops(recipe.model), count_parameters(run.model.abstract)
+  model = recipe.model
+  print(
+    f'model: {model.space_blocks} space + {model.motion_blocks} motion + {model.class_blocks} class blocks, '
+    f'block size {model.block_size}, {model.frames} frames of {model.image_size[0]}x{model.image_size[1]}; '
+    f'{parameters:,} parameters, {flops / 1e9:.4g} GFLOPs a view ({flops / 2e9:.4g} G multiply-adds)\n'
+    f'data: {run.split}, {recipe.data.sampling} clips\n'
+    f'training: {run.steps} steps of {recipe.training.batch_size} clips ({recipe.training.epochs:g} epochs), '
+    f'{recipe.optimizer.name}, learning rate {float(run.schedule(min(run.steps - 1, _peak_step(run)))):.3g}, '
+    f'{len(devices)} x {devices[0].device_kind}',
+    flush=True,
+  )
+
+
+def _peak_step(run: Run) -> int:
+  return round(run.recipe.optimizer.warmup_epochs * run.steps_per_epoch)

@@ -1,0 +1,105 @@
+"""What an evaluation leaves behind: numbers, a table, a picture."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mevit_jax.evaluation import report
+from mevit_jax.evaluation.protocol import Predictions
+from mevit_jax.evaluation.results import summarise, write_results
+
+NAMES = ('a', 'b', 'ça, "c"', '$d$ \\frac', 'e', 'f')
+
+
+@pytest.fixture
+def predictions():
+  """Of six videos: right, third, sixth, unreadable, right, and without a label."""
+  probabilities = [
+    [0.5, 0.1, 0.1, 0.1, 0.1, 0.1],
+    [0.4, 0.3, 0.2, 0.05, 0.03, 0.02],
+    [0.4, 0.3, 0.2, 0.05, 0.03, 0.02],
+    [0.0] * 6,
+    [0.0, 0.0, 0.0, 0.9, 0.1, 0.0],
+    [0.9, 0.1, 0.0, 0.0, 0.0, 0.0],
+  ]
+  return Predictions(
+    ids=np.asarray([f'v{i}' for i in range(6)]),
+    labels=np.asarray([0, 2, 5, 0, 3, -1]),
+    probabilities=np.asarray(probabilities, np.float32),
+    errors=np.asarray(['', '', '', 'it is empty', '', '']),
+  )
+
+
+def test_unreadable_videos_are_counted_both_ways(predictions):
+  assert summarise(predictions) == {
+    'videos': 6,
+    'unreadable': 1,
+    'unreadable_videos': {'v3': 'it is empty'},
+    'top1_correct': 2,
+    'top1': 2 / 5,
+    'top1_unreadable_wrong': 2 / 6,
+    'top5_correct': 3,
+    'top5': 3 / 5,
+    'top5_unreadable_wrong': 3 / 6,
+  }
+
+
+def test_nothing_readable_is_no_accuracy(predictions):
+  errors = np.asarray(['gone'] * 6)
+  summary = summarise(Predictions(predictions.ids, predictions.labels, 0 * predictions.probabilities, errors))
+  assert (summary['top1'], summary['top5'], summary['unreadable']) == (0.0, 0.0, 6)
+
+
+def test_files(predictions, tmp_path):
+  results = write_results(tmp_path / 'new/folder', predictions, NAMES, {'checkpoint': {'step': 3}, 'size': (2, 2)})
+  folder = tmp_path / 'new/folder'
+  assert {path.name for path in folder.iterdir()} == {'results.json', 'predictions.csv', 'probabilities.npz'}
+  stored = json.loads((folder / 'results.json').read_text())
+  assert stored == json.loads(json.dumps(results))
+  assert stored == {**summarise(predictions), 'checkpoint': {'step': 3}, 'size': [2, 2]}
+  with (folder / 'predictions.csv').open(newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert [row['id'] for row in rows] == [f'v{i}' for i in range(6)]
+  assert [row['label'] for row in rows] == ['a', NAMES[2], 'f', 'a', NAMES[3], '']
+  assert [row['prediction'] for row in rows] == ['a', 'a', 'a', '', NAMES[3], 'a']
+  assert [row['correct'] for row in rows] == ['1', '0', '0', '', '1', '0']
+  assert [row['confidence'] for row in rows] == ['0.5000', '0.4000', '0.4000', '', '0.9000', '0.9000']
+  assert rows[3]['error'] == 'it is empty'
+  assert rows[1]['top5'] == '|'.join(NAMES[:5])
+  with np.load(folder / 'probabilities.npz') as arrays:
+    for name in ('ids', 'labels', 'probabilities', 'errors'):
+      np.testing.assert_array_equal(arrays[name], getattr(predictions, name))
+
+
+def test_mistakes_and_right_ones_are_shown(predictions):
+  shown = report.choose(predictions, 4)
+  assert sorted(shown) == [0, 1, 4, 5]  # of the mistakes, the most confident; v1 before v2, as sure as it
+  assert 3 not in report.choose(predictions, 8)
+  assert len(set(report.choose(predictions, 8))) == len(report.choose(predictions, 8))
+
+
+@pytest.mark.parametrize(('frames', 'height', 'width'), [(2, 16, 16), (20, 12, 24)])
+def test_film_strips(tmp_path, frames, height, width):
+  rng = np.random.default_rng(0)
+  strips = [
+    report.Strip(rng.integers(0, 256, (frames, height, width, 3), np.uint8), label, [(NAMES[3], 0.7), (NAMES[2], 0.2)])
+    for label in (NAMES[3], NAMES[2], NAMES[0])
+  ]
+  report.film_strips(tmp_path / 'videos.png', strips, 'a $title$ \\frac')
+  with Image.open(tmp_path / 'videos.png') as image:
+    pixels = np.asarray(image.convert('RGB')).astype(int)
+  columns = min(frames, 8)
+  assert image.format == 'PNG'
+  # 1.1 inches a frame and 3.6 for the labels, at 150 dots an inch.
+  assert abs(image.width - 150 * (1.1 * columns + 3.6)) < 2
+  assert abs(image.height - 150 * (3 * (1.1 * height / width + 0.08) + 0.5)) < 2
+  # Every frame's own pixels are in it, in its place: the first of the last strip, and the last of the first.
+  down, across = 150 * (1.1 * height / width + 0.08), 165
+  for row, column in ((2, 0), (0, columns - 1)):
+    frame = strips[row].frames[0 if column == 0 else -1]
+    y, x = int(75 + down * row + 0.08 * 150 + 165 * height / width / 2), int(across * column + 0.97 * 165 / 2)
+    around = frame[height // 2 - 1 : height // 2 + 1, width // 2 - 1 : width // 2 + 1].reshape(-1, 3).astype(int)
+    assert np.abs(around - pixels[y, x]).sum(1).min() == 0

@@ -1,0 +1,427 @@
+"""From files to results: training, killing, resuming, evaluating; and what is refused before anything is written."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mevit_jax import evaluate, recipes, runs, train
+from mevit_jax.data import datasets, pipeline, shards
+from mevit_jax.data.builders import moving_shapes
+from mevit_jax.errors import UserError
+from mevit_jax.models.functional import build_model, names_of
+from mevit_jax.training.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.usefixtures('compile_once')
+
+ROOT = Path(__file__).parents[1]
+MEASURED = ('train/clips_per_second', 'train/data_wait')  # differ from run to run
+NAME = 'validation-1x1'
+
+
+class KilledError(Exception):
+  pass
+
+
+class Recorder:
+  """Batches for the trainer, each noted in `seen`; the one of step `stop` ends it."""
+
+  def __init__(self, made, step, seen, stop=None):
+    self.made, self.step, self.seen, self.stop = made, step, seen, stop
+
+  def __next__(self):
+    self.step += 1
+    if self.step == self.stop:
+      raise KilledError
+    batch = next(self.made)
+    self.seen.append((self.step, batch['index'].tolist(), batch['label'].tolist(), batch['video'].tobytes()))
+    return batch
+
+  def close(self):
+    self.made.close()
+
+
+def recorded(recipe, workdir, stop=None):
+  """Trains; returns the batches, as (step, index, label, pixels)."""
+  original, seen = pipeline.train_batches, []
+
+  def train_batches(*arguments, start_step, **options):
+    return Recorder(original(*arguments, start_step=start_step, **options), start_step, seen, stop)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(pipeline, 'train_batches', train_batches)
+    try:
+      train.train(recipe, str(workdir))
+    except KilledError:
+      assert stop
+  return seen
+
+
+def stored(workdir):
+  """The newest checkpoint's step, and its parameters by name."""
+  checkpoints = Checkpoints(workdir)
+  abstract = build_model(recipes.recipe_of(checkpoints.about()['recipe']).model).abstract
+  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), abstract)
+  step, params = checkpoints.restore_params(abstract)
+  checkpoints.close()
+  return step, {name: np.asarray(x) for name, x in zip(names_of(params), jax.tree.leaves(params), strict=True)}
+
+
+def assert_same_bits(workdir, other):
+  (step, params), (other_step, others) = stored(workdir), stored(other)
+  assert (step, params.keys()) == (other_step, others.keys())
+  for name, x in params.items():
+    assert x.tobytes() == others[name].tobytes(), name
+
+
+def metrics(workdir):
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
+
+
+def results(workdir, name=NAME):
+  return json.loads((workdir / 'evaluation' / name / 'results.json').read_text())
+
+
+def probabilities(workdir, name=NAME):
+  with np.load(workdir / 'evaluation' / name / 'probabilities.npz') as arrays:
+    return {str(video): row for video, row in zip(arrays['ids'], arrays['probabilities'], strict=True)}
+
+
+def after(step, workdir, to):
+  """A copy of a workdir as a run that was killed after this checkpoint leaves it, at the worst."""
+  shutil.copytree(workdir, to, ignore=shutil.ignore_patterns('evaluation'))
+  for path in (to / 'checkpoints').iterdir():
+    if int(path.name) > step:
+      shutil.rmtree(path)
+  return to
+
+
+@pytest.fixture(scope='module')
+def whole(tiny, tmp_path_factory, compile_once):
+  """A run of six steps that nothing interrupts, and its batches."""
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  return workdir, recorded(tiny(**{'training.evaluate_every': 4}), workdir)
+
+
+def test_what_a_run_leaves(whole, shapes_dir, tiny):
+  workdir, batches = whole
+  assert {path.name for path in workdir.iterdir()} == {
+    'config.json', 'checkpoints', 'metrics.jsonl', 'tensorboard', 'evaluation',
+  }  # fmt: skip
+  split = datasets.open_split(shapes_dir, 'moving_shapes', 'train')
+  about = json.loads((workdir / 'config.json').read_text())
+  assert (about['class_names'], about['fingerprint']) == (list(split.class_names), split.fingerprint)
+  recipe = tiny(**{'training.evaluate_every': 4, 'model.classes': 8})
+  assert recipes.recipe_of(about['recipe']) == recipe
+  assert {int(path.name) for path in (workdir / 'checkpoints').iterdir()} == {2, 4, 6}
+  assert [step for step, *_ in batches] == [1, 2, 3, 4, 5, 6]
+  assert sorted(index for _, rows, *_ in batches[:3] for index in rows) == list(range(24))  # an epoch
+  assert list((workdir / 'tensorboard').iterdir())
+
+
+def test_metrics(whole):
+  lines = metrics(whole[0])
+  assert [line['step'] for line in lines] == [1, 2, 3, 4, 4, 5, 6, 6]
+  training = [line for line in lines if 'train/loss' in line]
+  for i, line in enumerate(training, 1):
+    assert line['step'] == i
+    assert line['train/epoch'] == pytest.approx(i / 3)
+    assert line['train/learning_rate'] == pytest.approx(0.1 * 8 / 64)
+    assert 0 < line['train/loss'] < 10
+    assert line['train/accuracy'] * 8 in range(9)
+  assert [line for line in lines if f'{NAME}/top1' in line][-1] == {
+    'step': 6, **{f'{NAME}/{top}': results(whole[0])[top] for top in ('top1', 'top5')},
+  }  # fmt: skip
+
+
+def test_evaluation_at_the_end(whole, shapes_dir):
+  workdir, _ = whole
+  split = datasets.open_split(shapes_dir, 'moving_shapes', 'validation')
+  folder = workdir / 'evaluation' / NAME
+  assert {path.name for path in folder.iterdir()} == {
+    'results.json', 'predictions.csv', 'probabilities.npz', 'videos.png',
+  }  # fmt: skip
+  found = results(workdir)
+  assert (found['videos'], found['unreadable'], found['checkpoint']['step']) == (11, 0, 6)
+  assert found['dataset'] == {'name': 'moving_shapes', 'split': 'validation', 'fingerprint': split.fingerprint}
+  assert (found['protocol']['clips'], found['protocol']['crops']) == (1, 1)
+  assert (found['clip']['frames'], found['clip']['sampling']) == (2, 'dense')
+  with (folder / 'predictions.csv').open(newline='') as file:
+    rows = list(csv.DictReader(file))
+  ids = [example['id'] for example in split.source]
+  assert [row['id'] for row in rows] == ids == list(probabilities(workdir))
+  assert sum(row['correct'] == '1' for row in rows) == found['top1_correct'] == round(11 * found['top1'])
+  with Image.open(folder / 'videos.png') as image:
+    assert image.width > 500
+
+
+# Killed, and started again.
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(whole, tiny, tmp_path):
+  """Twice: before step 4, and so a step after the checkpoint of step 2; and right after that of step 4."""
+  workdir, batches = whole
+  recipe = tiny(**{'training.evaluate_every': 4})
+  assert recorded(recipe, tmp_path / 'run', stop=4) == batches[:3]
+  assert stored(tmp_path / 'run')[0] == 2
+  assert recorded(recipe, tmp_path / 'run', stop=5) == batches[2:4]
+  assert stored(tmp_path / 'run')[0] == 4
+  assert recorded(recipe, tmp_path / 'run') == batches[4:]
+  assert_same_bits(tmp_path / 'run', workdir)
+  assert metrics(tmp_path / 'run') == metrics(workdir)
+  assert results(tmp_path / 'run') == results(workdir)
+
+
+KILLED = """
+import json, os, signal, sys
+from mevit_jax import recipes, train
+from mevit_jax.training.checkpoint import Checkpoints
+
+save = Checkpoints.save
+def save_and_die(self, state, about):
+  save(self, state, about)
+  if int(state.step) == 4:
+    os.kill(os.getpid(), signal.SIGKILL)
+Checkpoints.save = save_and_die
+train.train(recipes.recipe_of(json.loads(sys.argv[1])), sys.argv[2])
+"""
+
+
+def test_a_run_that_was_killed_in_the_middle_of_a_checkpoint_goes_on(whole, tiny, tmp_path):
+  workdir, batches = whole
+  recipe = tiny(**{'training.evaluate_every': 4})
+  command = [sys.executable, '-c', KILLED, json.dumps(recipes.to_dict(recipe)), str(tmp_path / 'run')]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  assert done.returncode == -signal.SIGKILL, done.stderr
+  step, _ = stored(tmp_path / 'run')
+  assert step in (2, 4)
+  assert recorded(recipe, tmp_path / 'run') == batches[step:]
+  assert_same_bits(tmp_path / 'run', workdir)
+  assert metrics(tmp_path / 'run') == metrics(workdir)
+
+
+def test_an_evaluation_that_was_killed_is_made_up_for(whole, tiny, tmp_path):
+  run = after(4, whole[0], tmp_path / 'run')
+  lines = (run / 'metrics.jsonl').read_text().splitlines(keepends=True)
+  (run / 'metrics.jsonl').write_text(''.join(lines[:4]))  # step 4, and not its evaluation
+  train.train(tiny(**{'training.evaluate_every': 4}), str(run))
+  assert metrics(run) == metrics(whole[0])
+
+
+def test_other_devices_and_workers_go_on_with_the_very_next_batch(whole, tiny, tmp_path, capsys):
+  """And other intervals, and a profile of what is left of steps 3 to 99."""
+  workdir, batches = whole
+  run = after(4, workdir, tmp_path / 'run')
+  changes = {'mesh.data': 2, 'data.workers': 1, 'training.log_every': 2, 'training.profile': (3, 99)}
+  assert recorded(tiny(**changes), run) == batches[4:]
+  (step, params), (_, others) = stored(run), stored(workdir)
+  assert step == 6
+  for name, x in others.items():
+    if not name.endswith('key/bias'):
+      np.testing.assert_allclose(params[name], x, rtol=1e-5, atol=1e-6, err_msg=name)
+  assert [line['step'] for line in metrics(run)] == [1, 2, 3, 4, 4, 6, 6]
+  assert list((run / 'profile').rglob('*.pb'))
+  assert 'profile of steps 5 to 6' in capsys.readouterr().out
+
+
+def test_a_run_that_is_done_is_evaluated_again_and_nothing_else(whole, tiny, tmp_path):
+  workdir, _ = whole
+  run = after(6, workdir, tmp_path / 'run')
+  assert recorded(tiny(**{'training.evaluate_every': 4}), run) == []
+  assert (run / 'metrics.jsonl').read_bytes() == (workdir / 'metrics.jsonl').read_bytes()
+  assert results(run) == results(workdir)
+
+
+# Evaluation on its own.
+
+
+def test_evaluating_is_what_training_ends_with(whole, tmp_path):
+  """From the command line, with a config file of one's own."""
+  workdir, _ = whole
+  run = after(6, workdir, tmp_path / 'run')
+  recipe = json.loads((workdir / 'config.json').read_text())['recipe']
+  (tmp_path / 'own.py').write_text(
+    'from mevit_jax import recipes\n\n'
+    'def get_config():\n'
+    '  config = recipes.default_config()\n'
+    f'  config.update({recipe!r})\n'
+    '  return config\n'
+  )
+  command = [sys.executable, 'main.py', f'--config={tmp_path}/own.py', f'--workdir={run}', '--mode=evaluate']
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  assert (done.returncode, done.stderr) == (0, '')
+  assert f'evaluation {NAME} at step 6: top-1' in done.stdout
+  assert results(run) == results(workdir)
+  for video, row in probabilities(workdir).items():
+    np.testing.assert_allclose(probabilities(run)[video], row, rtol=1e-5)
+  assert (run / 'evaluation' / NAME / 'videos.png').exists()
+
+
+def test_devices_and_batch_size_do_not_change_predictions(whole, tiny, tmp_path):
+  workdir, _ = whole
+  run = after(6, workdir, tmp_path / 'run')
+  evaluate.evaluate(tiny(**{'mesh.data': 1, 'evaluation.batch_size': 5}), str(run))
+  found, expected = results(run), results(workdir)
+  for name in ('videos', 'top1_correct', 'top5_correct', 'dataset', 'preprocessing', 'clip'):
+    assert found[name] == expected[name], name
+  for video, row in probabilities(workdir).items():
+    np.testing.assert_allclose(probabilities(run)[video], row, rtol=1e-5)
+
+
+def test_another_protocol_has_a_folder_of_its_own(whole, tiny, tmp_path):
+  run = after(6, whole[0], tmp_path / 'run')
+  found = evaluate.evaluate(tiny(**{'evaluation.clips': 2, 'evaluation.split': 'train'}), str(run))
+  assert json.loads(json.dumps(found)) == results(run, 'train-2x1')
+  assert (found['videos'], found['dataset']['split']) == (24, 'train')
+
+
+def test_evaluating_another_model_is_refused(whole, tiny):
+  with pytest.raises(UserError, match=r'another model \(there, and now\): model.block_size: 2, and 1'):
+    evaluate.evaluate(tiny(**{'model.block_size': 1}), str(whole[0]))
+
+
+def test_evaluating_a_dataset_with_other_classes_is_refused(whole, tiny, tmp_path, monkeypatch):
+  names = ('moves_up', *moving_shapes.CLASS_NAMES[1:3], 'moves_right', *moving_shapes.CLASS_NAMES[4:])
+  monkeypatch.setattr(moving_shapes, 'CLASS_NAMES', names)
+  shards.write(moving_shapes.build(tmp_path, {'train': 8, 'validation': 8}, frames=4, size=16))
+  with pytest.raises(UserError, match=r"other classes .*0: 'moves_right', and 'moves_up'"):
+    evaluate.evaluate(tiny(**{'data.data_dir': str(tmp_path)}), str(whole[0]))
+
+
+def test_evaluating_what_is_no_workdir_writes_nothing(tiny, tmp_path):
+  with pytest.raises(UserError, match='has no checkpoint: train into it first'):
+    evaluate.evaluate(tiny(), str(tmp_path / 'typo'))
+  assert not (tmp_path / 'typo').exists()
+
+
+# What is refused, before anything is written.
+
+
+def refused(recipe, workdir, match):
+  with pytest.raises(UserError, match=match) as raised:
+    train.train(recipe, str(workdir))
+  assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'match'),
+  [
+    ({'training.batch_size': 12}, r'training\.batch_size 12 is not divisible by the 8 devices'),
+    ({'training.batch_size': 24, 'training.accumulate': 2}, r'batch_size 24 in 2 parts .* not divisible by the 8'),
+    ({'evaluation.batch_size': 9}, r'evaluation\.batch_size 9 is not divisible by the 8 devices'),
+    ({'mesh.data': 9}, r'mesh\.data is 9, but there are 8 devices'),
+    ({'model.classes': 5}, r"model\.classes is 5, but the dataset 'moving_shapes' has 8"),
+    ({'data.dataset': 'kinetics400'}, r"no dataset 'kinetics400' in .*; there: moving_shapes; .*mevit_jax\.prepare"),
+    ({'data.data_dir': '/nowhere'}, r"no dataset 'moving_shapes' in /nowhere"),
+    ({'data.train_split': 'test'}, r"no split 'test'; it has: train, validation"),
+    ({'evaluation.split': 'test'}, r"no split 'test'; it has: train, validation"),
+  ],
+  ids=str,
+)
+def test_what_cannot_be_leaves_no_workdir(tiny, tmp_path, changes, match):
+  refused(tiny(**changes), tmp_path / 'run', match)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  ('changes', 'match'),
+  [
+    ({'model.block_size': 3}, r'block_size 3 is larger than the 2x2 grid'),
+    ({'model.image_size': (20, 16), 'data.short_side': (20,)}, r'image_size \(20, 16\) is no multiple of patch_size'),
+  ],
+)
+def test_a_model_that_cannot_be_is_no_recipe(tiny, changes, match):
+  with pytest.raises(UserError, match=match):
+    tiny(**changes)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'match'),
+  [
+    ({'model.width': 32}, r'model\.width: 16, and 32'),
+    ({'model.block_size': 1, 'training.seed': 7}, r'model\.block_size: 2, and 1; training\.seed: 0, and 7'),
+    ({'training.batch_size': 16}, r'training\.batch_size: 8, and 16'),
+    ({'training.accumulate': 1, 'training.label_smoothing': 0.1}, r'training\.label_smoothing: 0.0, and 0.1'),
+    ({'training.epochs': 3.0}, r'training\.epochs: 2.0, and 3.0'),
+    ({'optimizer.learning_rate': 0.2}, r'optimizer\.learning_rate: 0.1, and 0.2'),
+    ({'data.stride': 1}, r'data\.stride: 2, and 1'),
+    ({'augment.flip': True}, r'augment\.flip: False, and True'),
+  ],
+  ids=str,
+)
+def test_a_workdir_of_another_run_is_refused(whole, tiny, changes, match):
+  workdir, _ = whole
+  files = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
+  refused(tiny(**changes), workdir, rf'is of another run \(there, and now\): {match}')
+  assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == files
+
+
+def test_a_workdir_of_other_data_is_refused(whole, tiny, tmp_path):
+  shards.write(moving_shapes.build(tmp_path, {'train': 24, 'validation': 11}, seed=1, frames=8, size=24))
+  refused(tiny(**{'data.data_dir': str(tmp_path)}), whole[0], r'dataset fingerprint: \w{12}, and \w{12}\.')
+
+
+def test_checkpoints_without_a_config_are_refused(whole, tiny, tmp_path):
+  run = after(6, whole[0], tmp_path / 'run')
+  (run / 'config.json').unlink()
+  refused(tiny(), run, 'has checkpoints but no config.json')
+
+
+def test_where_how_fast_and_how_often_may_differ(whole, tiny):
+  changes = {
+    'mesh.data': 4,
+    'data.workers': 3,
+    'evaluation.crops': 3,
+    'evaluation.batch_size': 4,
+    'model.unroll': 1,
+    'model.remat': 'block',
+    'training.log_every': 7,
+    'training.save_every': 3,
+    'training.keep': 1,
+    'training.evaluate_every': 5,
+    'training.profile': (2, 3),
+  }
+  runs.check_workdir(runs.prepare_run(tiny(**changes), whole[0]))
+
+
+# The other ways in.
+
+
+def test_dry_run_writes_nothing(tiny, tmp_path, capsys):
+  train.dry_run(tiny(), str(tmp_path / 'run'))
+  assert not list(tmp_path.iterdir())
+  output = capsys.readouterr().out
+  for part in ('8,952 parameters', 'training step: loss 2.0794', 'an evaluation step'):
+    assert part in output
+
+
+def test_help_needs_nothing():
+  done = subprocess.run([sys.executable, 'main.py', '--help'], cwd=ROOT, capture_output=True, text=True, timeout=60)
+  assert '--workdir' in done.stdout
+  assert '--mode' in done.stdout
+  assert 'Traceback' not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_tells_eight_motions_apart(tmp_path):
+  """As launch/demo.sh does it: the dataset made, the recipe as it is; about five minutes on two cores."""
+
+  def run(*command):
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr
+
+  run('-m', 'mevit_jax.prepare', 'moving_shapes', f'--data_dir={tmp_path}/data')
+  run('main.py', '--config=configs/demo.py', f'--workdir={tmp_path}/run', f'--config.data.data_dir={tmp_path}/data')
+  found = results(tmp_path / 'run')
+  assert found['top1'] >= 0.95
+  assert found['unreadable'] == 0

@@ -1,0 +1,145 @@
+"""The step functions: the gradient of the mean loss, however the batch is cut up and wherever it lies."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mevit_jax.models.config import MEViTConfig
+from mevit_jax.models.functional import build_model, names_of
+from mevit_jax.parallel.mesh import MeshConfig, make_mesh
+from mevit_jax.parallel.placement import by_rows, place
+from mevit_jax.training.augment import AugmentConfig
+from mevit_jax.training.objectives import count_correct, smooth_targets
+from mevit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from mevit_jax.training.state import TrainState
+from mevit_jax.training.steps import make_evaluation_step, make_train_step
+
+pytestmark = pytest.mark.usefixtures('compile_once')
+
+CLASSES, BATCH, RATE = 5, 16, 0.1
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+CONFIG = MEViTConfig(
+  classes=CLASSES, frames=2, image_size=(8, 8), patch_size=(4, 4), width=8, heads=2, mlp_dim=16,
+  space_blocks=0, motion_blocks=1, class_blocks=0, dtype='float32',
+)  # fmt: skip
+DROPPING = dataclasses.replace(CONFIG, space_blocks=2, motion_blocks=0, drop_path=0.5)
+OPTIMIZER = make_optimizer(OptimizerConfig(weight_decay=0.01), lambda step: RATE)
+VIDEO = np.random.default_rng(0).integers(0, 256, (BATCH, 2, 8, 8, 3), np.uint8)
+LABELS = np.random.default_rng(1).integers(0, CLASSES, BATCH).astype(np.int32)
+
+
+@functools.cache
+def compiled_step(config, devices, accumulate, flip):
+  mesh = make_mesh(MeshConfig(data=devices))
+  step = make_train_step(
+    build_model(config), OPTIMIZER, augmentation=AugmentConfig(flip), mirrors=(1, 0, 2, 3, -1), mean=MEAN, std=STD,
+    label_smoothing=0.2, accumulate=accumulate, seed=4,
+  )  # fmt: skip
+  shardings = place(first_state(config), mesh)
+  return jax.jit(step, in_shardings=(shardings, by_rows(mesh)), out_shardings=(shardings, None))
+
+
+@functools.cache
+def step_once(config=CONFIG, devices=1, accumulate=1, flip=True, step=0):
+  """The state after one step on this many devices and in as many parts, and its metrics."""
+  state = dataclasses.replace(first_state(config), step=np.int32(step))
+  return compiled_step(config, devices, accumulate, flip)(state, {'video': VIDEO, 'label': LABELS})
+
+
+@functools.cache
+def first_state(config=CONFIG):
+  """Random everywhere: a head that starts at zero would let no gradient through."""
+  rng = np.random.default_rng(2)
+  params = jax.tree.map(lambda x: np.float32(0.3 * rng.normal(size=x.shape)), build_model(config).abstract)
+  return TrainState(np.int32(0), params, OPTIMIZER.init(params))
+
+
+def named(params):
+  """Params by name, but for key biases: their gradient is zero in exact arithmetic, and nothing but rounding here."""
+  leaves = zip(names_of(params), jax.tree.leaves(params), strict=True)
+  return {name: np.asarray(x) for name, x in leaves if not name.endswith('key/bias')}
+
+
+def assert_same_update(params, others, tolerance=2e-6):
+  """As close as `tolerance` of the largest parameter."""
+  largest = max(np.abs(x).max() for x in named(others).values())
+  for name, other in named(others).items():
+    np.testing.assert_allclose(named(params)[name], other, rtol=1e-6, atol=tolerance * largest, err_msg=name)
+
+
+def test_a_step_is_sgd_on_the_mean_cross_entropy():
+  before, (state, metrics) = first_state().params, step_once(flip=False)
+  targets = 0.8 * np.eye(CLASSES)[LABELS] + 0.2 / CLASSES
+  video = ((VIDEO / 255 - np.asarray(MEAN)) / np.asarray(STD)).astype(np.float32)
+
+  model = build_model(CONFIG)
+
+  def loss_of(params):
+    logits = model.apply(params, video)
+    return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean(), logits
+
+  (loss, logits), gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(before)
+  # The first step of Nesterov's momentum: 1.9 times the gradient, of which weight decay is a part.
+  expected = jax.tree.map(lambda p, g: p - RATE * 1.9 * (g + 0.01 * p), before, gradient)
+  assert_same_update(state.params, expected)
+  assert int(state.step) == 1
+  np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-6)
+  np.testing.assert_allclose(metrics['accuracy'], (np.argmax(logits, -1) == LABELS).mean(), rtol=1e-6)
+  norm = np.sqrt(sum((np.float64(x) ** 2).sum() for x in jax.tree.leaves(gradient)))
+  np.testing.assert_allclose(metrics['gradient_norm'], norm, rtol=1e-5)
+
+
+@pytest.mark.parametrize(('devices', 'accumulate'), [(8, 1), (8, 2), (1, 4)])
+def test_devices_and_parts_of_a_batch_change_nothing(devices, accumulate):
+  """Flips among it: a row's randomness is its own."""
+  state, metrics = step_once(CONFIG, devices, accumulate)
+  expected, others = step_once()
+  assert_same_update(state.params, expected.params)
+  assert_same_update(state.opt_state[1].trace, expected.opt_state[1].trace)
+  np.testing.assert_allclose(metrics['loss'], others['loss'], rtol=1e-6)
+  assert float(metrics['accuracy']) == float(others['accuracy'])
+  np.testing.assert_allclose(metrics['gradient_norm'], others['gradient_norm'], rtol=1e-5)
+
+
+def test_flips_happen():
+  assert abs(step_once()[1]['loss'] - step_once(flip=False)[1]['loss']) > 1e-4
+
+
+def test_drop_path_is_the_same_on_many_devices():
+  one, many = (step_once(DROPPING, devices, flip=False) for devices in (1, 8))
+  assert_same_update(many[0].params, one[0].params)
+
+
+def test_another_step_drops_others():
+  one, other = (step_once(DROPPING, flip=False, step=step)[1]['loss'] for step in (0, 1))
+  assert abs(one - other) > 1e-4
+
+
+def test_label_smoothing():
+  targets = smooth_targets(jnp.asarray([0, 2]), 4, 0.2)
+  np.testing.assert_allclose(targets, [[0.85, 0.05, 0.05, 0.05], [0.05, 0.05, 0.85, 0.05]], rtol=1e-6)
+  np.testing.assert_array_equal(smooth_targets(jnp.asarray([1]), 3, 0.0), [[0, 1, 0]])
+
+
+def test_ties_go_to_the_lowest_class():
+  logits = jnp.asarray([[1.0, 1.0, 0.0], [0.0, 2.0, 2.0]])
+  assert count_correct(logits, jnp.asarray([0, 1])) == 2
+  assert count_correct(logits, jnp.asarray([1, 2])) == 0
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_evaluation_is_the_mean_of_probabilities_over_views(devices):
+  video = VIDEO.reshape(8, 2, *VIDEO.shape[1:])  # b v t h w 3
+  mesh = make_mesh(MeshConfig(data=devices))
+  params = jax.device_put(first_state().params, place(first_state().params, mesh))
+  step = jax.jit(make_evaluation_step(build_model(CONFIG), mean=MEAN, std=STD), out_shardings=by_rows(mesh))
+  output = step(params, jax.device_put(video, by_rows(mesh)))
+  pixels = ((VIDEO / 255 - np.asarray(MEAN)) / np.asarray(STD)).astype(np.float32)
+  logits = np.float64(jax.jit(build_model(CONFIG).apply)(first_state().params, pixels))
+  views = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  np.testing.assert_allclose(output, views.reshape(8, 2, CLASSES).mean(1), rtol=2e-6)
+  assert output.dtype == jnp.float32
