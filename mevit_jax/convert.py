@@ -1,0 +1,57 @@
+"""Converts weights of another library, or of another workdir, into a workdir that trains on and evaluates.
+
+  python -m mevit_jax.convert vit_base/ --workdir=runs/k400 --config=configs/k400.py
+  python -m mevit_jax.convert B_16.npz --workdir=runs/k400 --config=configs/k400.py --config.data.data_dir=/data
+  python -m mevit_jax.convert timesformer/ --workdir=runs/timesformer --config=configs/timesformer.py
+
+WEIGHTS is an .npz, .safetensors or PyTorch file, a folder of Hugging Face's or timm's, or a workdir of ours; what is in
+it says what it is (docs/weights.md lists all). A table says where every parameter is from, and what is not used.
+--config.init_head=keep keeps a head whose classes have no names in the source. Go on with
+python main.py --config=... --workdir=...: with the same config it trains, with --mode=evaluate it evaluates.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from mevit_jax import command, recipes, runs
+from mevit_jax.errors import UserError
+from mevit_jax.recipes import Recipe
+from mevit_jax.training.checkpoint import Checkpoints, write_workdir
+
+CONFIG = recipes.config_flag()
+WORKDIR = flags.DEFINE_string('workdir', None, 'Where the checkpoint goes; it must be new.')
+
+
+def convert(recipe: Recipe, workdir: str) -> None:
+  """Writes a workdir with one checkpoint, of step 0, from the weights that the recipe starts from.
+
+  Raises:
+    UserError: for what the weights, the recipe, its dataset or the workdir can have wrong; nothing is written then.
+  """
+  folder = Path(workdir).expanduser()
+  if (folder / 'config.json').exists() or any(folder.glob('checkpoints/*')):
+    raise UserError(f'{folder} holds a run already: take another --workdir')
+  run = runs.prepare_run(recipe, folder)
+  checkpoints = Checkpoints(folder, recipe.training.keep)
+  try:
+    state = runs.first_state(run, checkpoints)
+    write_workdir(folder, run.about)
+    checkpoints.save(state, run.about)
+  finally:
+    checkpoints.close()
+  print(f'written to {folder}; to train on: python main.py --config=... --workdir={folder}')
+
+
+def main(argv: Sequence[str]) -> None:
+  """Converts the one argument."""
+  if len(argv) != 2:
+    raise UserError('name the weights to convert, one file or folder (--help tells all)')
+  recipe = dataclasses.replace(recipes.recipe_of(CONFIG.value), init_from=argv[1])
+  convert(recipe, str(WORKDIR.value))
+
+
+if __name__ == '__main__':
+  command.run(main, required=['config', 'workdir'])

@@ -1,0 +1,135 @@
+"""Weights of another library, or of another workdir, as the params of a model."""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from mevit_jax.errors import UserError
+from mevit_jax.models.functional import Model, Params, check_params
+from mevit_jax.weights.land import Landing, Row, check_sizes, format_table
+from mevit_jax.weights.sources import Source, SourceInfo, open_source
+
+Head = Literal['auto', 'keep', 'fresh']
+ChannelOrder = Literal['rgb', 'bgr']
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """Params, and an account of them.
+
+  Attributes:
+    params: of the model, NumPy arrays.
+    table: a row for every parameter, and one for every name of the source that is not used.
+    info: of the source.
+  """
+
+  params: Params
+  table: tuple[Row, ...]
+  info: SourceInfo
+
+  def report(self) -> str:
+    """The table as text, and one line that sums it up."""
+    counts = collections.Counter(row.status for row in self.table)
+    return f'{format_table(self.table)}\n{self.info.kind}: ' + ', '.join(f'{n} {what}' for what, n in counts.items())
+
+
+def inspect(path: str | Path, channel_order: ChannelOrder = 'rgb') -> SourceInfo:
+  """What weights say of themselves, before a model is built: `layer_norm_eps`, mean and std are for its recipe.
+
+  Args:
+    path: as in `load`.
+    channel_order: likewise; mean and std have red first, whatever it is.
+
+  Raises:
+    UserError: nothing there, damaged, or of an unknown kind.
+  """
+  return _red_first(open_source(Path(path).expanduser()).info, channel_order)
+
+
+def load(
+  path: str | Path,
+  model: Model,
+  *,
+  class_names: Sequence[str] | None = None,
+  head: Head = 'auto',
+  channel_order: ChannelOrder = 'rgb',
+  key: jax.Array | None = None,
+) -> Loaded:
+  """Reads weights into the params of a model.
+
+  Args:
+    path: an .npz, .safetensors or PyTorch file, a folder of Hugging Face's or timm's, or a workdir of ours.
+    model: whose `layer_norm_eps` is the source's (see `inspect`).
+    class_names: of the model's classes.
+    head: 'auto' keeps the source's head, row by row, where both name the same classes; 'keep' takes it as it is (the
+      caller knows that class i is class i: only their number is checked); 'fresh' does not.
+    channel_order: what the weights were trained on; blue first is turned within the patch embedding (and mean and std),
+      so that the params always take red first.
+    key: for motion attention that starts at random (`motion_start`).
+
+  Raises:
+    UserError: damaged, of an unknown kind, of another size, or with names unknown or missing.
+  """
+  path = Path(path).expanduser()
+  source = open_source(path, model.config.heads)
+  check_sizes(source, model.config)
+  if source.info.layer_norm_eps != model.config.layer_norm_eps:
+    raise UserError(
+      f'{source.info.kind} has LayerNorms of eps {source.info.layer_norm_eps:g}: '
+      f'--config.model.layer_norm_eps={source.info.layer_norm_eps:g}, not {model.config.layer_norm_eps:g}'
+    )
+  order, note = _match_heads(source, model.config.classes, class_names, head)
+  landing = Landing(source, model, order, note)
+  params = landing.params(jax.random.key(0) if key is None else key)
+  check_params(params, model.abstract)
+  if channel_order == 'bgr':
+    params['embedding']['kernel'] = np.ascontiguousarray(params['embedding']['kernel'][:, :, ::-1])
+  return Loaded(params, tuple(landing.rows), _red_first(source.info, channel_order))
+
+
+def _red_first(info: SourceInfo, channel_order: ChannelOrder) -> SourceInfo:
+  if channel_order == 'rgb':
+    return info
+  return dataclasses.replace(info, mean=info.mean and info.mean[::-1], std=info.std and info.std[::-1])
+
+
+def _match_heads(
+  source: Source, classes: int, class_names: Sequence[str] | None, head: Head
+) -> tuple[np.ndarray | None, str]:
+  """The source's class for each of the model's (None: a fresh head), and a note for the table."""
+  info = source.info
+  reason = _no_head(source, head)
+  if reason:
+    return None, reason
+  if head == 'keep':
+    if info.classes != classes:
+      raise UserError(f'the head of {info.kind} has {info.classes} classes and the model {classes}: it cannot be kept')
+    return np.arange(classes), ' (kept as asked)'
+  if info.class_names is None or class_names is None:
+    return None, 'the names of its classes are not known (head=keep keeps it where the classes are the same)'
+  theirs, ours = list(info.class_names), list(class_names)
+  if theirs == ours:
+    return np.arange(classes), ''
+  if len(set(theirs)) == len(theirs) and sorted(theirs) == sorted(ours):
+    return np.array([theirs.index(name) for name in ours]), ' (rows ordered by name)'
+  other = next(iter(set(theirs) - set(ours)), None)
+  return None, 'its classes are others' + (f' ({other!r}, for one)' if other else '')
+
+
+def _no_head(source: Source, head: Head) -> str:
+  """Why there is no head to keep, or ''."""
+  if head == 'fresh':
+    return 'as asked'
+  reason = ''
+  if not source.info.classes:
+    reason = 'the source has none'
+  elif any('pre_logits' in name for name in source.unused):
+    reason = 'its head is behind pre_logits'
+  if reason and head == 'keep':
+    raise UserError(f'the head of {source.info.kind} cannot be kept: {reason}')
+  return reason

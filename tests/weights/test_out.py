@@ -1,0 +1,120 @@
+"""Weights out, into the other library, and in again."""
+
+import jax
+import numpy as np
+import pytest
+
+from mevit_jax.errors import UserError
+from mevit_jax.weights.load import inspect, load
+from mevit_jax.weights.out import export
+from tests.weights.conftest import (
+  DEPTH,
+  SIDE,
+  assert_close,
+  config_of,
+  logits_of,
+  model_of,
+  repeated,
+  timesformer_config,
+  to_torch,
+)
+
+NAMES = tuple('abcde')
+PIXELS = {'class_names': NAMES, 'mean': (0.1, 0.2, 0.3), 'std': (0.4, 0.5, 0.6)}
+SPACE = config_of(DEPTH, 0)
+
+
+def random_params(config, rng, *, still):
+  """Params, all random; the same position in time for all frames if `still`."""
+  abstract = model_of(config)[0].abstract
+  params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), abstract)
+  if still:
+    params['embedding']['time'][:] = params['embedding']['time'][0]
+  return params
+
+
+def images(rng):
+  return rng.normal(size=(2, SIDE, SIDE, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize('eps', [1e-6, 1e-12])
+def test_to_hugging_face(transformers, torch, rng, tmp_path, eps):
+  config = config_of(DEPTH, 0, layer_norm_eps=eps)
+  params, frames = random_params(config, rng, still=True), images(rng)
+  export(tmp_path, params, config, 'hf_vit', **PIXELS)
+  theirs, account = transformers.ViTForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+  assert not any(account.values())
+  assert theirs.config.id2label == dict(enumerate(NAMES))
+  with torch.no_grad():
+    assert_close(logits_of(config, params, repeated(frames, 2)), theirs.eval()(to_torch(frames)).logits)
+  processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+  assert tuple(processor.image_mean) == PIXELS['mean']
+
+
+def test_to_timm(timm, torch, rng, tmp_path):
+  params, frames = random_params(SPACE, rng, still=True), images(rng)
+  export(tmp_path, params, SPACE, 'timm', **PIXELS)
+  theirs = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+  assert tuple(theirs.pretrained_cfg['std']) == PIXELS['std']
+  with torch.no_grad():
+    assert_close(logits_of(SPACE, params, repeated(frames, 2)), theirs(to_torch(frames)))
+
+
+@pytest.mark.parametrize('frames', [8, 16])
+def test_to_timesformer(transformers, torch, rng, tmp_path, frames):
+  """What was folded comes out as an identity."""
+  config = timesformer_config(frames)
+  params = random_params(config, rng, still=False)
+  export(tmp_path, params, config, 'hf_timesformer', **PIXELS)
+  theirs, account = transformers.TimesformerForVideoClassification.from_pretrained(tmp_path, output_loading_info=True)
+  assert not any(account.values())
+  video = rng.normal(size=(1, frames, SIDE, SIDE, 3)).astype(np.float32)
+  with torch.no_grad():
+    assert_close(logits_of(config, params, video), theirs.eval()(to_torch(video)).logits)
+
+
+@pytest.mark.parametrize(
+  ('to', 'config'), [('timm', SPACE), ('hf_vit', SPACE), ('hf_timesformer', timesformer_config())]
+)
+def test_out_and_in_again(rng, tmp_path, to, config):
+  """Bit for bit, with the head by its names; a ViT's positions hold those of time."""
+  params = random_params(config, rng, still=True)
+  export(tmp_path, params, config, to, **PIXELS)
+  loaded = load(tmp_path, model_of(config)[0], class_names=NAMES)
+  if to != 'hf_timesformer':
+    params['embedding']['space'] = params['embedding']['space'] + params['embedding']['time'][0]
+    params['embedding']['time'] = np.zeros_like(params['embedding']['time'])
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+  info = inspect(tmp_path)
+  assert (info.mean, info.std, info.class_names) == (PIXELS['mean'], PIXELS['std'], NAMES)
+
+
+def test_in_and_out_again(hf_vit, hf_timesformer, transformers, tmp_path):
+  """Tensor for tensor, but for TimeSformer's folded pair."""
+  pairs = [
+    (hf_vit(), transformers.ViTForImageClassification, config_of(DEPTH, 0, layer_norm_eps=1e-12), 'hf_vit'),
+    (hf_timesformer(8), transformers.TimesformerForVideoClassification, timesformer_config(), 'hf_timesformer'),
+  ]
+  for theirs, kind, config, to in pairs:
+    theirs.save_pretrained(tmp_path / 'in' / to)
+    loaded = load(tmp_path / 'in' / to, model_of(config)[0], head='keep')
+    export(tmp_path / 'out' / to, loaded.params, config, to, **PIXELS)
+    again = kind.from_pretrained(tmp_path / 'out' / to).state_dict()
+    for name, tensor in theirs.state_dict().items():
+      if 'temporal_attention.output' not in name and 'temporal_dense' not in name:
+        np.testing.assert_array_equal(again[name].numpy(), tensor.numpy(), err_msg=name)
+
+
+@pytest.mark.parametrize(
+  ('to', 'config', 'message'),
+  [
+    ('timm', config_of(1, 2), '2 motion'),
+    ('timm', config_of(3, 0, layer_norm_eps=1e-12), 'hf_vit'),
+    ('hf_vit', SPACE, 'embedding/time'),
+    ('hf_timesformer', timesformer_config(order='space_time', block_size=2), 'block_size 2.*order space_time'),
+  ],
+)
+def test_what_the_library_cannot_hold_is_refused(rng, tmp_path, to, config, message):
+  with pytest.raises(UserError, match=message):
+    export(tmp_path, random_params(config, rng, still=False), config, to, **PIXELS)
+  assert not list(tmp_path.iterdir())

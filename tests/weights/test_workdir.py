@@ -1,0 +1,106 @@
+"""Workdirs of ours as a source: another head, other frames, another grid, another M, other stages."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mevit_jax import recipes
+from mevit_jax.errors import UserError
+from mevit_jax.training.checkpoint import Checkpoints, write_workdir
+from mevit_jax.training.state import TrainState
+from mevit_jax.weights.load import inspect, load
+from mevit_jax.weights.positions import resize_space, resize_time
+from tests.weights.conftest import config_of, model_of
+
+CONFIG = config_of(1, 1, 1, layer_norm_eps=1e-12)
+NAMES = tuple('abcde')
+
+
+@pytest.fixture
+def workdir(rng, tmp_path):
+  """A workdir of random params, and the params."""
+  abstract = model_of(CONFIG)[0].abstract
+  params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), abstract)
+  recipe = recipes.Recipe(model=CONFIG, data=recipes.DataConfig(mean=(0.1, 0.2, 0.3)))
+  about = {'recipe': recipes.to_dict(recipe), 'class_names': list(NAMES), 'fingerprint': 'of a dataset'}
+  folder = tmp_path / 'workdir'
+  write_workdir(folder, about)
+  checkpoints = Checkpoints(folder, keep=1)
+  checkpoints.save(TrainState(jnp.asarray(7), jax.tree.map(jnp.asarray, params), {'momentum': jnp.zeros(1)}), about)
+  checkpoints.close()
+  return folder, params
+
+
+def loaded(folder, **changes):
+  model = model_of(dataclasses.replace(CONFIG, **changes))[0]
+  return load(folder, model, class_names=NAMES)
+
+
+def test_the_same_model_is_the_same(workdir):
+  folder, params = workdir
+  result = loaded(folder)
+  jax.tree.map(np.testing.assert_array_equal, result.params, params)
+  assert {row.status for row in result.table} == {'loaded'}
+  info = inspect(folder)
+  assert (info.kind, info.mean, info.layer_norm_eps) == ('MEViT of step 7', (0.1, 0.2, 0.3), 1e-12)
+
+
+def test_other_frames_grid_and_block_size(workdir):
+  """Positions are resized; all else stays."""
+  folder, params = workdir
+  result = loaded(folder, frames=5, image_size=(40, 24), block_size=3)
+  assert {row.name for row in result.table if row.status == 'resized'} == {'embedding/space', 'embedding/time'}
+  space, time = params['embedding']['space'], params['embedding']['time']
+  expected = {**params['embedding'], 'space': resize_space(space, (5, 3), antialias=True), 'time': resize_time(time, 5)}
+  jax.tree.map(np.testing.assert_array_equal, result.params, {**params, 'embedding': expected})
+
+
+def test_another_head(workdir):
+  folder, params = workdir
+  other = load(folder, model_of(dataclasses.replace(CONFIG, classes=3))[0], class_names=tuple('abc'))
+  assert not np.any(other.params['head']['kernel'])
+  assert other.params['head']['kernel'].shape == (32, 3)
+  turned = load(folder, model_of(CONFIG)[0], class_names=NAMES[::-1])
+  np.testing.assert_array_equal(turned.params['head']['bias'], params['head']['bias'][::-1])
+
+
+def test_other_stages(workdir):
+  """Blocks stay where they are in the row; a motion block that had no motion attention starts it."""
+  folder, params = workdir
+  result = loaded(folder, space_blocks=0, motion_blocks=2, class_blocks=2)
+  blocks, theirs = result.params['motion']['blocks'], params['motion']['blocks']
+  np.testing.assert_array_equal(blocks['mlp']['up']['bias'][0], params['space']['blocks']['mlp']['up']['bias'][0])
+  np.testing.assert_array_equal(blocks['mlp']['up']['bias'][1], theirs['mlp']['up']['bias'][0])
+  motion = blocks['motion_attention']
+  np.testing.assert_array_equal(motion['query']['bias'][0], blocks['space_attention']['query']['bias'][0])
+  assert not np.any(motion['out']['kernel'][0])
+  np.testing.assert_array_equal(motion['out']['kernel'][1], theirs['motion_attention']['out']['kernel'][0])
+  classify = result.params['classify']['blocks']['class_attention']['out']['kernel']
+  for i in range(2):  # its own, and that again
+    np.testing.assert_array_equal(classify[i], params['classify']['blocks']['class_attention']['out']['kernel'][0])
+  rows = {row.name: (row.status, row.note) for row in result.table}
+  assert rows['classify/blocks/class_attention/out/kernel'][0] == 'copied'
+  assert rows['motion/blocks/motion_attention/out/kernel'][1].endswith('; blocks 1 are loaded')
+
+
+def test_what_is_left_is_reported(workdir):
+  folder, _ = workdir
+  result = loaded(folder, space_blocks=1, motion_blocks=0, class_blocks=0)
+  unused = [row for row in result.table if row.status == 'unused']
+  assert len(unused) == 26 + 16  # of the motion block, of the class block
+  assert {row.note for row in unused} == {'the model has fewer blocks'}
+
+
+def test_too_few_blocks(workdir):
+  folder, _ = workdir
+  with pytest.raises(UserError, match='3 space and motion blocks, and there are 2'):
+    loaded(folder, motion_blocks=2)
+
+
+def test_no_checkpoint(workdir, tmp_path):
+  (tmp_path / 'empty' / 'checkpoints').mkdir(parents=True)
+  with pytest.raises(UserError, match=r'no config\.json'):
+    loaded(tmp_path / 'empty')
