@@ -22,8 +22,9 @@ def get_config():
     mlp_dim=256,
     space_blocks=1,
     motion_blocks=2,
-    class_blocks=0,
+    class_blocks=1,
     block_size=2,
+    motion_start='random',  # from scratch there is no space attention worth copying
     drop_path=0.0,
     dtype='float32',
   )
@@ -32,7 +33,7 @@ def get_config():
   config.data.short_side = (32, 32)
   config.optimizer.update(
     name='adamw',
-    learning_rate=3e-3,
+    learning_rate=2e-3,
     base_batch_size=32,
     schedule='cosine',
     weight_decay=0.05,
@@ -40,6 +41,6 @@ def get_config():
     warmup_epochs=0.2,
     clip_norm=1.0,
   )
-  config.training.update(batch_size=32, epochs=6.0, log_every=50, save_every=250, evaluate_every=500)
+  config.training.update(batch_size=32, epochs=5.0, log_every=50, save_every=250, evaluate_every=500)
   config.evaluation.update(crops=1, batch_size=64)
   return config

@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
-# Checks the code and runs the tests in a virtual environment of their own.
-#   bash launch/test.sh          everything that needs the pinned requirements alone
-#   bash launch/test.sh --all    and the slow tests: the demo's accuracy, from files to results
+# Checks the code and runs the tests, in a virtual environment of their own.
+#   bash launch/test.sh          what needs the pinned requirements alone: some minutes
+#   bash launch/test.sh --all    and parity with PyTorch's models (installs torch, transformers, timm: 1 GB and more)
+#                                and the demo's accuracy, from files to results
 #   bash launch/test.sh -k NAME  pytest's arguments are passed on
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 
-environment .venv-test requirements.txt requirements-test.txt
-python=.venv-test/bin/python
-arguments=()
-for argument in "$@"; do
-  if [[ $argument == --all ]]; then arguments+=(--slow); else arguments+=("$argument"); fi
-done
-$python -m ruff check .
-$python -m ruff format --check .
-$python -m mypy
-$python -m pytest "${arguments[@]}"
+if [[ ${1:-} == --all ]]; then
+  shift
+  environment .venv-all requirements.txt requirements-test.txt requirements-parity.txt
+  .venv-all/bin/python -m pytest --slow "$@"
+else
+  environment .venv-test requirements.txt requirements-test.txt
+  .venv-test/bin/python -m ruff check .
+  .venv-test/bin/python -m ruff format --check .
+  .venv-test/bin/python -m mypy
+  .venv-test/bin/python -m pytest "$@"
+fi

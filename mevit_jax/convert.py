@@ -35,10 +35,10 @@ def convert(recipe: Recipe, workdir: str) -> None:
   if (folder / 'config.json').exists() or any(folder.glob('checkpoints/*')):
     raise UserError(f'{folder} holds a run already: take another --workdir')
   run = runs.prepare_run(recipe, folder)
+  state = runs.fresh_state(run)
+  write_workdir(folder, run.about)
   checkpoints = Checkpoints(folder, recipe.training.keep)
   try:
-    state = runs.first_state(run, checkpoints)
-    write_workdir(folder, run.about)
     checkpoints.save(state, run.about)
   finally:
     checkpoints.close()

@@ -16,7 +16,7 @@ from mevit_jax.errors import UserError
 from mevit_jax.evaluation import report
 from mevit_jax.evaluation.protocol import Predictions, predict_all
 from mevit_jax.evaluation.results import write_results
-from mevit_jax.models.functional import Model, Params, build_model
+from mevit_jax.models.functional import Params, build_model
 from mevit_jax.parallel.hosts import host_rows
 from mevit_jax.parallel.mesh import make_mesh
 from mevit_jax.parallel.placement import by_rows, placed

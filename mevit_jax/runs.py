@@ -20,7 +20,7 @@ from mevit_jax.recipes import Recipe
 from mevit_jax.training.augment import mirror_labels
 from mevit_jax.training.checkpoint import Checkpoints, read_workdir
 from mevit_jax.training.optimizer import make_optimizer, make_schedule
-from mevit_jax.training.state import TrainState, init_state
+from mevit_jax.training.state import TrainState, begin_state, init_state
 from mevit_jax.training.steps import make_evaluation_step, make_train_step
 from mevit_jax.weights.load import inspect, load
 
@@ -44,6 +44,7 @@ class Run:
   steps_per_epoch: float
   schedule: Callable[[int], Any]
   init: Callable[[jax.Array], TrainState]
+  begin: Callable[[Params], TrainState]
   step: Callable[[TrainState, Any], tuple[TrainState, dict]]
   predict: Callable[[Params, jax.Array], jax.Array]
 
@@ -93,6 +94,7 @@ def prepare_run(recipe: Recipe, workdir: Path) -> Run:
   return Run(
     recipe, workdir, split, model, mesh, steps, steps_per_epoch, schedule,
     init=jax.jit(init, out_shardings=shardings),
+    begin=jax.jit(partial(begin_state, optimizer), donate_argnums=0, out_shardings=shardings),
     step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
     predict=jax.jit(make_evaluation_step(model, mean=recipe.data.mean, std=recipe.data.std), out_shardings=rows),
   )  # fmt: skip
@@ -110,24 +112,17 @@ def _with_source(recipe: Recipe, workdir: Path) -> Recipe:
     return recipes.with_source(recipe, before.model.layer_norm_eps, before.data.mean, before.data.std)
   if not recipe.init_from:
     return recipe
-  info = inspect(recipe.init_from)
-  channels = slice(None, None, -1 if recipe.init_channel_order == 'bgr' else 1)
-  mean, std = (
-    theirs[channels] if theirs else ours
-    for theirs, ours in ((info.mean, recipe.data.mean), (info.std, recipe.data.std))
-  )
-  return recipes.with_source(recipe, info.layer_norm_eps, mean, std)
+  info = inspect(recipe.init_from, recipe.init_channel_order)
+  if info.mean is None or info.std is None:
+    print(f'{recipe.init_from} does not say its mean and std: data.mean {recipe.data.mean}, data.std {recipe.data.std}')
+  return recipes.with_source(recipe, info.layer_norm_eps, info.mean or recipe.data.mean, info.std or recipe.data.std)
 
 
-def first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
-  """The newest checkpoint's state; or a fresh one, with the weights that the recipe starts from."""
+def fresh_state(run: Run) -> TrainState:
+  """The state before the first step, with the weights that the recipe starts from."""
   key = jax.random.key(run.recipe.training.seed)
-  if checkpoints.latest is not None:
-    print(f'resuming from step {checkpoints.latest} of {run.workdir}', flush=True)
-    return checkpoints.restore(placed(jax.eval_shape(run.init, key), run.mesh))
-  state = run.init(key)
   if not run.recipe.init_from:
-    return state
+    return run.init(key)
   loaded = load(
     run.recipe.init_from,
     run.model,
@@ -137,8 +132,14 @@ def first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
     key=key,
   )
   print(loaded.report(), flush=True)
-  params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), loaded.params, state.params)
-  return dataclasses.replace(state, params=params)
+  return run.begin(jax.device_put(loaded.params, place(run.model.abstract, run.mesh)))
+
+
+def restored_state(run: Run, checkpoints: Checkpoints) -> TrainState:
+  """The newest checkpoint's state, on the run's devices."""
+  abstract = jax.eval_shape(run.init, jax.random.key(0))
+  print(f'resuming from step {checkpoints.latest} of {run.workdir}', flush=True)
+  return checkpoints.restore(placed(abstract, run.mesh))
 
 
 def check_workdir(run: Run) -> None:

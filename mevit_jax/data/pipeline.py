@@ -103,7 +103,8 @@ def _batches(
     batches = examples.batch(stop - start).to_iter_dataset(grain.ReadOptions(0, 0))
     return iter(batches.mp_prefetch(grain.MultiprocessingOptions(workers, 1)))
   threads = len(os.sched_getaffinity(0))  # decoding and resizing let go of Python's lock
-  return iter(examples.to_iter_dataset(grain.ReadOptions(threads, 2 * threads)).batch(stop - start))
+  # Two batches ahead: what is made while the devices are busy is there when they are not.
+  return iter(examples.to_iter_dataset(grain.ReadOptions(threads, 2 * (stop - start))).batch(stop - start))
 
 
 class _HostRows(grain.MapDataset):

@@ -26,7 +26,11 @@ class TrainState:
   opt_state: optax.OptState
 
 
-def init_state(model: Model, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
-  """The state before the first step; jit it with output shardings, and no parameter is ever whole on one device."""
-  params = model.init(key)
+def begin_state(optimizer: optax.GradientTransformation, params: Params) -> TrainState:
+  """The state before the first step, with these params."""
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def init_state(model: Model, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+  """Likewise, from scratch; jit it with output shardings, and no parameter is ever whole on one device."""
+  return begin_state(optimizer, model.init(key))
