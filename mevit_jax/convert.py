@@ -21,9 +21,6 @@ from mevit_jax.errors import UserError
 from mevit_jax.recipes import Recipe
 from mevit_jax.training.checkpoint import Checkpoints, write_workdir
 
-CONFIG = recipes.config_flag()
-WORKDIR = flags.DEFINE_string('workdir', None, 'Where the checkpoint goes; it must be new.')
-
 
 def convert(recipe: Recipe, workdir: str) -> None:
   """Writes a workdir with one checkpoint, of step 0, from the weights that the recipe starts from.
@@ -49,9 +46,11 @@ def main(argv: Sequence[str]) -> None:
   """Converts the one argument."""
   if len(argv) != 2:
     raise UserError('name the weights to convert, one file or folder (--help tells all)')
-  recipe = dataclasses.replace(recipes.recipe_of(CONFIG.value), init_from=argv[1])
-  convert(recipe, str(WORKDIR.value))
+  recipe = dataclasses.replace(recipes.recipe_of(flags.FLAGS.config), init_from=argv[1])
+  convert(recipe, flags.FLAGS.workdir)
 
 
 if __name__ == '__main__':
+  recipes.config_flag()
+  flags.DEFINE_string('workdir', None, 'Where the checkpoint goes; it must be new.')
   command.run(main, required=['config', 'workdir'])

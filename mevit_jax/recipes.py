@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import ml_collections
+from absl import flags
 from ml_collections import config_flags
 
 from mevit_jax.data.clips import ClipConfig
@@ -17,6 +18,9 @@ from mevit_jax.models.config import MEViTConfig
 from mevit_jax.parallel.mesh import MeshConfig
 from mevit_jax.training.augment import AugmentConfig
 from mevit_jax.training.optimizer import OptimizerConfig
+
+# The flag --config counts as the command's own: its --help shows it.
+flags.disclaim_key_flags()
 
 
 @dataclasses.dataclass(frozen=True)
