@@ -42,19 +42,22 @@ def film_strips(path: Path, strips: Sequence[Strip], title: str) -> None:
   height, width = strips[0].frames.shape[1:3]
   frame_width = 1.1
   row_height = frame_width * height / width
-  text_width, top = 3.6, 0.5
-  size = (columns * frame_width + text_width, len(strips) * (row_height + 0.08) + top)
+  margin, text_width, top = 0.12, 3.6, 0.5
+  size = (margin + columns * frame_width + text_width, len(strips) * (row_height + 0.08) + top + margin)
   figure = matplotlib.figure.Figure(figsize=size, dpi=150, facecolor='white')
-  figure.text(0.012, 1 - 0.5 * top / size[1], title, fontsize=11, weight='bold', va='center', parse_math=False)
+  figure.text(
+    margin / size[0], 1 - 0.5 * top / size[1], title, fontsize=11, weight='bold', va='center', parse_math=False
+  )
   for row, strip in enumerate(strips):
     bottom = size[1] - top - (row + 1) * (row_height + 0.08)
     chosen = np.linspace(0, len(strip.frames) - 1, columns).round().astype(int)
     for column, frame in enumerate(strip.frames[chosen]):
-      box = (column * frame_width / size[0], bottom / size[1], frame_width * 0.97 / size[0], row_height / size[1])
+      left = margin + column * frame_width
+      box = (left / size[0], bottom / size[1], frame_width * 0.97 / size[0], row_height / size[1])
       axes = figure.add_axes(box)
       axes.imshow(frame, aspect='auto', interpolation='nearest')
       axes.axis('off')
-    _write_labels(figure, strip, (columns * frame_width + 0.12, bottom + row_height / 2), size)
+    _write_labels(figure, strip, (2 * margin + columns * frame_width, bottom + row_height / 2), size)
   figure.savefig(path, metadata={'Software': None})
 
 
