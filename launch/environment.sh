@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: a virtual environment with the pinned requirements, made once.
 #   environment FOLDER REQUIREMENTS...      PYTHON=python3.12 bash launch/demo.sh takes another Python
 

@@ -93,13 +93,13 @@ def test_film_strips(tmp_path, frames, height, width):
     pixels = np.asarray(image.convert('RGB')).astype(int)
   columns = min(frames, 8)
   assert image.format == 'PNG'
-  # 1.1 inches a frame and 3.6 for the labels, at 150 dots an inch.
-  assert abs(image.width - 150 * (1.1 * columns + 3.6)) < 2
-  assert abs(image.height - 150 * (3 * (1.1 * height / width + 0.08) + 0.5)) < 2
+  # 1.1 inches a frame, 3.6 for the labels and a margin of 0.12, at 150 dots an inch.
+  assert abs(image.width - 150 * (0.12 + 1.1 * columns + 3.6)) < 2
+  assert abs(image.height - 150 * (3 * (1.1 * height / width + 0.08) + 0.5 + 0.12)) < 2
   # Every frame's own pixels are in it, in its place: the first of the last strip, and the last of the first.
   down, across = 150 * (1.1 * height / width + 0.08), 165
   for row, column in ((2, 0), (0, columns - 1)):
     frame = strips[row].frames[0 if column == 0 else -1]
-    y, x = int(75 + down * row + 0.08 * 150 + 165 * height / width / 2), int(across * column + 0.97 * 165 / 2)
+    y, x = int(75 + down * row + 0.08 * 150 + 165 * height / width / 2), int(18 + across * column + 0.97 * 165 / 2)
     around = frame[height // 2 - 1 : height // 2 + 1, width // 2 - 1 : width // 2 + 1].reshape(-1, 3).astype(int)
     assert np.abs(around - pixels[y, x]).sum(1).min() == 0
