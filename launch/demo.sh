@@ -3,9 +3,9 @@
 # and leaves a picture. About ten minutes on two CPU cores.
 #   bash launch/demo.sh [FOLDER, default runs/demo]
 set -euo pipefail
+folder=$(realpath -m "${1:-$(dirname "$0")/../runs/demo}")
 cd "$(dirname "$0")/.."
 source launch/environment.sh
-folder=${1:-runs/demo}
 
 environment .venv requirements.txt
 .venv/bin/python -m mevit_jax.prepare moving_shapes --data_dir="$folder/data"

@@ -8,8 +8,8 @@ environment() {
   local mark="$folder/installed.txt"
   if ! cat "$@" | cmp -s - "$mark"; then
     echo "installing into $folder (once)"
-    "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-      { echo "error: Python 3.11 or newer is needed: PYTHON=/path/to/python bash $0" >&2; return 1; }
+    "${PYTHON:-python3}" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' ||
+      { echo "error: Python 3.11 or 3.12 is needed: PYTHON=/path/to/python bash $0" >&2; return 1; }
     "${PYTHON:-python3}" -m venv "$folder"
     local arguments=()
     local file

@@ -29,9 +29,10 @@ def convert(recipe: Recipe, workdir: str) -> None:
     UserError: for what the weights, the recipe, its dataset or the workdir can have wrong; nothing is written then.
   """
   folder = Path(workdir).expanduser()
-  if (folder / 'config.json').exists() or any(folder.glob('checkpoints/*')):
+  if any(folder.glob('checkpoints/*')):
     raise UserError(f'{folder} holds a run already: take another --workdir')
   run = runs.prepare_run(recipe, folder)
+  runs.check_workdir(run)  # one that was begun and not finished goes on
   state = runs.fresh_state(run)
   write_workdir(folder, run.about)
   checkpoints = Checkpoints(folder, recipe.training.keep)

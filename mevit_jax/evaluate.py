@@ -55,12 +55,18 @@ def _as_trained(recipe: Recipe, trained: Recipe, workdir: Path) -> Recipe:
     'model.layer_norm_eps',
     'model.motion_start',
     'model.drop_path',
+    'model.dtype',
   )
   found = [line for line in found if not line.startswith(free)]
   if found:
     raise UserError(f'{workdir} has another model (there, and now): {"; ".join(found[:5])}')
+  for name in ('sampling', 'stride'):
+    theirs, ours = getattr(trained.data, name), getattr(recipe.data, name)
+    if theirs != ours:
+      print(f'evaluating with data.{name} {ours}, where training had {theirs}', flush=True)
   data = dataclasses.replace(recipe.data, mean=trained.data.mean, std=trained.data.std)
-  return dataclasses.replace(recipe, model=trained.model, data=data)
+  model = dataclasses.replace(trained.model, dtype=recipe.model.dtype)
+  return dataclasses.replace(recipe, model=model, data=data)
 
 
 def evaluate_params(

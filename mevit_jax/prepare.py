@@ -13,7 +13,8 @@ given, every class is split in two. Every video is decoded once; those that do n
 out and listed, with the reason, in report.txt.
 
 The dataset is written to DIR/NAME/1.0.0. A run that was killed goes on where it stopped: give the
-same command again.
+same command again. What is complete is left alone; a command that asks for something else under the
+same name is refused, unless with --overwrite.
 """
 
 import difflib
@@ -22,8 +23,9 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -34,7 +36,7 @@ from mevit_jax.errors import UserError
 
 DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where datasets lie, each in a folder of its own.')
 OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Prepare again what is already complete.')
-SEED = flags.DEFINE_integer('seed', 0, 'Of the videos drawn, or of the split.')
+SEED = flags.DEFINE_integer('seed', 0, 'Of the videos drawn, or of the split.', lower_bound=0)
 WORKERS = flags.DEFINE_integer('workers', 0, 'Processes; 0: one for each core.', lower_bound=0)
 
 TRAIN_VIDEOS = flags.DEFINE_integer('train_videos', 8192, 'moving_shapes: videos to train on.', lower_bound=8)
@@ -92,7 +94,15 @@ def _moving_shapes(arguments: Sequence[str]) -> None:
     raise UserError(f'moving_shapes takes no further argument, but got: {" ".join(arguments)}')
   if SIZE.value % 2:
     raise UserError(f'--size must be even, for the codec, but is {SIZE.value}')
-  if _already('moving_shapes'):
+  asked = {
+    'kind': 'moving_shapes',
+    'train_videos': TRAIN_VIDEOS.value,
+    'validation_videos': VALIDATION_VIDEOS.value,
+    'seed': SEED.value,
+    'frames': FRAMES.value,
+    'size': SIZE.value,
+  }
+  if _already('moving_shapes', asked, elsewhere='--data_dir'):
     return
   shards.begin(_directory('moving_shapes'))
   builder = moving_shapes.build(
@@ -102,7 +112,7 @@ def _moving_shapes(arguments: Sequence[str]) -> None:
     FRAMES.value,
     SIZE.value,
   )
-  shards.write(builder, _workers(), Progress('videos written'))
+  shards.write(builder, _workers(), Progress('videos written'), asked)
   _summary('moving_shapes', 'configs/demo.py')
 
 
@@ -111,7 +121,13 @@ def _video_folder(arguments: Sequence[str]) -> None:
     raise UserError('video_folder takes one folder or one CSV file: see --help')
   source = Path(arguments[0]).expanduser()
   name = _name(source)
-  if _already(name):
+  asked = {
+    'kind': 'video_folder',
+    'source': str(source.resolve()),
+    'seed': SEED.value,
+    'validation_fraction': VALIDATION_FRACTION.value,
+  }
+  if _already(name, asked, elsewhere='--name'):
     return
   found, notes = video_folder.find(source)
   names = video_folder.class_names(found)
@@ -127,6 +143,7 @@ def _video_folder(arguments: Sequence[str]) -> None:
   )
   items = [files.Item(each, examined[each.path]) for each in found]
   _check_dead(items, notes)
+  _check_classes(items, notes)
   usable = [item for item in items if not item.examined.dead]
   splits = video_folder.split(usable, VALIDATION_FRACTION.value, SEED.value)
   summary = report.make(items, splits, notes)
@@ -134,7 +151,9 @@ def _video_folder(arguments: Sequence[str]) -> None:
   shards.begin(_directory(name))
   report.save(summary, _directory(name))
   builder = video_folder.VideoFolder(_data_dir(), name, names, splits)
-  shards.write(builder, _workers(), Progress('videos written'))
+  if any(each.split for each in found):  # Nothing was left to chance.
+    asked = {key: asked[key] for key in ('kind', 'source')}
+  shards.write(builder, _workers(), Progress('videos written'), asked)
   memory.unlink()
   print('\n' + report.text(summary, at_most=SHOWN))
   _summary(name, 'configs/video_folder.py')
@@ -170,6 +189,17 @@ def _check_dead(items: Sequence[files.Item], notes: Sequence[str]) -> None:
   )
 
 
+def _check_classes(items: Sequence[files.Item], notes: Sequence[str]) -> None:
+  """A class without any example would be one that the model can never be right about."""
+  gone = video_folder.without_usable(items)
+  if not gone:
+    return
+  print('\n' + report.text(report.make(items, {}, notes), at_most=SHOWN))
+  raise UserError(
+    f'all videos are dead of: {", ".join(gone)}; mend or add some, or leave the class out; nothing was written'
+  )
+
+
 def _check_room(directory: Path, needed: int) -> None:
   there = directory
   while not there.exists():
@@ -194,11 +224,31 @@ def _workers() -> int:
   return WORKERS.value or os.cpu_count() or 1
 
 
-def _already(name: str) -> bool:
-  """Says so where the dataset is there and complete, and is not to be made again."""
+def _already(name: str, asked: Mapping[str, Any], elsewhere: str) -> bool:
+  """Says so where the dataset is there and complete, and is not to be made again.
+
+  Args:
+    name: of the dataset.
+    asked: what decides its content.
+    elsewhere: the flag that makes it another dataset.
+
+  Raises:
+    UserError: what is there was asked for otherwise.
+  """
   directory = _directory(name)
   if OVERWRITE.value or not datasets.is_complete(directory):
     return False
+  try:
+    before = datasets.read_asked(directory)
+  except (OSError, ValueError) as error:
+    raise UserError(f'{directory} is damaged ({error}): give --overwrite') from error
+  # What was not written down did not matter, or nobody knows.
+  other = {key: value for key, value in before.items() if value != asked.get(key)}
+  if 'kind' in other:
+    other = {'kind': other['kind']}  # Another kind's flags say nothing more.
+  if other:
+    difference = ', '.join(f'{key} {value}, not {asked.get(key)}' for key, value in other.items())
+    raise UserError(f'{directory} is of {difference}: give {elsewhere} or --overwrite')
   print(f'{directory} is already complete: nothing to do (--overwrite prepares it again).')
   return True
 

@@ -19,7 +19,7 @@ from mevit_jax.parallel.placement import by_rows, place, placed
 from mevit_jax.recipes import Recipe
 from mevit_jax.training.augment import mirror_labels
 from mevit_jax.training.checkpoint import Checkpoints, read_workdir
-from mevit_jax.training.optimizer import make_optimizer, make_schedule
+from mevit_jax.training.optimizer import check_patterns, make_optimizer, make_schedule
 from mevit_jax.training.state import TrainState, begin_state, init_state
 from mevit_jax.training.steps import make_evaluation_step, make_train_step
 from mevit_jax.weights.load import inspect, load
@@ -74,6 +74,7 @@ def prepare_run(recipe: Recipe, workdir: Path) -> Run:
       f'is not divisible by the {mesh.size} devices that share it'
     )
   model = build_model(recipe.model)
+  check_patterns(recipe.optimizer, model.abstract)
   steps_per_epoch = len(split) / training.batch_size
   steps = max(1, round(training.epochs * steps_per_epoch))
   schedule = make_schedule(recipe.optimizer, training.batch_size, steps_per_epoch, steps)
@@ -150,7 +151,8 @@ def check_workdir(run: Run) -> None:
     return
   before, about = read_workdir(run.workdir), run.about
   found = recipes.differences(before['recipe'], about['recipe'])
-  found = [line for line in found if not line.startswith(_MAY_DIFFER)]
+  started = any((run.workdir / 'checkpoints').glob('*'))  # then what it started from is read no more
+  found = [line for line in found if not line.startswith((*_MAY_DIFFER, *(('init_',) if started else ())))]
   if before['class_names'] != about['class_names']:
     names = zip(before['class_names'], about['class_names'], strict=False)
     found.append('class names: ' + next((f'{a!r}, and {b!r}' for a, b in names if a != b), 'another number of them'))

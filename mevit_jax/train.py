@@ -12,6 +12,7 @@ import numpy as np
 from clu import parameter_overview
 
 from mevit_jax.data import datasets, pipeline
+from mevit_jax.errors import UserError
 from mevit_jax.evaluate import evaluate_params, predict_split
 from mevit_jax.parallel.hosts import global_batch, host_rows
 from mevit_jax.parallel.placement import by_rows
@@ -53,7 +54,7 @@ def dry_run(recipe: Recipe, workdir: str) -> None:
   print_summary(run)
   recipe, rows = run.recipe, by_rows(run.mesh)
   print(parameter_overview.get_parameter_overview(run.model.abstract, include_stats=False))
-  state = run.init(jax.random.key(recipe.training.seed))
+  state = fresh_state(run)
   with contextlib.closing(_batches(run, 0)) as batches:
     for what in ('compiled and ran a training step', 'ran a second one'):
       start = time.monotonic()
@@ -147,6 +148,11 @@ def _log(run: Run, step: int, metrics, progress: Progress, writer: Writer) -> No
   """Writes and prints the means over the steps since the last line."""
   means = {name: float(np.mean([one[name] for one in metrics])) for name in metrics[0]}
   metrics.clear()
+  if not np.isfinite(means['loss']):
+    raise UserError(
+      f'the loss is {means["loss"]} at step {step}: lower the learning rate or clip the gradient '
+      '(optimizer.learning_rate, .clip_norm); the checkpoints before it are kept'
+    )
   values = {**means, **progress.measure(step), 'learning_rate': float(run.schedule(step - 1))}
   writer.write(step, values, 'train')
   print(progress.line(step, values), flush=True)

@@ -77,8 +77,7 @@ def test_a_converted_model_learns_where_it_is_placed(recipe, tiny, vit, tmp_path
 
 
 def test_a_workdir_is_not_written_over(recipe, vit, tmp_path):
-  (tmp_path / 'run').mkdir()
-  (tmp_path / 'run' / 'config.json').write_text('{}')
+  (tmp_path / 'run' / 'checkpoints' / '0').mkdir(parents=True)
   with pytest.raises(UserError, match='holds a run already'):
     convert.convert(dataclasses.replace(recipe, init_from=str(vit)), str(tmp_path / 'run'))
 

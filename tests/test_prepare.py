@@ -117,6 +117,64 @@ def test_preparing_again_does_nothing_unless_told_to(folder, tmp_path, run):
   assert datasets.open_split(tmp_path, 'my_videos', 'train').fingerprint != first
 
 
+def test_shapes_of_other_arguments_are_not_taken_for_those_asked_for(tmp_path, run):
+  run(*small(tmp_path))
+  assert 'nothing to do' in run(*small(tmp_path))
+  message = 'is of train_videos 8, not 16, seed 0, not 3: give --data_dir or --overwrite'
+  with pytest.raises(UserError, match=message):
+    run(*small(tmp_path), '--train_videos=16', '--seed=3')
+  run(*small(tmp_path), '--train_videos=16', '--seed=3', '--overwrite')
+  assert len(datasets.open_split(tmp_path, 'moving_shapes', 'train')) == 16
+  assert 'nothing to do' in run(*small(tmp_path), '--train_videos=16', '--seed=3')
+
+
+def test_videos_of_another_source_are_not_taken_for_those_asked_for(folder, tmp_path, run, monkeypatch):
+  arguments = ('video_folder', folder, f'--data_dir={tmp_path}')
+  run(*arguments)
+  monkeypatch.chdir(folder.parent)
+  assert 'nothing to do' in run('video_folder', folder.name, f'--data_dir={tmp_path}', '--max_dead=0.5')
+  with pytest.raises(UserError, match=r'is of seed 0, not 1, validation_fraction 0\.2, not 0\.4: give --name or'):
+    run(*arguments, '--seed=1', '--validation_fraction=0.4')
+  other = shutil.copytree(folder, tmp_path / 'b' / folder.name)
+  with pytest.raises(UserError, match=f'is of source {folder}, not {other}: give --name or --overwrite'):
+    run('video_folder', other, f'--data_dir={tmp_path}')
+  run(*small(tmp_path))
+  with pytest.raises(UserError, match='is of kind moving_shapes, not video_folder: give --name or'):
+    run(*arguments, '--name=moving_shapes')
+
+
+def test_the_seed_of_a_split_that_was_given_does_not_matter(folder, tmp_path, run):
+  for split in ('train', 'test'):
+    shutil.copytree(folder, tmp_path / 'given' / split)
+  arguments = ('video_folder', tmp_path / 'given', f'--data_dir={tmp_path}')
+  run(*arguments)
+  assert 'nothing to do' in run(*arguments, '--seed=5')
+
+
+def test_a_complete_dataset_whose_fingerprint_is_broken_is_one_line(tmp_path, run):
+  run(*small(tmp_path))
+  (tmp_path / 'moving_shapes' / '1.0.0' / 'fingerprint.json').write_text('{')
+  with pytest.raises(UserError, match=r'is damaged.*: give --overwrite'):
+    run(*small(tmp_path))
+
+
+def test_a_negative_seed_is_refused_before_anything_is_written(tmp_path, run):
+  with pytest.raises(flags.IllegalFlagValueError, match='--seed=-1'):
+    run(*small(tmp_path), '--seed=-1')
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_class_of_dead_videos_alone_is_named_and_nothing_written(folder, tmp_path, run, capsys):
+  for name in ('1', '2'):
+    path = folder / 'newts' / f'{name}.mp4'
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b'')
+  with pytest.raises(UserError, match=r'all videos are dead of: newts; .*nothing was written'):
+    run('video_folder', folder, f'--data_dir={tmp_path}', '--max_dead=0.5')
+  assert 'newts/1.mp4: ' in capsys.readouterr().out
+  assert not (tmp_path / 'my_videos' / '1.0.0').exists()
+
+
 def test_a_run_that_broke_off_goes_on(tmp_path, run, monkeypatch):
   encode = moving_shapes.encode
   left = iter(range(12))

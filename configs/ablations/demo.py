@@ -1,5 +1,7 @@
 """The demo with other time attention, at the same budget: none, or motion attention with another block size.
 
+README.md has the results. With --config.model.class_blocks=0 it is motion attention alone that sees several frames.
+
 python main.py --config=configs/ablations/demo.py:0 --workdir=runs/demo_none     (no motion attention)
 python main.py --config=configs/ablations/demo.py:1 --workdir=runs/demo_m1       (the same patch in all frames)
 python main.py --config=configs/ablations/demo.py:2 --workdir=runs/demo_m2       (the demo itself)

@@ -98,9 +98,10 @@ def _version(data_dir: Path, dataset: str) -> Path:
   complete = [path for path in found if is_complete(path)]
   if complete:
     return max(complete, key=lambda path: [int(part) for part in path.name.split('.')])
-  prepare = f'python -m mevit_jax.prepare {dataset} --data_dir={data_dir}'
-  if found:
-    raise UserError(f'{found[0]} is not complete; go on with it: {prepare}')
+  if found:  # By which command is not known before it is complete.
+    raise UserError(f'{found[0]} is not complete; to go on with it, give the same prepare command again')
+  what = dataset if dataset == 'moving_shapes' else f'video_folder ROOT --name={dataset}'
+  prepare = f'python -m mevit_jax.prepare {what} --data_dir={data_dir}'
   names = {path.parent.parent.name for path in data_dir.glob('*/*/dataset_info.json')}
   raise UserError(f'no dataset {dataset!r} in {data_dir}; there: {_list(names)}; prepare it first: {prepare}')
 
@@ -114,6 +115,11 @@ def read_fingerprint(directory: Path) -> tuple[str, dict[str, int]]:
   """A complete dataset's fingerprint and how many videos each split has, without its data."""
   content = json.loads((directory / 'fingerprint.json').read_text())
   return content['fingerprint'], content['videos']
+
+
+def read_asked(directory: Path) -> dict[str, Any]:
+  """The arguments that decided what a complete dataset holds; empty where nobody wrote them down."""
+  return json.loads((directory / 'fingerprint.json').read_text()).get('asked', {})
 
 
 def _list(names: Iterable[str]) -> str:

@@ -6,7 +6,9 @@ integer, the step: no iterator state is ever stored.
 """
 
 import contextlib
+import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -101,10 +103,22 @@ def _batches(
       flags.FLAGS.mark_as_parsed()
     # Batches before processes: Grain deals what comes out here to the workers in turn.
     batches = examples.batch(stop - start).to_iter_dataset(grain.ReadOptions(0, 0))
-    return iter(batches.mp_prefetch(grain.MultiprocessingOptions(workers, 1)))
+    return iter(batches.mp_prefetch(grain.MultiprocessingOptions(workers, 1), worker_init_fn=_end_with_parent))
   threads = len(os.sched_getaffinity(0))  # decoding and resizing let go of Python's lock
   # Two batches ahead: what is made while the devices are busy is there when they are not.
   return iter(examples.to_iter_dataset(grain.ReadOptions(threads, 2 * (stop - start))).batch(stop - start))
+
+
+def _end_with_parent(index: int, count: int) -> None:
+  """Ends this worker when its parent is gone: a parent that was killed cannot tell it to."""
+  del index, count
+
+  def wait() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+      parent.join()
+      os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
 
 
 class _HostRows(grain.MapDataset):

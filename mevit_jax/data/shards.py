@@ -28,13 +28,19 @@ Record = tuple[str, int, str]  # id, label, sha256 of the video's bytes
 Receipt = dict[str, Any]  # 'key': of the items, 'bytes': of the file, 'records': list of Record
 
 
-def write(builder: builders.VideoBuilder, workers: int = 0, progress: Progress = lambda done, total: None) -> str:
+def write(
+  builder: builders.VideoBuilder,
+  workers: int = 0,
+  progress: Progress = lambda done, total: None,
+  asked: Mapping[str, Any] | None = None,
+) -> str:
   """Writes a dataset, or what a killed run left of it to write, and returns its fingerprint.
 
   Args:
     builder: its data_path is written; shards of another plan that lie there are removed.
     workers: how many processes; 0 means this one.
     progress: called with how many examples are written, and of how many.
+    asked: kept with the fingerprint: the arguments that decided what the dataset holds.
 
   Raises:
     UserError: whatever the builder's `make` raises; a process died; the disk is full.
@@ -55,7 +61,7 @@ def write(builder: builders.VideoBuilder, workers: int = 0, progress: Progress =
     records[split] += map(tuple, receipts[file]['records'])
   mark = fingerprint(builder.class_names, records)
   videos = {split: len(rows) for split, rows in records.items()}
-  text = json.dumps({'fingerprint': mark, 'videos': videos}, indent=2)
+  text = json.dumps({'fingerprint': mark, 'videos': videos, 'asked': dict(asked or {})}, indent=2)
   (directory / 'fingerprint.json').write_text(text + '\n')
   _write_metadata(builder, directory, jobs, receipts)
   shutil.rmtree(directory / UNFINISHED)

@@ -75,7 +75,9 @@ class Checkpoints:
 
   def about(self) -> dict[str, Any]:
     """What the newest checkpoint says of itself."""
-    return self._restore(self._newest(), ocp.args.Composite(about=ocp.args.JsonRestore()))['about']
+    step = self._newest()
+    about = self._restore(step, ocp.args.Composite(about=ocp.args.JsonRestore()))['about']
+    return _checked(about, self._workdir / 'checkpoints' / str(step))
 
   def close(self) -> None:
     """Waits for what is being saved."""
@@ -125,8 +127,15 @@ def read_workdir(workdir: Path) -> dict[str, Any]:
     about = json.loads(path.read_text())
   except json.JSONDecodeError as error:
     raise UserError(f'{path} is damaged: {error}') from None
+  return _checked(about, path)
+
+
+def _checked(about: Any, where: Path) -> dict[str, Any]:
+  """What a workdir or a checkpoint says of itself; a UserError if that is of another version, or nothing of ours."""
+  if not isinstance(about, dict) or not {'recipe', 'class_names', 'fingerprint'} <= about.keys():
+    raise UserError(f'{where} is not of a workdir of mevit_jax, or damaged')
   if about.get('format') != FORMAT:
-    raise UserError(f'{path} has format {about.get("format")}, this version of mevit_jax reads {FORMAT}')
+    raise UserError(f'{where} has format {about.get("format")}, this version of mevit_jax reads {FORMAT}')
   return about
 
 

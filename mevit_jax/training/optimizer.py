@@ -60,6 +60,11 @@ class OptimizerConfig:
     for field in ('learning_rate', 'weight_decay', 'warmup_epochs', 'clip_norm'):
       if getattr(self, field) < 0:
         raise UserError(f'optimizer.{field} must not be negative, and is {getattr(self, field)}')
+    for field in ('momentum', 'beta1', 'beta2'):
+      if not 0 <= getattr(self, field) < 1:
+        raise UserError(f'optimizer.{field} must be in [0, 1), not {getattr(self, field)}')
+    if self.decay_factor <= 0:
+      raise UserError(f'optimizer.decay_factor must be positive, not {self.decay_factor}')
     if self.base_batch_size < 1:
       raise UserError(f'optimizer.base_batch_size must be positive, not {self.base_batch_size}')
     if not 0 < self.layer_decay <= 1:
@@ -99,6 +104,17 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
     optimizer = optax.partition(kinds, lambda params: unmatched(params, config.freeze))
   # Scaled last, where every stage is there, frozen or not.
   return optax.chain(optimizer, _scale_by_layer(config.layer_decay)) if config.layer_decay < 1 else optimizer
+
+
+def check_patterns(config: OptimizerConfig, params) -> None:
+  """Raises a UserError if a regular expression matches no parameter, or freezes all: a typo, most likely."""
+  for field in ('no_decay', 'freeze'):
+    pattern = getattr(config, field)
+    trained = jax.tree.leaves(unmatched(params, pattern))
+    if pattern and (all(trained) or (field == 'freeze' and not any(trained))):
+      names = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in jax.tree.leaves_with_path(params)]
+      what = 'no parameter' if all(trained) else 'every parameter'
+      raise UserError(f'optimizer.{field} {pattern!r} matches {what}; their paths are like {names[0]}, {names[-1]}')
 
 
 def unmatched(params, pattern: str):

@@ -25,7 +25,7 @@ class Loaded:
   Attributes:
     params: of the model, NumPy arrays.
     table: a row for every parameter, and one for every name of the source that is not used.
-    info: of the source.
+    info: of the source, as it says it (`inspect` has mean and std for the recipe).
   """
 
   params: Params
@@ -48,7 +48,10 @@ def inspect(path: str | Path, channel_order: ChannelOrder = 'rgb') -> SourceInfo
   Raises:
     UserError: nothing there, damaged, or of an unknown kind.
   """
-  return _red_first(open_source(Path(path).expanduser()).info, channel_order)
+  info = open_source(Path(path).expanduser()).info
+  if channel_order == 'rgb':
+    return info
+  return dataclasses.replace(info, mean=info.mean and info.mean[::-1], std=info.std and info.std[::-1])
 
 
 def load(
@@ -68,8 +71,8 @@ def load(
     class_names: of the model's classes.
     head: 'auto' keeps the source's head, row by row, where both name the same classes; 'keep' takes it as it is (the
       caller knows that class i is class i: only their number is checked); 'fresh' does not.
-    channel_order: what the weights were trained on; blue first is turned within the patch embedding (and mean and std),
-      so that the params always take red first.
+    channel_order: what the weights were trained on; blue first is turned within the patch embedding, so that the
+      params always take red first.
     key: for motion attention that starts at random (`motion_start`).
 
   Raises:
@@ -89,13 +92,7 @@ def load(
   check_params(params, model.abstract)
   if channel_order == 'bgr':
     params['embedding']['kernel'] = np.ascontiguousarray(params['embedding']['kernel'][:, :, ::-1])
-  return Loaded(params, tuple(landing.rows), _red_first(source.info, channel_order))
-
-
-def _red_first(info: SourceInfo, channel_order: ChannelOrder) -> SourceInfo:
-  if channel_order == 'rgb':
-    return info
-  return dataclasses.replace(info, mean=info.mean and info.mean[::-1], std=info.std and info.std[::-1])
+  return Loaded(params, tuple(landing.rows), source.info)
 
 
 def _match_heads(

@@ -1,20 +1,24 @@
 """Weights out again: a space-only MEViT as a ViT of timm or Hugging Face, a TimeSformer as Hugging Face's."""
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from mevit_jax.errors import UserError
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.functional import Params
 from mevit_jax.weights import timesformer, vit
+from mevit_jax.weights.read import is_workdir
 from mevit_jax.weights.rules import Page
 from mevit_jax.weights.sources import in_a_row
 
+_WEIGHTS = 'model.safetensors'
 Library = Literal['timm', 'hf_vit', 'hf_timesformer']
 # Each library's page, and what Hugging Face writes before all names but the head's.
 _PAGES = {
@@ -49,22 +53,35 @@ def export(
     The path of the weights.
 
   Raises:
-    UserError: the library's model is not this one; the line says in what.
+    UserError: the library's model is not this one (the line says in what), or the folder is a workdir of ours, or
+      cannot be written.
   """
+  folder = Path(folder).expanduser()
+  if is_workdir(folder):
+    raise UserError(f'{folder} is a workdir: take another --folder')
   _CHECKS[to](config)
   arrays, _ = in_a_row(params)
   if to != 'hf_timesformer':
     arrays['embedding/space'] = arrays['embedding/space'] + _still(arrays.pop('embedding/time'))
   page, prefix = _PAGES[to]
   tensors = _theirs(page, prefix, arrays, config.depth)
-  folder = Path(folder).expanduser()
-  folder.mkdir(parents=True, exist_ok=True)
-  for name, content in _configs(to, config, class_names, mean, std).items():
-    (folder / name).write_text(json.dumps(content, indent=2) + '\n')
-  whole = folder / 'model.safetensors'
-  temporary = folder / 'model.safetensors.tmp'
-  save_file(tensors, temporary, metadata={'format': 'pt'})
-  return temporary.rename(whole)
+  _write(folder, tensors, _configs(to, config, class_names, mean, std))
+  return folder / _WEIGHTS
+
+
+def _write(folder: Path, tensors: dict[str, np.ndarray], configs: dict[str, dict[str, Any]]) -> None:
+  """Writes all files aside and moves them in when all are whole: a full disk leaves nothing half."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.export-', dir=folder) as name:
+      aside = Path(name)
+      save_file(tensors, aside / _WEIGHTS, metadata={'format': 'pt'})
+      for name, content in configs.items():
+        (aside / name).write_text(json.dumps(content, indent=2) + '\n')
+      for name in (_WEIGHTS, *configs):
+        (aside / name).rename(folder / name)
+  except (OSError, SafetensorError) as error:  # safetensors' own is no OSError, a full disk included
+    raise UserError(f'{folder} cannot be written: {error}') from error
 
 
 def _theirs(page: Page, prefix: str, arrays: dict[str, np.ndarray], depth: int) -> dict[str, np.ndarray]:

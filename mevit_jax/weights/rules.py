@@ -178,7 +178,7 @@ class Mapped(Mapping[str, np.ndarray]):
 
   def __init__(self, page: Page, tensors: Mapping[str, np.ndarray], heads: int):
     """Checks all names; a UserError says which is unknown or missing, and names the nearest."""
-    full = {page.strip(name): name for name in tensors}
+    full = _stripped(page, tensors)
     self.unused = {full[name]: why for name in full if (why := page.why_unused(name)) is not None}
     self.depth, self._tensors, self._heads = page.depth(full), tensors, heads
     _refuse(page, *page.differences(full))
@@ -204,6 +204,16 @@ class Mapped(Mapping[str, np.ndarray]):
 
   def __len__(self) -> int:
     return len(self._pairs)
+
+
+def _stripped(page: Page, names: Iterable[str]) -> dict[str, str]:
+  """Each name without its prefix -> the name; two that become one (raw weights and their average) are refused."""
+  full: dict[str, str] = {}
+  for name in names:
+    other = full.setdefault(page.strip(name), name)
+    if other != name:
+      raise UserError(f'{page.name}: {other!r} and {name!r} differ only in their prefix: save one set of weights alone')
+  return full
 
 
 def _refuse(page: Page, unknown: list[str], missing: list[str]) -> None:

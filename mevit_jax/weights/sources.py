@@ -110,7 +110,7 @@ def _describe(page: Page, arrays: Mapped, files: Files) -> SourceInfo:
     width=arrays['class_token'].size,
     mlp_dim=arrays['blocks/0/mlp/up/bias'].size,
     patch_size=patch_size,
-    grid=_grid(arrays['embedding/space'].shape[0], config.get('image_size'), patch_size),
+    grid=_grid(arrays['embedding/space'].shape[0], config, patch_size),
     layer_norm_eps=float(config.get('layer_norm_eps') or page.layer_norm_eps),
     antialias=page.antialias,
     heads=heads,
@@ -130,32 +130,52 @@ def _check_config(config: dict[str, Any]) -> None:
       raise UserError(f'config.json of the weights says {name} = {config[name]!r}; only {wanted} is known here')
 
 
-def _grid(patches: int, image_size: Any, patch_size: tuple[int, int]) -> tuple[int, int]:
+def _grid(patches: int, config: dict[str, Any], patch_size: tuple[int, int]) -> tuple[int, int]:
   """Rows and columns of so many patches: as the config says, else a square."""
+  grid = math.isqrt(patches), math.isqrt(patches)
+  image_size = config.get('image_size') or _part(config, 'model_args').get('img_size')
+  pixels = _part(config, 'pretrained_cfg').get('input_size')
   if image_size:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    grid = height // patch_size[0], width // patch_size[1]
-  else:
-    grid = math.isqrt(patches), math.isqrt(patches)
+    grid = _patches(image_size, patch_size)
+  elif isinstance(pixels, list):
+    # What timm's models of this name take by default: these weights may be of one that was built for another size.
+    theirs = _patches(pixels[1:], patch_size)
+    grid = theirs if math.prod(theirs) == patches else grid
   if math.prod(grid) != patches:
     raise UserError(f'the weights have positions of {patches} patches, which is no {grid[0]}x{grid[1]} grid')
   return grid
 
 
+def _patches(image_size: Any, patch_size: tuple[int, int]) -> tuple[int, int]:
+  """Rows and columns of patches in an image: of one side (a square), or of its height and width."""
+  sides = [image_size] * 2 if isinstance(image_size, int) else image_size
+  if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+    raise UserError(f'config.json of the weights has an image size that is no height and width: {image_size!r}')
+  return sides[0] // patch_size[0], sides[1] // patch_size[1]
+
+
+def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
+  """A dict within a config; what is null there, or no dict, says nothing."""
+  part = config.get(name)
+  return part if isinstance(part, dict) else {}
+
+
 def _pixels(files: Files) -> Pixels | None:
   """Mean and standard deviation, where Hugging Face or timm have written them beside the weights."""
-  timm = files.config.get('pretrained_cfg', {})
+  timm = _part(files.config, 'pretrained_cfg')
   mean = files.preprocessor.get('image_mean', timm.get('mean'))
   std = files.preprocessor.get('image_std', timm.get('std'))
   return Pixels(tuple(map(float, mean)), tuple(map(float, std))) if mean and std else None
 
 
 def _class_names(config: dict[str, Any]) -> tuple[str, ...] | None:
-  """Names of the classes in Hugging Face's or timm's config; HF's placeholders are none."""
-  timm = config.get('label_names') or config.get('pretrained_cfg', {}).get('label_names')
+  """Names of the classes in Hugging Face's or timm's config; HF's placeholders are none, nor is what has no numbers."""
+  timm = config.get('label_names') or _part(config, 'pretrained_cfg').get('label_names')
   if timm:
     return tuple(timm)
-  labels = config.get('id2label') or {}
+  labels = _part(config, 'id2label')
+  if not all(i.isdecimal() for i in labels):
+    return None
   names = tuple(labels[i] for i in sorted(labels, key=int))
   return None if all(name == f'LABEL_{i}' for i, name in enumerate(names)) else names
 

@@ -1,7 +1,11 @@
 import itertools
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from videos import make_video, picture
 
@@ -195,3 +199,21 @@ def test_refuses():
     train(source=Videos(length=0))
   with pytest.raises(UserError, match='batch_size'):
     train(batch_size=0)
+
+
+def test_workers_end_with_a_parent_that_was_killed():
+  here = Path(__file__).parent
+  program = (
+    f'import sys; sys.path[:0] = [{str(here)!r}, {str(here.parents[1])!r}]\n'
+    'import time, test_pipeline as t\n'
+    'batches = t.train_batches(t.Videos(), t.CLIP, batch_size=4, seed=5, workers=1)\n'
+    'next(batches); print("ready", flush=True); time.sleep(60)\n'
+  )
+  parent = subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True)
+  with parent:
+    assert parent.stdout.readline() == 'ready\n'
+    children = psutil.Process(parent.pid).children(recursive=True)
+    assert children
+    parent.kill()
+  _, alive = psutil.wait_procs(children, timeout=20)
+  assert not alive

@@ -74,7 +74,7 @@ def test_writing_again_goes_on_where_it_broke(tmp_path):
   Toys.breaks_at = 9
   with pytest.raises(UserError, match='toy 9 broke'):
     shards.write(toys(tmp_path))
-  with pytest.raises(UserError, match=r'not complete.*python -m mevit_jax\.prepare toys'):
+  with pytest.raises(UserError, match=r'not complete.*give the same prepare command again'):
     datasets.open_split(tmp_path, 'toys', 'train')
   Toys.breaks_at, Toys.made = None, []
   mark = shards.write(toys(tmp_path))
@@ -162,8 +162,9 @@ def test_a_fingerprint_knows_names_ids_labels_and_bytes_but_no_order():
 
 
 def test_the_fingerprint_is_read_without_the_data(tmp_path):
-  mark = shards.write(toys(tmp_path))
+  mark = shards.write(toys(tmp_path), asked={'seed': 3})
   directory = tmp_path / 'toys' / '1.0.0'
+  assert datasets.read_asked(directory) == {'seed': 3}
   for path in directory.glob('*.array_record-*'):
     path.unlink()
   assert datasets.read_fingerprint(directory) == (mark, {'train': 10, 'validation': 3})
@@ -175,8 +176,12 @@ def test_what_is_not_there_is_named_with_what_is(tmp_path):
   with pytest.raises(UserError, match=r"no dataset 'toys' in .*there: none"):
     datasets.open_split(tmp_path, 'toys', 'train')
   shards.write(toys(tmp_path))
-  with pytest.raises(UserError, match=r"no dataset 'ducks'.*there: toys; .*mevit_jax\.prepare ducks --data_dir="):
+  with pytest.raises(
+    UserError, match=r"no dataset 'ducks'.*there: toys; .*prepare video_folder ROOT --name=ducks --data_dir="
+  ):
     datasets.open_split(tmp_path, 'ducks', 'train')
+  with pytest.raises(UserError, match=r'mevit_jax\.prepare moving_shapes --data_dir='):
+    datasets.open_split(tmp_path, 'moving_shapes', 'train')
   with pytest.raises(UserError, match=r"no split 'test'; it has: train, validation"):
     datasets.open_split(tmp_path, 'toys', 'test')
   (tmp_path / 'toys' / '1.0.0' / 'dataset_info.json').write_text('{')

@@ -176,10 +176,14 @@ def test_config_json(tmp_path):
   assert [path.name for path in (tmp_path / 'run').iterdir()] == ['config.json']
 
 
-@pytest.mark.parametrize('text', ['{"format": 1', json.dumps({**ABOUT, 'format': 99}), json.dumps(ABOUT)])
+@pytest.mark.parametrize(
+  'text', ['{"format": 1', json.dumps({**ABOUT, 'format': 99}), json.dumps(ABOUT), '[]', '{"format": 1}']
+)
 def test_config_json_of_another_format(tmp_path, text):
   (tmp_path / 'config.json').write_text(text)
-  with pytest.raises(UserError, match=r'config\.json (is damaged|has format (99|None), this version .* reads 1)'):
+  with pytest.raises(
+    UserError, match=r'config\.json (is damaged|has format (99|None), this version .* reads 1|is not of a workdir)'
+  ):
     read_workdir(tmp_path)
 
 

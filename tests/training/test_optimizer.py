@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mevit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from mevit_jax.errors import UserError
+from mevit_jax.training.optimizer import OptimizerConfig, check_patterns, make_optimizer, make_schedule
 
 RATES = (0.1, 0.1, 0.02, 0.3)  # of the steps below
 
@@ -164,3 +165,14 @@ def test_a_warm_up_does_not_move_the_falls():
   plain, warm = rates(OptimizerConfig()), rates(OptimizerConfig(warmup_epochs=2.0))
   np.testing.assert_allclose(warm[:20], 0.005 * np.arange(1, 21) / 20, rtol=1e-5)
   np.testing.assert_array_equal(warm[20:], plain[20:])
+
+
+@pytest.mark.parametrize(
+  ('field', 'pattern', 'what'),
+  [('freeze', '^heads', 'no parameter'), ('no_decay', 'biases', 'no parameter'), ('freeze', '.', 'every parameter')],
+)
+def test_a_pattern_that_is_a_typo(field, pattern, what):
+  params = {'head': {'kernel': 0.0, 'bias': 0.0}, 'norm': {'scale': 0.0}}
+  check_patterns(OptimizerConfig(freeze='^(?!head)', no_decay='bias$'), params)
+  with pytest.raises(UserError, match=rf'optimizer\.{field} .* matches {what}; their paths are like head/'):
+    check_patterns(OptimizerConfig(**{field: pattern}), params)

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mevit_jax.errors import UserError
-from mevit_jax.weights.load import load
+from mevit_jax.weights.load import inspect, load
 from mevit_jax.weights.out import export
 from tests.weights.conftest import config_of, model_of
 
@@ -135,6 +135,12 @@ def test_one_key_too_many(weights):
   assert "'blocks.1.ls1.gamma'" in refused(changed(weights, lambda x: x.update({'blocks.1.ls1.gamma': x['norm.bias']})))
 
 
+def test_two_sets_of_weights(weights):
+  """Raw ones and their average, say: which was read would be chance."""
+  message = refused(changed(weights, lambda x: x.update({'model.cls_token': x['cls_token']})))
+  assert "'cls_token' and 'model.cls_token' differ only in their prefix" in message
+
+
 def test_half_a_head(weights):
   assert "'head.bias'" in refused(changed(weights, lambda x: x.pop('head.bias')))
 
@@ -197,6 +203,33 @@ def test_a_shard_is_missing(weights, tmp_path):
   assert 'lacks' in refused(folder)
   (folder / 'model.safetensors.index.json').write_text('{')
   assert 'is damaged' in refused(folder)
+
+
+@pytest.fixture
+def beside(weights, tmp_path):
+  """Writes a config.json of timm's or Hugging Face's beside the weights."""
+
+  def write(**config):
+    (tmp_path / 'config.json').write_text(json.dumps({'architecture': 'vit_base_patch16_224', **config}))
+    return weights
+
+  return write
+
+
+def test_a_config_that_says_nothing(beside):
+  """Nulls, and labels without numbers, are as if they were not there."""
+  assert inspect(beside(pretrained_cfg=None, model_args=None, id2label=None)).mean is None
+  assert inspect(beside(id2label={'cat': 0, 'dog': 1})).class_names is None
+  assert inspect(beside(id2label=['cat', 'dog'])).class_names is None
+
+
+def test_the_grid_is_as_the_config_says(beside):
+  """Its 16 patches; the input size of timm's recipe is that of the name, which this model may not have."""
+  assert inspect(beside(pretrained_cfg={'input_size': [3, 224, 224]})).grid == (4, 4)
+  assert inspect(beside(pretrained_cfg={'input_size': [3, 16, 64]})).grid == (2, 8)
+  assert inspect(beside(pretrained_cfg={'input_size': [3, 32, 32]}, model_args={'img_size': [64, 16]})).grid == (8, 2)
+  assert 'which is no 28x28 grid' in refused(beside(model_args={'img_size': 224}))
+  assert "no height and width: 'large'" in refused(beside(image_size='large'))
 
 
 def test_pytorch_files_need_torch(tmp_path, monkeypatch):

@@ -1,10 +1,14 @@
 """Weights out, into the other library, and in again."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from mevit_jax.errors import UserError
+from mevit_jax.weights import out
 from mevit_jax.weights.load import inspect, load
 from mevit_jax.weights.out import export
 from tests.weights.conftest import (
@@ -74,7 +78,14 @@ def test_to_timesformer(transformers, torch, rng, tmp_path, frames):
 
 
 @pytest.mark.parametrize(
-  ('to', 'config'), [('timm', SPACE), ('hf_vit', SPACE), ('hf_timesformer', timesformer_config())]
+  ('to', 'config'),
+  [
+    ('timm', SPACE),
+    ('hf_vit', SPACE),
+    ('hf_timesformer', timesformer_config()),
+    ('timm', config_of(DEPTH, 0, side=(32, 64))),
+    ('hf_vit', config_of(DEPTH, 0, side=(64, 32))),
+  ],
 )
 def test_out_and_in_again(rng, tmp_path, to, config):
   """Bit for bit, with the head by its names; a ViT's positions hold those of time."""
@@ -118,3 +129,39 @@ def test_what_the_library_cannot_hold_is_refused(rng, tmp_path, to, config, mess
   with pytest.raises(UserError, match=message):
     export(tmp_path, random_params(config, rng, still=False), config, to, **PIXELS)
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('begun', [True, False])
+def test_a_workdir_is_not_overwritten(rng, tmp_path, begun):
+  if begun:
+    (tmp_path / 'checkpoints').mkdir()
+  ours = json.dumps({'recipe': {}, 'class_names': [], 'fingerprint': '', 'format': 1} if not begun else {})
+  (tmp_path / 'config.json').write_text(ours)
+  with pytest.raises(UserError, match='is a workdir: take another --folder'):
+    export(tmp_path, random_params(SPACE, rng, still=True), SPACE, 'timm', **PIXELS)
+  assert (tmp_path / 'config.json').read_text() == ours
+  assert not (tmp_path / 'model.safetensors').exists()
+
+
+def test_a_full_disk_leaves_nothing(rng, tmp_path, monkeypatch):
+  """And what was there before stays."""
+
+  def full(tensors, path, metadata):
+    path.write_bytes(b'half')
+    raise SafetensorError('I/O error: No space left on device (os error 28)')
+
+  params = random_params(SPACE, rng, still=True)
+  export(tmp_path / 'before', params, SPACE, 'timm', **PIXELS)
+  before = {path.name: path.read_bytes() for path in (tmp_path / 'before').iterdir()}
+  monkeypatch.setattr(out, 'save_file', full)
+  for folder in ('before', 'new'):
+    with pytest.raises(UserError, match=r'cannot be written: .*No space left'):
+      export(tmp_path / folder, params, SPACE, 'hf_vit', **PIXELS)
+  assert {path.name: path.read_bytes() for path in (tmp_path / 'before').iterdir()} == before
+  assert not list((tmp_path / 'new').iterdir())
+
+
+def test_a_file_is_no_folder(rng, tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(UserError, match='cannot be written'):
+    export(tmp_path / 'file', random_params(SPACE, rng, still=True), SPACE, 'timm', **PIXELS)

@@ -48,6 +48,13 @@ def test_the_same_model_is_the_same(workdir):
   assert (info.kind, info.mean, info.layer_norm_eps) == ('MEViT of step 7', (0.1, 0.2, 0.3), 1e-12)
 
 
+def test_blue_first_is_turned_for_the_recipe(workdir):
+  """`load` leaves mean and std as the source says them."""
+  folder, _ = workdir
+  assert inspect(folder, 'bgr').mean == (0.3, 0.2, 0.1)
+  assert load(folder, model_of(CONFIG)[0], channel_order='bgr').info == inspect(folder)
+
+
 def test_other_frames_grid_and_block_size(workdir):
   """Positions are resized; all else stays."""
   folder, params = workdir

@@ -38,6 +38,11 @@ def class_names(found: Sequence[Found]) -> tuple[str, ...]:
   return tuple(sorted(labels, key=lambda label: (int(label) if numbers else 0, label)))
 
 
+def without_usable(items: Sequence[Item]) -> list[str]:
+  """The labels all of whose videos are dead, sorted."""
+  return sorted({i.found.label for i in items} - {i.found.label for i in items if not i.examined.dead})
+
+
 def find(source: str | Path) -> tuple[list[Found], list[str]]:
   """The videos of ROOT/[SPLIT/]CLASS/... or of a CSV, sorted by id, and notes on what was left out.
 
