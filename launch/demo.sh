@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh machine to a trained video classifier: installs, makes a dataset of real mp4 files, trains, evaluates,
-# and leaves a picture. About ten minutes on two CPU cores.
+# and leaves a picture. About five minutes on two CPU cores.
 #   bash launch/demo.sh [FOLDER, default runs/demo]
 set -euo pipefail
 folder=$(realpath -m "${1:-$(dirname "$0")/../runs/demo}")
