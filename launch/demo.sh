@@ -9,9 +9,9 @@ source launch/environment.sh
 
 environment .venv requirements.txt
 .venv/bin/python -m mevit_jax.prepare moving_shapes --data_dir="$folder/data"
-.venv/bin/python main.py --config=configs/demo.py --workdir="$folder/work" --config.data.data_dir="$folder/data"
+.venv/bin/python main.py --config=configs/demo.py --workdir="$folder/run" --config.data.data_dir="$folder/data"
 
 echo
-echo "Look at  $folder/work/evaluation/validation-1x1/videos.png       what it says of some videos"
-echo "         $folder/work/evaluation/validation-1x1/results.json     and of all"
-echo "         .venv/bin/python -m tensorboard.main --logdir=$folder/work/tensorboard   (pip install tensorboard)"
+echo "Look at  $folder/run/evaluation/validation-1x1/videos.png       what it says of some videos"
+echo "         $folder/run/evaluation/validation-1x1/results.json     and of all"
+echo "         .venv/bin/python -m tensorboard.main --logdir=$folder/run/tensorboard   (pip install tensorboard)"
