@@ -117,7 +117,7 @@ class Scan:
         continue
       for frame in decoded:
         if not self.stamps:
-          self.shape = upright(np.empty((frame.height, frame.width, 0)), frame).shape[:2]
+          self.shape = upright(np.empty((frame.height, frame.width)), turns_of(frame)).shape
         self.stamps.append(frame.pts)
         self.lengths.append((frame.duration or 0) * tick_seconds(self.stream))
         yield frame
@@ -139,15 +139,28 @@ class Scan:
     return (stamps if self.timed else np.sort(stamps)) - stamps.min(), self.stream.time_base or Fraction(0)
 
 
-def upright(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
-  """Applies the display matrix: quarter turns, and mirrors (a phone's front camera), `h w 3`."""
+Turns = tuple[bool, bool, bool]
+
+
+def turns_of(frame: VideoFrame) -> Turns:
+  """What a frame's display matrix asks for: quarter turns, and mirrors (a phone's front camera).
+
+  Whether x and y change places, and then whether y and x are reversed. Asking keeps the frame's memory until Python
+  next collects cycles: side data and frame refer to each other.
+  """
   notes: Any = frame.side_data
   if Type.DISPLAYMATRIX not in notes:
-    return pixels
+    return False, False, False
   a, b, _, c, d, *_ = np.frombuffer(notes[Type.DISPLAYMATRIX], np.int32).tolist()
-  if abs(b) > abs(a):  # x and y change places
-    pixels, a, d = pixels.swapaxes(0, 1), c, b
-  return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+  swapped = abs(b) > abs(a)
+  return (True, b < 0, c < 0) if swapped else (False, d < 0, a < 0)
+
+
+def upright(pixels: np.ndarray, turns: Turns) -> np.ndarray:
+  """An array `h w ...` as it is displayed."""
+  swapped, reversed_y, reversed_x = turns
+  pixels = pixels.swapaxes(0, 1) if swapped else pixels
+  return pixels[:: -1 if reversed_y else 1, :: -1 if reversed_x else 1]
 
 
 def tick_seconds(stream: VideoStream) -> float:

@@ -13,7 +13,7 @@ from av.packet import Packet
 from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from mevit_jax.data.container import VideoError, reason, upright
+from mevit_jax.data.container import VideoError, reason, turns_of, upright
 from mevit_jax.data.video import VideoInfo, Walk, inspect
 from mevit_jax.errors import UserError
 
@@ -100,8 +100,9 @@ class _Encoder:
     self._stream = self._output.add_stream('libx264', rate=30, options=_X264 | {'crf': str(encoding.quality)})
 
   def _start(self, frame: VideoFrame) -> None:
-    """A video has its first frame's size, whatever comes later."""
-    sides = upright(np.empty((frame.height, frame.width)), frame).shape
+    """A video has its first frame's size and is turned as that is, whatever comes later."""
+    self._turns = turns_of(frame)
+    sides = upright(np.empty((frame.height, frame.width)), self._turns).shape
     target = min(*sides, self._encoding.short_side or min(sides))
     # Even, because 2 x 2 pixels share a colour: what is left over is scaled away.
     self._stream.height, self._stream.width = [max(2, side * target // min(sides) // 2 * 2) for side in sides]
@@ -117,7 +118,7 @@ class _Encoder:
     if self._count == 0:
       self._start(frame)
     context = self._stream.codec_context
-    height, width = upright(np.empty((context.height, context.width)), frame).shape
+    height, width = upright(np.empty((context.height, context.width)), self._turns).shape
     picture = self._reformatter.reformat(
       frame,
       width,
@@ -128,11 +129,22 @@ class _Encoder:
       interpolation=Interpolation.BICUBIC,
       threads=1,
     )
-    picture = _upright(picture, frame)
+    picture = self._upright(picture)
     picture.pts, picture.time_base = self._count, context.time_base
     picture.pict_type = PictureType.NONE  # the source's keyframes are not ours
     self._packets += self._stream.encode(picture)
     self._count += 1
+
+  def _upright(self, picture: VideoFrame) -> VideoFrame:
+    """A yuv420p picture as it is displayed."""
+    pixels = picture.to_ndarray()  # its three planes, one below the other
+    height, width = picture.height, picture.width
+    luma, blue, red = np.split(pixels.ravel(), [height * width, height * width * 5 // 4])
+    half = height // 2, width // 2
+    planes = [upright(luma.reshape(height, width), self._turns)]  # h w
+    planes += [upright(chroma.reshape(half), self._turns) for chroma in (blue, red)]
+    pixels = np.concatenate([plane.ravel() for plane in planes]).reshape(-1, planes[0].shape[1])
+    return VideoFrame.from_ndarray(pixels, 'yuv420p')
 
   def finish(self, walk: Walk) -> bytes:
     """The file, with the walk's times."""
@@ -146,15 +158,3 @@ class _Encoder:
       self._output.mux(packet)
     self._output.close()
     return self._file.getvalue()
-
-
-def _upright(picture: VideoFrame, source: VideoFrame) -> VideoFrame:
-  """The yuv420p picture turned and mirrored as the frame that it was made of says."""
-  pixels = picture.to_ndarray()  # its three planes, one below the other
-  height, width = picture.height, picture.width
-  luma, blue, red = np.split(pixels.ravel(), [height * width, height * width * 5 // 4])
-  half = height // 2, width // 2
-  planes = [upright(luma.reshape(height, width), source)]  # h w
-  planes += [upright(chroma.reshape(half), source) for chroma in (blue, red)]
-  pixels = np.concatenate([plane.ravel() for plane in planes]).reshape(-1, planes[0].shape[1])
-  return VideoFrame.from_ndarray(pixels, 'yuv420p')

@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from mevit_jax.data.container import TIMED, Demux, Scan, VideoError, opened, tick_seconds, upright
+from mevit_jax.data.container import TIMED, Demux, Scan, VideoError, opened, tick_seconds, turns_of, upright
 
 _TOLERANCE = 1e-6  # seconds: a time asked for may be a timestamp that went through float arithmetic
 
@@ -84,6 +84,8 @@ class Walk:
       packets = Demux(container, stream, everything=True, time_limit=self._time_limit)
       scan = Scan(stream, container.format.name in TIMED)
       yield from scan.run(packets)
+      if len(scan.stamps) == 1:
+        raise VideoError('a single frame, as a still image is')
       self.ticks, self.tick = scan.timeline()
       order = np.argsort(self.ticks, kind='stable')
       last, times = scan.lengths[order[-1]], self.ticks[order] * float(self.tick)
@@ -190,4 +192,4 @@ class _ToRGB:
 
   def __call__(self, frame: VideoFrame) -> np.ndarray:
     rgb = self._reformatter.reformat(frame, format='rgb24', threads=1, **self._size)
-    return np.ascontiguousarray(upright(rgb.to_ndarray(), frame))  # h w 3
+    return np.ascontiguousarray(upright(rgb.to_ndarray(), turns_of(frame)))  # h w 3

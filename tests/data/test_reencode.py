@@ -104,7 +104,9 @@ def test_colours_stay(matrix, full):
     frame = av.VideoFrame.from_ndarray(flat).reformat(
       format=stream.pix_fmt, dst_colorspace=space, dst_color_range=2 if full else 1
     )
-    output.mux([*stream.encode(frame), *stream.encode()])
+    for frame.pts in range(3):
+      output.mux(stream.encode(frame))
+    output.mux(stream.encode())
   before = decode(file.getvalue(), np.zeros(1))[0]
   after = decode(reencode(file.getvalue(), Encoding('h264', quality=1))[0], np.zeros(1))[0]
   for start in range(0, 96, 16):

@@ -158,6 +158,12 @@ def test_ten_declared_hours_of_four_seconds_are_none():
     inspect(bytes(data))
 
 
+@pytest.mark.parametrize('kind', ['gif', 'avif'])
+def test_a_single_frame_is_a_still_image(kind):
+  with pytest.raises(VideoError, match='single frame'):
+    inspect(_still(kind))
+
+
 def test_one_pixel():
   data = make_video(3, codec='png', container='mov', pixels='rgb24', size=(1, 1))
   info = inspect(data)
@@ -209,9 +215,9 @@ def test_a_change_of_size_keeps_the_first_one():
   assert [(number(frame), frame.shape) for frame in frames] == [(index % 6, (48, 64, 3)) for index in range(12)]
 
 
-def _still() -> bytes:
+def _still(kind: str) -> bytes:
   file = io.BytesIO()
-  Image.fromarray(picture(1)).save(file, 'jpeg')
+  Image.fromarray(picture(1)).save(file, kind)
   return file.getvalue()
 
 
@@ -231,7 +237,7 @@ def _sound_only() -> bytes:
   [
     (b'', 'empty'),
     (b'no video at all' * 99, 'not a video'),
-    (_still(), 'still image'),
+    (_still('jpeg'), 'still image'),
     (_sound_only(), 'no video stream'),
     (make_video()[:2000], 'not a video'),  # its index is at the end
   ],
