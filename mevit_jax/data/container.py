@@ -92,6 +92,8 @@ class Demux:
           yield packet
     except av.FFmpegError as error:
       self.torn = reason(error)
+    except IndexError:  # PyAV, when all is read: it has no end mark for a stream that came up on the way
+      pass
     if not self.count:
       raise VideoError(f'no video packets{self.torn and f": {self.torn}"}')
 

@@ -27,7 +27,7 @@ _X264 = {
   'a53cc': '0',
   'x264-params': 'cabac=0:ref=1:weightp=0:bframes=0:scenecut=0',
 }
-_FINEST = Fraction(1, 1_000_000)  # seconds: finer clocks overflow the 32 bits that mp4 has for a frame's duration
+_LONGEST = 2**31  # ticks from a frame to the next, in mp4
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def reencode(data: bytes, encoding: Encoding, time_limit: float | None = None) -
   """The bytes to store, what `inspect` says of the source, and what it says of them.
 
   The source is decoded once, a frame at a time; what decodes of a damaged one is stored. Frames keep their display
-  times, and are stored upright. A source whose frames do not come in the order of their times is kept as it is.
+  times, and are stored upright. A source is kept as it is where its frames are not in the order of their times, or have
+  gaps that an mp4 file cannot hold.
 
   Args:
     data: an encoded file.
@@ -76,9 +77,11 @@ def reencode(data: bytes, encoding: Encoding, time_limit: float | None = None) -
   try:
     for frame in walk:
       encoder.add(frame)
-    if (np.diff(walk.ticks) <= 0).any():
+    times = np.append(walk.ticks, round(walk.info.duration / walk.tick))
+    gaps = np.diff(times)
+    if gaps.min() < 1 or gaps.max() >= _LONGEST:
       return data, walk.info, walk.info
-    stored = encoder.finish(walk)
+    stored = encoder.finish(times.tolist(), walk.tick)
   except av.FFmpegError as error:
     raise VideoError(f'cannot be encoded again: {reason(error)}') from error
   info = inspect(stored)
@@ -88,7 +91,7 @@ def reencode(data: bytes, encoding: Encoding, time_limit: float | None = None) -
 
 
 class _Encoder:
-  """Frames in, an mp4 file out; their times are given when all of them are known."""
+  """Frames in, an mp4 file out; their times are given when all of them are there."""
 
   def __init__(self, encoding: Encoding):
     self._encoding = encoding
@@ -146,12 +149,9 @@ class _Encoder:
     pixels = np.concatenate([plane.ravel() for plane in planes]).reshape(-1, planes[0].shape[1])
     return VideoFrame.from_ndarray(pixels, 'yuv420p')
 
-  def finish(self, walk: Walk) -> bytes:
-    """The file, with the walk's times."""
+  def finish(self, times: list[int], tick: Fraction) -> bytes:
+    """The file; `times`, in ticks of so many seconds, are when its frames are displayed, and when the last one ends."""
     self._packets += self._stream.encode(None)
-    tick = max(walk.tick, _FINEST)
-    ends = [*walk.ticks.tolist(), walk.info.duration / walk.tick]
-    times = [round(time * walk.tick / tick) for time in ends]
     self._stream.time_base = tick
     for packet, start, end in zip(self._packets, times[:-1], times[1:], strict=True):
       packet.time_base, packet.pts, packet.dts, packet.duration = tick, start, start, end - start
