@@ -4,11 +4,12 @@
 
 Every clip is read out of encoded bytes: 8 frames, `stride` 32, a random crop of each, resized by the same function to
 8 x 224 x 224 x 3 uint8. All rows read the same random clips in turn, in one process and one thread. CPU is the
-process's, per clip, the median; `x decord` is the median of the clips' ratios to decord reading the original. PSNR is
-against the original's clips. Before anything is timed, each reader must give the frames that a plain loop gives.
+process's, per clip, the median; `x decord` is the median of the clips' ratios to decord reading the original (to the
+first row that there is, where decord is not). PSNR is against the original's clips. Before anything is timed, each
+reader must give the frames that a plain loop gives.
 
-Without a VIDEO one is made. --frontier adds ways to store a video: bytes of the original, against CPU. What is not
-installed is named and left out (requirements-benchmarks.txt).
+Without a VIDEO one is made. --frontier adds other ways to store a video, at its size. What is not installed is named
+and left out (requirements-benchmarks.txt).
 """
 
 import importlib
@@ -37,7 +38,6 @@ _JSON = flags.DEFINE_string('json', '', 'A file to write the figures to.')
 
 # A reader's frames `t h w 3` from the file's bytes, of the frames with these indices at these times.
 Reader = Callable[[bytes, list[int], np.ndarray], Sequence[np.ndarray]]
-BASE = 'decord'  # what the others are compared to
 
 
 @dataclass
@@ -105,7 +105,7 @@ def read_opencv(data: bytes, indices: list[int], times: np.ndarray) -> Sequence[
 
 
 PEERS = {
-  BASE: read_decord,
+  'decord': read_decord,
   'PyAV, a plain loop': read_pyav,
   'torchcodec': read_torchcodec,
   'torchcodec, approximate': read_torchcodec_approximate,
@@ -236,13 +236,12 @@ def _check(row: Row, frames: Sequence[np.ndarray], plain: Sequence[np.ndarray]) 
 
 def figures(rows: Sequence[Row], size: int) -> list[dict[str, Any]]:
   """A row's figures as they are printed and written."""
-  base = next(row for row in rows if row.name == BASE)
+  base = next(row for row in rows if not row.error)
   result = []
   for row in rows:
     if row.error:
       result.append({'name': row.name, 'skipped': row.error})
       continue
-    ratios = np.divide(base.seconds, row.seconds) if base.seconds else [math.nan]
     error = float(np.mean(row.squares))
     result.append(
       {
@@ -250,7 +249,8 @@ def figures(rows: Sequence[Row], size: int) -> list[dict[str, Any]]:
         'bytes': len(row.data) / size,
         'cpu_ms': float(np.median(row.seconds)) * 1e3,
         'clips_per_core_second': 1 / float(np.median(row.seconds)),
-        f'times_{BASE}': float(np.median(ratios)),
+        'base': base.name,
+        'times_base': float(np.median(np.divide(base.seconds, row.seconds))),
         'psnr': 10 * math.log10(255**2 / error) if error else math.inf,
       }
     )
@@ -259,15 +259,16 @@ def figures(rows: Sequence[Row], size: int) -> list[dict[str, Any]]:
 
 def show(name: str, about: str, table: Sequence[dict[str, Any]]) -> None:
   width = max(len(row['name']) for row in table)
+  base = next(row['base'] for row in table if 'base' in row)
   print(f'\n{name}: {about}')
-  print(f'{"":{width}}  bytes  CPU ms/clip  clips/s/core  x {BASE}  PSNR dB')
+  print(f'{"":{width}}  bytes  CPU ms/clip  clips/s/core  x {base}  PSNR dB')
   for row in table:
     if 'skipped' in row:
       print(f'{row["name"]:{width}}  left out: {row["skipped"]}')
     else:
       print(
         f'{row["name"]:{width}} {row["bytes"]:5.2f}x {row["cpu_ms"]:12.1f} {row["clips_per_core_second"]:13.1f}'
-        f' {row[f"times_{BASE}"]:9.2f} {row["psnr"]:8.1f}'
+        f' {row["times_base"]:{len(base) + 3}.2f} {row["psnr"]:8.1f}'
       )
 
 

@@ -56,13 +56,16 @@ def decode(data: bytes, times: np.ndarray) -> list[np.ndarray]:
 
   A frame is displayed from its timestamp until the next one's; the first is displayed before its
   time too, and the last one for ever. Returns an RGB uint8 `h w 3` a time (a frame that is
-  displayed at several of them is one array). Raises VideoError if nothing decodes.
+  displayed at several of them is one array). Raises VideoError if it cannot, as `inspect` does.
   """
   with opened(data) as (container, stream):
     packets = list(Demux(container, stream))
-    timed = container.format.name in TIMED
-    frames = _decode_runs(stream, packets, times) if timed else None
-    return frames or _decode_all(stream, packets, times, timed)
+    frames = _decode_runs(stream, packets, times) if container.format.name in TIMED else None
+    if frames is not None:
+      return frames
+    stamps = np.sort([np.nan if packet.pts is None else packet.pts for packet in packets])
+    guess = _displayed((stamps - stamps[0]) * tick_seconds(stream), times)
+  return _decode_all(data, times, guess.tolist())
 
 
 class Walk:
@@ -88,9 +91,9 @@ class Walk:
         raise VideoError('a single frame, as a still image is')
       self.ticks, self.tick = scan.timeline()
       order = np.argsort(self.ticks, kind='stable')
-      last, times = scan.lengths[order[-1]], self.ticks[order] * float(self.tick)
-      last = last or (times[-1] / (len(times) - 1) if len(times) > 1 else 0)
-      duration = float(times[-1] + (last or 1 / scan.rate))
+      times = self.ticks[order] * float(self.tick)
+      last = scan.lengths[order[-1]] or times[-1] / (len(times) - 1) or 1 / scan.rate
+      duration = float(times[-1] + last)
       damage = _damage(container, stream, packets, duration, scan.errors)
       codec = stream.codec_context.codec.canonical_name
       self.info = VideoInfo(len(times), len(times) / duration, duration, *scan.shape, codec, damage)
@@ -156,26 +159,20 @@ def _runs(packets: list[Packet], stamps: list[int], wanted: set[int]) -> list[tu
   return sorted(runs.items())
 
 
-def _decode_all(stream: VideoStream, packets: list[Packet], times: np.ndarray, timed: bool) -> list[np.ndarray]:
-  """`decode` from the first packet to the last: again if the packets' timestamps misled."""
-  stream.codec_context.skip_frame = 'DEFAULT'
-  stamps = np.sort([np.nan if packet.pts is None else packet.pts for packet in packets])
-  wanted = set(_displayed((stamps - stamps[0]) * tick_seconds(stream), times).tolist())
+def _decode_all(data: bytes, times: np.ndarray, guess: list[int]) -> list[np.ndarray]:
+  """`decode` from the first packet to the last: again if the frames shown are not those that the packets made guess."""
   while True:
-    stream.codec_context.flush_buffers()
-    scan = Scan(stream, timed)
-    kept: dict[int, np.ndarray] = {}
-    for index, frame in enumerate(scan.run(packets)):
+    walk, kept = Walk(data), dict[int, np.ndarray]()
+    for index, frame in enumerate(walk):
       if index == 0:  # a video has its first frame's size, whatever comes later
         to_rgb = _ToRGB(frame.width, frame.height)
-      if index in wanted:
+      if index in guess:
         kept[index] = to_rgb(frame)
-    ticks, tick = scan.timeline()
-    order = np.argsort(ticks, kind='stable')
-    shown = order[_displayed(ticks[order] * float(tick), times)].tolist()
-    wanted = set(shown)
-    if wanted <= kept.keys():
-      return [kept[i] for i in shown]
+    order = np.argsort(walk.ticks, kind='stable')
+    shown = order[_displayed(walk.ticks[order] * float(walk.tick), times)].tolist()
+    if set(shown) <= kept.keys():
+      return [kept[index] for index in shown]
+    guess = shown
 
 
 def _displayed(seconds: np.ndarray, times: np.ndarray) -> np.ndarray:
