@@ -119,7 +119,7 @@ class Scan:
         continue
       for frame in decoded:
         if not self.stamps:
-          self.shape = upright(np.empty((frame.height, frame.width)), turns_of(frame)).shape
+          self.shape = turned(frame.height, frame.width, turns_of(frame))
         self.stamps.append(frame.pts)
         self.lengths.append((frame.duration or 0) * tick_seconds(self.stream))
         yield frame
@@ -138,7 +138,7 @@ class Scan:
     if None in self.stamps:
       return np.arange(len(self.stamps)), 1 / self.rate
     stamps = np.array(self.stamps, np.int64)
-    return (stamps if self.timed else np.sort(stamps)) - stamps.min(), self.stream.time_base or Fraction(0)
+    return (stamps if self.timed else np.sort(stamps)) - stamps.min(), self.stream.time_base or 1 / self.rate
 
 
 Turns = tuple[bool, bool, bool]
@@ -156,6 +156,11 @@ def turns_of(frame: VideoFrame) -> Turns:
   a, b, _, c, d, *_ = np.frombuffer(notes[Type.DISPLAYMATRIX], np.int32).tolist()
   swapped = abs(b) > abs(a)
   return (True, b < 0, c < 0) if swapped else (False, d < 0, a < 0)
+
+
+def turned(height: int, width: int, turns: Turns) -> tuple[int, int]:
+  """Height and width as displayed, of those stored; or the other way round."""
+  return (width, height) if turns[0] else (height, width)
 
 
 def upright(pixels: np.ndarray, turns: Turns) -> np.ndarray:

@@ -10,10 +10,10 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.packet import Packet
-from av.video.frame import PictureType, VideoFrame
+from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from mevit_jax.data.container import VideoError, reason, turns_of, upright
+from mevit_jax.data.container import VideoError, reason, turned, turns_of, upright
 from mevit_jax.data.video import VideoInfo, Walk, inspect
 from mevit_jax.errors import UserError
 
@@ -65,7 +65,7 @@ def reencode(data: bytes, encoding: Encoding, time_limit: float | None = None) -
   Args:
     data: an encoded file.
     encoding: how to store it.
-    time_limit: seconds.
+    time_limit: seconds that it may take to decode and encode, looked at between packets.
 
   Raises:
     VideoError: as `inspect`, or its frames cannot be encoded.
@@ -86,7 +86,7 @@ def reencode(data: bytes, encoding: Encoding, time_limit: float | None = None) -
     raise VideoError(f'cannot be encoded again: {reason(error)}') from error
   info = inspect(stored)
   if info.damage or info.num_frames != walk.info.num_frames:
-    raise RuntimeError(f'{walk.info} was encoded as {info}')
+    raise VideoError(f'of {walk.info.num_frames} frames {info.num_frames} are there when encoded again {info.damage}')
   return stored, walk.info, info
 
 
@@ -105,7 +105,7 @@ class _Encoder:
   def _start(self, frame: VideoFrame) -> None:
     """A video has its first frame's size and is turned as that is, whatever comes later."""
     self._turns = turns_of(frame)
-    sides = upright(np.empty((frame.height, frame.width)), self._turns).shape
+    sides = turned(frame.height, frame.width, self._turns)
     target = min(*sides, self._encoding.short_side or min(sides))
     # Even, because 2 x 2 pixels share a colour: what is left over is scaled away.
     self._stream.height, self._stream.width = [max(2, side * target // min(sides) // 2 * 2) for side in sides]
@@ -121,7 +121,7 @@ class _Encoder:
     if self._count == 0:
       self._start(frame)
     context = self._stream.codec_context
-    height, width = upright(np.empty((context.height, context.width)), self._turns).shape
+    height, width = turned(context.height, context.width, self._turns)
     picture = self._reformatter.reformat(
       frame,
       width,
@@ -134,12 +134,11 @@ class _Encoder:
     )
     picture = self._upright(picture)
     picture.pts, picture.time_base = self._count, context.time_base
-    picture.pict_type = PictureType.NONE  # the source's keyframes are not ours
     self._packets += self._stream.encode(picture)
     self._count += 1
 
   def _upright(self, picture: VideoFrame) -> VideoFrame:
-    """A yuv420p picture as it is displayed."""
+    """A yuv420p picture as it is displayed; a new one, which knows nothing of the source's keyframes."""
     pixels = picture.to_ndarray()  # its three planes, one below the other
     height, width = picture.height, picture.width
     luma, blue, red = np.split(pixels.ravel(), [height * width, height * width * 5 // 4])

@@ -1,3 +1,4 @@
+import gc
 import io
 
 import av
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 from videos import decode_all, make_video, number, picture
 
+from mevit_jax.data import reencode as module
 from mevit_jax.data.reencode import Encoding, reencode
 from mevit_jax.data.video import VideoError, decode, inspect
 from mevit_jax.errors import UserError
@@ -185,3 +187,24 @@ def test_dead_files(data):
 def test_time_limit():
   with pytest.raises(VideoError, match='longer than'):
     reencode(make_video(), H264, time_limit=1e-6)
+
+
+def test_frames_are_let_go(monkeypatch):
+  """Memory does not grow with a video's length, whenever Python may collect cycles."""
+  alive = []
+
+  class Encoder(module._Encoder):
+    def add(self, frame):
+      super().add(frame)
+      alive.append(sum(isinstance(each, av.VideoFrame) for each in gc.get_objects()))
+
+  monkeypatch.setattr(module, '_Encoder', Encoder)
+  data = make_video(30, rotation=90)
+  gc.collect()
+  gc.disable()
+  try:
+    reencode(data, H264)
+  finally:
+    gc.enable()
+  assert len(alive) == 30
+  assert max(alive) < 10
