@@ -73,6 +73,12 @@ def prepare_run(recipe: Recipe, workdir: Path) -> Run:
       f'training.batch_size {training.batch_size} in {training.accumulate} parts (training.accumulate) '
       f'is not divisible by the {mesh.size} devices that share it'
     )
+  if recipe.augment.mixes and training.batch_size // training.accumulate // mesh.size % 2:
+    raise UserError(
+      f'augment.mixup and augment.cutmix mix pairs of clips on one device: training.batch_size {training.batch_size} '
+      f'must be a multiple of {2 * training.accumulate * mesh.size} '
+      f'(2 x training.accumulate {training.accumulate} x {mesh.size} devices)'
+    )
   model = build_model(recipe.model)
   check_patterns(recipe.optimizer, model.abstract)
   steps_per_epoch = len(split) / training.batch_size
@@ -91,6 +97,7 @@ def prepare_run(recipe: Recipe, workdir: Path) -> Run:
     label_smoothing=training.label_smoothing,
     accumulate=training.accumulate,
     seed=training.seed,
+    sharding=rows,
   )
   return Run(
     recipe, workdir, split, model, mesh, steps, steps_per_epoch, schedule,
