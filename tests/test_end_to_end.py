@@ -319,6 +319,7 @@ def refused(recipe, workdir, match):
   [
     ({'training.batch_size': 12}, r'training\.batch_size 12 is not divisible by the 8 devices'),
     ({'training.batch_size': 24, 'training.accumulate': 2}, r'batch_size 24 in 2 parts .* not divisible by the 8'),
+    ({'augment.mixup': 0.8}, r'training\.batch_size 8 must be a multiple of 16 \(2 x training\.accumulate 1 x 8 dev'),
     ({'evaluation.batch_size': 9}, r'evaluation\.batch_size 9 is not divisible by the 8 devices'),
     ({'mesh.data': 9}, r'mesh\.data is 9, but there are 8 devices'),
     ({'model.classes': 5}, r"model\.classes is 5, but the dataset 'moving_shapes' has 8"),

@@ -110,8 +110,7 @@ def test_levels_stay_in_their_range():
   outputs = drawn(1, 1e5, 1.0)
   lowest, highest = (np.asarray([bool(found) for found in found_in(outputs, level)]) for level in (0.0, 10.0))
   assert (lowest | highest).all()
-  assert (~lowest).sum() > 100
-  assert (~highest).sum() > 50
+  assert min(lowest.sum(), (~lowest).sum()) > 100
 
 
 def test_operations_follow_each_other():
