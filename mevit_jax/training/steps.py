@@ -1,6 +1,7 @@
 """The step functions: pure, jitted by the caller with donated state."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,20 +39,13 @@ def make_train_step(
   batch and scalars; under mixup and cutmix the accuracy is that of the label with the larger share.
   """
 
-  def prepare(video: jax.Array, labels: jax.Array, rows: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-    augment_keys, mix_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
-    video, labels = augment(video, labels, augment_keys, augmentation, mirrors, mean, std)
-    targets = smooth_targets(labels, model.config.classes, label_smoothing)
-    if augmentation.mixes:
-      a = augmentation
-      video, targets = mix(video, targets, mix_keys, a.mixup, a.cutmix, a.mix_probability, a.cutmix_share)
-    return normalise(video, mean, std, model.config.dtype), targets
-
+  prepare = partial(
+    _prepare, augmentation=augmentation, mirrors=mirrors, mean=mean, std=std, label_smoothing=label_smoothing,
+    classes=model.config.classes, dtype=model.config.dtype,
+  )  # fmt: skip
   if sharding is not None:
-    rows_spec = sharding.spec
-    in_specs = (rows_spec, rows_spec, rows_spec, PartitionSpec())
-    prepare = jax.shard_map(prepare, mesh=sharding.mesh, in_specs=in_specs, out_specs=rows_spec)
+    spec = sharding.spec
+    prepare = jax.shard_map(prepare, mesh=sharding.mesh, in_specs=(spec, spec, spec, PartitionSpec()), out_specs=spec)
 
   def loss_of(params: Params, video: jax.Array, labels: jax.Array, rows: jax.Array, key: jax.Array):
     augment_key, model_key = jax.random.split(key)
@@ -94,6 +88,31 @@ def make_evaluation_step(
     return jax.lax.map(probabilities, video.swapaxes(0, 1)).mean(axis=0)
 
   return step
+
+
+def _prepare(
+  video: jax.Array,
+  labels: jax.Array,
+  rows: jax.Array,
+  key: jax.Array,
+  *,
+  augmentation: AugmentConfig,
+  mirrors: Sequence[int],
+  mean: Sequence[float],
+  std: Sequence[float],
+  label_smoothing: float,
+  classes: int,
+  dtype,
+) -> tuple[jax.Array, jax.Array]:
+  """Rows of a batch, whose numbers in it are `rows` -> what the model is given, and its targets `b classes`."""
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+  augment_keys, mix_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
+  video, labels = augment(video, labels, augment_keys, augmentation, mirrors, mean, std)
+  targets = smooth_targets(labels, classes, label_smoothing)
+  if augmentation.mixes:
+    a = augmentation
+    video, targets = mix(video, targets, mix_keys, a.mixup, a.cutmix, a.mix_probability, a.cutmix_share)
+  return normalise(video, mean, std, dtype), targets
 
 
 def _accumulated(grad_of: Callable, inputs: tuple, parts: int, unit: int):
