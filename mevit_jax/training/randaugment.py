@@ -130,7 +130,7 @@ def equalize(clip: jax.Array) -> jax.Array:
 def _equalize(plane: jax.Array) -> jax.Array:
   """One channel of one frame, uint8 `p`."""
   # A value as two digits of 16, each one-hot: histogram and table are matrix products, exact in any precision. A
-  # scatter and a gather of single pixels are faster on a CPU (6 against 170 ms a clip), and slow on a TPU.
+  # scatter and a gather of single pixels are faster on a CPU (6 against 55 ms a clip of 8x224x224), and slow on a TPU.
   high, low = (jax.nn.one_hot(digit, 16, dtype=jnp.bfloat16) for digit in (plane // 16, plane % 16))  # p 16
   counts = jnp.einsum('pi,pj->ij', high, low, preferred_element_type=jnp.float32).astype(jnp.int32).reshape(256)
   step = (plane.size - counts[plane.max()]) // 255
