@@ -1,7 +1,7 @@
 """How fast batches come, from threads and from worker processes, and whether memory stays flat.
 
   python -m benchmarks.pipeline                                  # a video made here, 340x256, 280 frames
-  python -m benchmarks.pipeline clip.mp4 other.mp4 --workers 0 1 2 4 --repeats 1 2
+  python -m benchmarks.pipeline clip.mp4 other.mp4 --workers=0,1,2,4 --repeats=1,2
   python -m benchmarks.pipeline --data_dir=data --dataset=mine   # a prepared dataset's training split
   python -m benchmarks.pipeline --memory                         # resident memory over 10,000 small clips
 
@@ -9,13 +9,13 @@ Each setting is measured in every round, one after the other, and its median is 
 stands CPU time, of this process and of all workers: where others use the machine, that is the figure to read.
 """
 
-import argparse
 import contextlib
 import io
 import json
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,25 @@ from typing import Any
 import av
 import numpy as np
 import psutil
+from absl import flags
 
+from mevit_jax.command import run
 from mevit_jax.data import datasets, pipeline, video
 from mevit_jax.data.clips import ClipConfig
+
+_DATA_DIR = flags.DEFINE_string('data_dir', 'data', 'The folder of prepared datasets.')
+_DATASET = flags.DEFINE_string('dataset', '', 'A prepared dataset to read, instead of files.')
+_WORKERS = flags.DEFINE_list('workers', '0,1,2,4', 'Numbers of worker processes; 0: threads of this process.')
+_REPEATS = flags.DEFINE_list('repeats', '1', 'Clips that a video gives when it is drawn.')
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'Clips of a batch.', lower_bound=1)
+_FRAMES = flags.DEFINE_integer('frames', 8, 'Frames of a clip.', lower_bound=1)
+_STRIDE = flags.DEFINE_integer('stride', 32, 'Between two frames of a clip.', lower_bound=1)
+_SIZE = flags.DEFINE_integer('size', 0, 'Of a clip, in pixels; 0: 224, and 32 with --memory.')
+_STEPS = flags.DEFINE_integer('steps', 12, 'Batches that are timed.', lower_bound=1)
+_ROUNDS = flags.DEFINE_integer('rounds', 3, 'How often each setting is measured.', lower_bound=1)
+_MEMORY = flags.DEFINE_bool('memory', False, 'Memory over time, with the last of --workers.')
+_CLIPS = flags.DEFINE_integer('clips', 10_000, 'With --memory: how many.')
+_JSON = flags.DEFINE_string('json', '', 'A file to write the figures to.')
 
 
 @dataclass(frozen=True)
@@ -93,13 +109,13 @@ def measure(source: pipeline.Source, clip: ClipConfig, workers: int, repeats: in
   return {'first_batch_s': first, 'clips_per_s': clips / seconds, 'cpu_ms_per_clip': 1000 * cpu / clips}
 
 
-def speed(source: pipeline.Source, clip: ClipConfig, options: argparse.Namespace) -> list[dict]:
+def speed(source: pipeline.Source, clip: ClipConfig) -> list[dict]:
   """A row a setting: medians over rounds."""
-  settings = [(workers, repeats) for repeats in options.repeats for workers in options.workers]
+  settings = [(int(workers), int(repeats)) for repeats in _REPEATS.value for workers in _WORKERS.value]
   runs: dict[tuple[int, int], list[dict]] = {setting: [] for setting in settings}
-  for _ in range(options.rounds):
+  for _ in range(_ROUNDS.value):
     for setting in settings:
-      runs[setting].append(measure(source, clip, *setting, options.batch_size, options.steps))
+      runs[setting].append(measure(source, clip, *setting, _BATCH_SIZE.value, _STEPS.value))
   rows = []
   print(f'{"workers":>8} {"repeats":>8} {"clips/s":>9} {"x one":>6} {"CPU ms/clip":>12} {"first batch s":>14}')
   for workers, repeats in settings:
@@ -115,55 +131,41 @@ def speed(source: pipeline.Source, clip: ClipConfig, options: argparse.Namespace
   return rows
 
 
-def memory(source: pipeline.Source, clip: ClipConfig, options: argparse.Namespace) -> list[dict]:
+def memory(source: pipeline.Source, clip: ClipConfig) -> list[dict]:
   """A row each tenth of the clips: resident memory of this process and of its workers."""
-  rows, workers, batch = [], options.workers[-1], options.batch_size
+  rows, workers, batch, count = [], int(_WORKERS.value[-1]), _BATCH_SIZE.value, _CLIPS.value
+  repeats = int(_REPEATS.value[0])
   print(f'{"clips":>8} {"this process MiB":>17} {"workers MiB":>12}   ({workers or "no"} worker processes)')
-  batches = pipeline.train_batches(source, clip, batch_size=batch, seed=0, repeats=options.repeats[0], workers=workers)
+  batches = pipeline.train_batches(source, clip, batch_size=batch, seed=0, repeats=repeats, workers=workers)
   with contextlib.closing(batches):
-    for step in range(1, options.clips // batch + 1):
+    for step in range(1, count // batch + 1):
       next(batches)
-      if step % max(1, options.clips // batch // 10) == 0:
+      if step % max(1, count // batch // 10) == 0:
         resident = [process.memory_info().rss / 2**20 for process in processes()]
         rows.append({'clips': step * batch, 'parent_mib': resident[0], 'workers_mib': sum(resident[1:])})
         print(f'{step * batch:8} {resident[0]:17.0f} {sum(resident[1:]):12.0f}', flush=True)
   return rows
 
 
-def main() -> None:
-  """Reads the arguments, measures, prints."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('videos', nargs='*', type=Path, help='files to read instead of one made here')
-  parser.add_argument('--data_dir', default='data', help='of prepared datasets')
-  parser.add_argument('--dataset', help='a prepared dataset to read instead')
-  parser.add_argument('--workers', nargs='+', type=int, default=[0, 1, 2, 4], help='0: threads of this process')
-  parser.add_argument('--repeats', nargs='+', type=int, default=[1], help='clips a video that is drawn gives')
-  parser.add_argument('--batch_size', type=int, default=8)
-  parser.add_argument('--frames', type=int, default=8)
-  parser.add_argument('--stride', type=int, default=32)
-  parser.add_argument('--size', type=int, help='of a clip, in pixels: 224, and 32 for --memory')
-  parser.add_argument('--steps', type=int, default=12, help='batches that are timed')
-  parser.add_argument('--rounds', type=int, default=3)
-  parser.add_argument('--memory', action='store_true', help='memory over time, with the last of --workers')
-  parser.add_argument('--clips', type=int, default=10_000, help='for --memory')
-  parser.add_argument('--json', type=Path, help='where to write the figures too')
-  options = parser.parse_args()
-  size = options.size or (32 if options.memory else 224)
-  clip = ClipConfig(options.frames, (size, size), stride=options.stride, short_side=(size * 8 // 7, size * 10 // 7))
-  if options.dataset:
-    source: pipeline.Source = datasets.open_split(options.data_dir, options.dataset, 'train').source
+def main(argv: Sequence[str]) -> None:
+  """Measures, and prints a table."""
+  size = _SIZE.value or (32 if _MEMORY.value else 224)
+  clip = ClipConfig(_FRAMES.value, (size, size), stride=_STRIDE.value, short_side=(size * 8 // 7, size * 10 // 7))
+  source: pipeline.Source
+  if _DATASET.value:
+    source = datasets.open_split(_DATA_DIR.value, _DATASET.value, 'train').source
   else:
-    files = [path.read_bytes() for path in options.videos]
-    files = files or [make_video(48, 64, 60) if options.memory else make_video(256, 340, 280)]
+    files = [Path(path).read_bytes() for path in argv[1:]]
+    files = files or [make_video(48, 64, 60) if _MEMORY.value else make_video(256, 340, 280)]
     source = Files(tuple((data, video.inspect(data)) for data in files))
   print(
-    f'{options.frames} frames, stride {options.stride}, {size}x{size} uint8; batches of {options.batch_size}; '
+    f'{clip.frames} frames, stride {clip.stride}, {size}x{size} uint8; batches of {_BATCH_SIZE.value}; '
     f'{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}'
   )
-  rows = memory(source, clip, options) if options.memory else speed(source, clip, options)
-  if options.json:
-    options.json.write_text(json.dumps(rows, indent=2) + '\n')
+  rows = memory(source, clip) if _MEMORY.value else speed(source, clip)
+  if _JSON.value:
+    Path(_JSON.value).write_text(json.dumps(rows, indent=2) + '\n')
 
 
 if __name__ == '__main__':
-  main()
+  run(main)

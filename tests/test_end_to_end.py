@@ -320,6 +320,7 @@ def without_labels(monkeypatch):
     return dataclasses.replace(split, source=[{**example, 'label': -1} for example in split.source])
 
   monkeypatch.setattr(datasets, 'open_split', open_split)
+  monkeypatch.setattr(datasets.Split, 'labels', property(lambda split: np.full(len(split), -1)))
 
 
 def test_a_split_without_labels_gives_predictions_and_no_accuracy(whole, tiny, tmp_path, monkeypatch, capsys):

@@ -82,8 +82,8 @@ def _write_csv(path: Path, predictions: Predictions, class_names: tuple[str, ...
 def write_submission(path: Path, predictions: Predictions) -> None:
   """Writes the readable videos without label as Something-Something-v2's test server reads them.
 
-  A line a video: its number (our ids are SPLIT/NUMBER) and the five likeliest class ids, with semicolons between and
-  no header, as the dataset's own baseline writes it (github.com/TwentyBN/something-something-v2-baseline).
+  A line a video: its number (what follows the last slash of its id) and the five likeliest class ids, with semicolons
+  between and no header, as the dataset's own baseline writes it (github.com/TwentyBN/something-something-v2-baseline).
   """
   ranked = predictions.ranked(5)
   with path.open('w') as file:

@@ -127,7 +127,7 @@ def test_workers_change_nothing():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('workers', [1, 2, 4])
-@pytest.mark.parametrize('options', [{}, {'balance': 0.6, 'labels': LABELS}, {'repeats': 2, 'batch_size': 8}, REPEATED])
+@pytest.mark.parametrize('options', [{}, REPEATED], ids=['plain', 'repeated'])
 def test_any_number_of_workers(workers, options):
   source = Videos(dead=(2, 5))
   alone = train(20, source, **options)
