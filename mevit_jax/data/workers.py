@@ -16,7 +16,6 @@ from absl import flags
 
 from mevit_jax.errors import UserError
 
-_GRACE = 30  # seconds that a worker goes on after a signal to end: its parent may want to save first
 _WHY = {
   'SIGKILL': 'the system kills so where memory runs out, and then fewer data.workers need less',
   'SIGBUS': 'shared memory (/dev/shm) is full: give it more room (docker: --shm-size), or use fewer data.workers',
@@ -90,19 +89,12 @@ def _begin(notes: int, worker: int, count: int) -> None:
   assert parent is not None
   with contextlib.suppress(OSError):  # without /proc there are no notes
     _notes, _place = os.open(f'/proc/{parent.pid}/fd/{notes}', os.O_RDWR), 8 * worker
-  # Ctrl-C, and a cluster that stops a job, reach all processes; it is the parent that decides what to do.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, lambda *_: _end(_GRACE))
+  # Ctrl-C and schedulers signal all processes of a run, whose trainer may still have a step to finish and save.
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
 
   def wait() -> None:
     parent.join()  # one that was killed cannot tell its workers to end
     os._exit(1)
 
   threading.Thread(target=wait, daemon=True).start()
-
-
-def _end(seconds: float) -> None:
-  """Ends this process after a while, whatever it does."""
-  timer = threading.Timer(seconds, os._exit, (1,))
-  timer.daemon = True
-  timer.start()
