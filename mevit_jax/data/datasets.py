@@ -1,10 +1,13 @@
 """Reads prepared datasets: `open_split` gives what Grain, or a plain loop, takes examples from."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
+
+import numpy as np
 
 from mevit_jax.errors import UserError
 
@@ -59,6 +62,11 @@ class Split:
 
   def __len__(self) -> int:
     return len(self.source)
+
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    """The label of every video, int32 `n`; -1 where there is none."""
+    return np.array([example['label'] for example in self.source], np.int32)
 
 
 def open_split(data_dir: str | Path, dataset: str, split: str) -> Split:
