@@ -18,8 +18,8 @@ from mevit_jax import evaluate, recipes, runs, train
 from mevit_jax.data import datasets, pipeline, shards
 from mevit_jax.data.builders import moving_shapes
 from mevit_jax.errors import UserError
-from mevit_jax.models.functional import build_model, names_of
-from mevit_jax.training.checkpoint import Checkpoints
+from mevit_jax.models.functional import names_of
+from mevit_jax.training.saved import open_saved
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
@@ -68,13 +68,9 @@ def recorded(recipe, workdir, stop=None):
 
 def stored(workdir):
   """The newest checkpoint's step, and its parameters by name."""
-  checkpoints = Checkpoints(workdir)
-  abstract = build_model(recipes.recipe_of(checkpoints.about()['recipe']).model).abstract
-  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), abstract)
-  step, params = checkpoints.restore_params(abstract)
-  checkpoints.close()
-  return step, {name: np.asarray(x) for name, x in zip(names_of(params), jax.tree.leaves(params), strict=True)}
+  saved = open_saved(workdir)
+  params = saved.params('raw')
+  return saved.step, {name: np.asarray(x) for name, x in zip(names_of(params), jax.tree.leaves(params), strict=True)}
 
 
 def assert_same_bits(workdir, other):
@@ -117,7 +113,7 @@ def whole(tiny, tmp_path_factory, compile_once):
 def test_what_a_run_leaves(whole, shapes_dir, tiny):
   workdir, batches = whole
   assert {path.name for path in workdir.iterdir()} == {
-    'config.json', 'checkpoints', 'metrics.jsonl', 'tensorboard', 'evaluation',
+    'config.json', 'checkpoints', 'best.json', 'metrics.jsonl', 'tensorboard', 'evaluation',
   }  # fmt: skip
   split = datasets.open_split(shapes_dir, 'moving_shapes', 'train')
   about = json.loads((workdir / 'config.json').read_text())

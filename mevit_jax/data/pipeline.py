@@ -8,6 +8,7 @@ integer, the step: no iterator state is ever stored.
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -110,8 +111,13 @@ def _batches(
 
 
 def _end_with_parent(index: int, count: int) -> None:
-  """Ends this worker when its parent is gone: a parent that was killed cannot tell it to."""
+  """Ends this worker when its parent is gone: a parent that was killed cannot tell it to.
+
+  And not before: Ctrl-C and schedulers signal all processes of a run, whose trainer still has a step to finish.
+  """
   del index, count
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
 
   def wait() -> None:
     if (parent := multiprocessing.parent_process()) is not None:

@@ -15,7 +15,7 @@ from mevit_jax.parallel.placement import by_rows, place
 from mevit_jax.training.augment import AugmentConfig
 from mevit_jax.training.objectives import count_correct, smooth_targets
 from mevit_jax.training.optimizer import OptimizerConfig, make_optimizer
-from mevit_jax.training.state import TrainState
+from mevit_jax.training.state import begin_state
 from mevit_jax.training.steps import make_evaluation_step, make_train_step
 
 pytestmark = pytest.mark.usefixtures('compile_once')
@@ -51,11 +51,11 @@ def step_once(config=CONFIG, devices=1, accumulate=1, flip=True, step=0):
 
 
 @functools.cache
-def first_state(config=CONFIG):
+def first_state(config=CONFIG, ema=False):
   """Random everywhere: a head that starts at zero would let no gradient through."""
   rng = np.random.default_rng(2)
   params = jax.tree.map(lambda x: np.float32(0.3 * rng.normal(size=x.shape)), build_model(config).abstract)
-  return TrainState(np.int32(0), params, OPTIMIZER.init(params))
+  return begin_state(OPTIMIZER, params, ema)
 
 
 def named(params):
