@@ -2,9 +2,10 @@
 
   python -m benchmarks.kills --kills=100
 
-Each time, `main.py` is started on the same workdir, and after a random time ended with SIGKILL, SIGTERM or SIGINT: while
-it starts, between steps, while a checkpoint is written or while it evaluates. A run that reaches its end is compared, bit
-for bit, with one that was left alone; then the next one begins. Prints a table; fails if a bit or an exit code differs.
+Each time, `main.py` is started on the same workdir, and after a random time ended with SIGKILL, SIGTERM or SIGINT:
+while it starts, between steps, while a checkpoint is written or while it evaluates. A run that reaches its end is
+compared, bit for bit, with one that was left alone; then the next one begins. Prints a table; fails if a bit or an exit
+code differs. --minutes ends it earlier.
 """
 
 import collections
@@ -23,19 +24,19 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from mevit_jax.data import shards
 from mevit_jax.data.builders import moving_shapes
 from mevit_jax.training.saved import open_saved, steps_of
 
 ROOT = Path(__file__).parents[1]
-SAVE_EVERY = 5
+EVALUATE_EVERY = 25
 # A checkpoint every five steps: most of the time, one is being written.
 RECIPE = {
-  'model.width': 32, 'model.mlp_dim': 64, 'optimizer.warmup_epochs': 1.0, 'training.batch_size': 8,
-  'training.log_every': 1, 'training.save_every': SAVE_EVERY, 'training.evaluate_every': 50, 'training.ema': 0.99,
-  'training.keep': 2, 'evaluation.batch_size': 16,
+  'model.width': 32, 'model.mlp_dim': 64, 'model.frames': 4, 'model.space_blocks': 0, 'model.motion_blocks': 1,
+  'model.class_blocks': 0, 'training.batch_size': 8, 'training.log_every': 1, 'training.save_every': 5,
+  'training.evaluate_every': EVALUATE_EVERY, 'training.ema': 0.99, 'evaluation.batch_size': 16,
 }  # fmt: skip
 VIDEOS = {'train': 64, 'validation': 32}
 
@@ -104,7 +105,7 @@ class Session:
       return 'starting'
     if any((workdir / 'checkpoints').glob('*.orbax-checkpoint-tmp')):
       return 'writing a checkpoint'
-    return 'evaluating' if self.step % 50 == 0 else 'training'
+    return 'evaluating' if self.step % EVALUATE_EVERY == 0 else 'training'
 
 
 def kill(session: Session, workdir: Path, random_: random.Random, tally: Tally) -> bool:
@@ -139,19 +140,20 @@ def bits(workdir: Path) -> dict[str, bytes]:
   return {jax.tree_util.keystr(path): np.asarray(x).tobytes() for path, x in jax.tree.leaves_with_path(trees)}
 
 
-def run(folder: Path, kills: int, steps: int, seed: int) -> Tally:
-  """Kills so often, in a folder that is empty."""
+def run(folder: Path, kills: int, steps: int, seed: int, minutes: float) -> Tally:
+  """Kills so often, in a folder that is empty, and brings the last run to its end."""
+  end = time.monotonic() + 60 * minutes
   shards.write(moving_shapes.build(folder / 'data', VIDEOS, frames=16, size=32))
   if code := (alone := Session(folder, folder / 'alone', steps)).wait():
     raise RuntimeError(f'exit code {code}: {alone.lines[-3:]}')
   expected, random_, tally, number = bits(folder / 'alone'), random.Random(seed), Tally(), 0
   reached = 0
-  while tally.kills.total() < kills or reached:
+  while not (enough := tally.kills.total() >= kills or time.monotonic() > end) or reached:
     workdir = folder / f'killed{number}'
     session = Session(folder, workdir, steps)
-    ended = tally.kills.total() >= kills or not kill(session, workdir, random_, tally)
+    ended = enough or not kill(session, workdir, random_, tally)
     code = session.wait()
-    tally.complaints += [line for line in session.lines if 'damaged' in line or 'Traceback' in line and code != 1]
+    tally.complaints += [line for line in session.lines if 'damaged' in line or ('Traceback' in line and code != 1)]
     if reached and session.resumed:
       tally.lost.append(reached - session.resumed)
     reached = session.step or reached
@@ -165,15 +167,16 @@ def run(folder: Path, kills: int, steps: int, seed: int) -> Tally:
       tally.complaints.append(f'{workdir.name} keeps other checkpoints: {sorted(extra)}')
     shutil.rmtree(workdir)
     tally.finished, number, reached = tally.finished + 1, number + 1, 0
-    print(f'{tally.kills.total()} kills, {tally.finished} runs at their end', flush=True)
+    print(f'{tally.table()}\n', flush=True)
   return tally
 
 
 def main(argv) -> None:
   """Prints the table."""
   del argv
+  logging.set_verbosity(logging.WARNING)
   with tempfile.TemporaryDirectory() as folder:
-    tally = run(Path(folder), flags.FLAGS.kills, flags.FLAGS.steps, flags.FLAGS.seed)
+    tally = run(Path(folder), flags.FLAGS.kills, flags.FLAGS.steps, flags.FLAGS.seed, flags.FLAGS.minutes)
   print(tally.table())
   if tally.complaints:
     sys.exit('\n'.join(tally.complaints))
@@ -182,6 +185,7 @@ def main(argv) -> None:
 
 if __name__ == '__main__':
   flags.DEFINE_integer('kills', 100, 'How many.')
-  flags.DEFINE_integer('steps', 400, 'Of a run.')
+  flags.DEFINE_integer('steps', 150, 'Of a run.')
+  flags.DEFINE_float('minutes', 60.0, 'After which no more are made.')
   flags.DEFINE_integer('seed', 0, 'Of the moments.')
   app.run(main)
