@@ -53,11 +53,11 @@ class Stop:
 
   def _hear(self, number: int, frame) -> None:
     del frame
+    os.write(2, b'stopping after this step, once it is saved\n')  # print() could be what the signal interrupted
     if number == signal.SIGINT:
+      os.write(2, b'Ctrl-C again ends it at once\n')
       signal.signal(signal.SIGINT, signal.SIG_DFL)
     if self._many:
       signal.raise_signal(signal.SIGTERM)
     else:
       self.signal = signal.Signals(number)
-    # print() could be what the signal interrupted.
-    os.write(2, b'stopping after this step; Ctrl-C ends it at once\n')

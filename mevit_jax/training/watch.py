@@ -43,7 +43,7 @@ class Watch:
     """
     while len(self._under_way) > ahead:
       step, used, metrics = self._under_way.popleft()
-      values = {name: float(value) for name, value in metrics.items()}
+      values = {name: float(value) for name, value in jax.device_get(metrics).items()}
       self._done.append(values)
       self._in_a_row = self._in_a_row + 1 if values['skipped'] else 0
       if values['skipped']:

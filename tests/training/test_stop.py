@@ -23,7 +23,8 @@ def test_a_signal_is_heard(number, capfd):
     with pytest.raises(StopError) as raised:
       stop.check()
   assert raised.value.signal == number
-  assert capfd.readouterr().err == 'stopping after this step; Ctrl-C ends it at once\n'
+  said = 'stopping after this step, once it is saved\n'
+  assert capfd.readouterr().err == said + 'Ctrl-C again ends it at once\n' * (number == signal.SIGINT)
   assert {one: signal.getsignal(one) for one in before} == before
 
 
