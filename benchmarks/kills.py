@@ -124,7 +124,7 @@ def kill(session: Session, workdir: Path, random_: random.Random, tally: Tally) 
   tally.kills[number.name, moment] += 1
   stopped = [line for line in session.lines if line.startswith('stopped by')]
   if number == signal.SIGKILL or moment == 'starting':
-    # Python, while it starts: a traceback and 1 where Ctrl-C meets an import, 'interrupted' and 1 in main.
+    # Before training begins nothing is there to save: what Python does of itself (1 where Ctrl-C meets an import).
     expected = code in (-number, 128 + number) or (number == signal.SIGINT and code == 1)
   else:
     expected = code == 128 + number and len(stopped) == 1

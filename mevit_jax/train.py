@@ -44,13 +44,14 @@ def train(recipe: Recipe, workdir: str) -> dict[str, Any]:
     write_workdir(run.workdir, run.about)
   checkpoints = Checkpoints(run.workdir, recipe.training.keep, recipe.training.keep_best)
   try:
-    with contextlib.closing(checkpoints):
+    with Stop() as stop, contextlib.closing(checkpoints):  # in this order: no second signal hurts what is being saved
       saved = checkpoints.latest is not None
       state = restored_state(run, checkpoints) if saved else fresh or fresh_state(run)
-      with Stop() as stop:
-        return _loop(run, state, checkpoints, stop)
+      stop.check()
+      return _loop(run, state, checkpoints, stop)
   except StopError as stopped:
-    print(f'stopped by {stopped.signal.name} at step {checkpoints.latest}, saved; the same command goes on', flush=True)
+    at = f'at step {checkpoints.latest}, saved' if checkpoints.latest else 'before its first step'
+    print(f'stopped by {stopped.signal.name} {at}; the same command goes on', flush=True)
     raise SystemExit(128 + stopped.signal) from None
 
 

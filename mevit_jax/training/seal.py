@@ -7,14 +7,14 @@ from pathlib import Path
 
 # In every checkpoint: {'files': {path: [bytes, SHA-256]}}.
 CHECKSUMS = 'checksums.json'
-# Orbax writes these two when all else is there; nothing that is restored stands in them.
-_WRITTEN_LATER = {'_CHECKPOINT_METADATA', 'commit_success.txt'}
+# Orbax writes the other two when all else is there; nothing that is restored stands in them.
+_NOT_IN_IT = {CHECKSUMS, '_CHECKPOINT_METADATA', 'commit_success.txt'}
 
 
 def seal(folder: Path) -> None:
   """Writes the checksums of all files of a folder into it; reads every byte, a file a thread."""
   paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob('*')) if path.is_file()}
-  paths = {name: path for name, path in paths.items() if name not in _WRITTEN_LATER}
+  paths = {name: path for name, path in paths.items() if name not in _NOT_IN_IT}
   with ThreadPoolExecutor() as pool:
     sums = pool.map(_checksum, paths.values())
     files = {name: [path.stat().st_size, found] for (name, path), found in zip(paths.items(), sums, strict=True)}
