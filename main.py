@@ -4,7 +4,8 @@
   python main.py --config=configs/k400.py --workdir=runs/k400 --config.data.data_dir=/data --config.model.block_size=2
   python main.py --config=configs/k400.py --workdir=runs/k400 --mode=evaluate --config.evaluation.clips=4
 
-A workdir that has a checkpoint is resumed. Every field of the config is a flag: --config.training.batch_size=32.
+A workdir that has a checkpoint is resumed. SIGTERM and Ctrl-C save and leave, with exit code 143 and 130: the run is
+not done, and the same command goes on. Every field of the config is a flag: --config.training.batch_size=32.
 """
 
 from absl import flags

@@ -19,7 +19,8 @@ from absl import flags
 from mevit_jax import command, recipes, runs
 from mevit_jax.errors import UserError
 from mevit_jax.recipes import Recipe
-from mevit_jax.training.checkpoint import Checkpoints, write_workdir
+from mevit_jax.training.checkpoint import Checkpoints
+from mevit_jax.training.workdir import write_workdir
 
 
 def convert(recipe: Recipe, workdir: str) -> None:

@@ -1,4 +1,4 @@
-"""Evaluates a workdir's newest checkpoint: every video once, results and a picture."""
+"""Evaluates a workdir's checkpoint: every video once, results and a picture."""
 
 import dataclasses
 import platform
@@ -19,9 +19,9 @@ from mevit_jax.evaluation.results import write_results
 from mevit_jax.models.functional import Params, build_model
 from mevit_jax.parallel.hosts import host_rows
 from mevit_jax.parallel.mesh import make_mesh
-from mevit_jax.parallel.placement import by_rows, placed
+from mevit_jax.parallel.placement import by_rows
 from mevit_jax.recipes import Recipe
-from mevit_jax.training.checkpoint import Checkpoints
+from mevit_jax.training.saved import Weights, open_saved
 from mevit_jax.training.steps import make_evaluation_step
 
 # (params, video uint8 `b v t h w 3`) -> probabilities `b classes`
@@ -29,20 +29,18 @@ Predict = Callable[[Params, jax.Array], jax.Array]
 
 
 def evaluate(recipe: Recipe, workdir: str) -> dict[str, Any]:
-  """Evaluates the newest checkpoint by the recipe's protocol, on the recipe's dataset."""
+  """Evaluates a checkpoint by the recipe's protocol, on the recipe's dataset."""
   folder = Path(workdir).expanduser()
-  checkpoints = Checkpoints(folder)
-  try:
-    about = checkpoints.about()
-    recipe = _as_trained(recipe, recipes.recipe_of(about['recipe']), folder)
-    mesh, model = make_mesh(recipe.mesh), build_model(recipe.model)
-    host_rows(by_rows(mesh), recipe.evaluation.batch_size, 'evaluation.batch_size')
-    step, params = checkpoints.restore_params(placed(model.abstract, mesh))
-  finally:
-    checkpoints.close()
+  saved = open_saved(folder, recipe.evaluation.checkpoint)
+  weights = saved.weights(recipe.evaluation.weights)
+  recipe = _as_trained(recipe, recipes.recipe_of(saved.about['recipe']), folder)
+  mesh, model = make_mesh(recipe.mesh), build_model(recipe.model)
+  host_rows(by_rows(mesh), recipe.evaluation.batch_size, 'evaluation.batch_size')
+  params = saved.params(weights, mesh)
   step_function = make_evaluation_step(model, mean=recipe.data.mean, std=recipe.data.std)
   predict = jax.jit(step_function, out_shardings=by_rows(mesh))
-  return evaluate_params(recipe, predict, folder, mesh, params, step, names=tuple(about['class_names']), picture=True)
+  names = tuple(saved.about['class_names'])
+  return evaluate_params(recipe, predict, folder, mesh, params, saved.step, weights, names=names, picture=True)
 
 
 def _as_trained(recipe: Recipe, trained: Recipe, workdir: Path) -> Recipe:
@@ -76,9 +74,11 @@ def evaluate_params(
   mesh: jax.sharding.Mesh,
   params: Params,
   step: int,
+  weights: Weights = 'raw',
   *,
   names: tuple[str, ...] | None = None,
   picture: bool = False,
+  check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
   """Evaluates params and writes WORKDIR/evaluation/NAME/.
 
@@ -89,8 +89,10 @@ def evaluate_params(
     mesh: the devices.
     params: of the model.
     step: of the params.
+    weights: what the params are: themselves or their running mean.
     names: of the classes as the params know them; an error if the dataset has others. None does not look.
     picture: whether to draw film strips too.
+    check: called after every batch; it may raise to end this.
   """
   protocol = recipe.evaluation
   split = datasets.open_split(recipe.data.data_dir, recipe.data.dataset, protocol.split)
@@ -101,9 +103,9 @@ def evaluate_params(
     raise UserError(
       f'the dataset {split.dataset!r} has other classes than the checkpoint (there, and now): {differing[:3]}'
     )
-  predictions = predict_split(recipe, predict, mesh, params, split)
+  predictions = predict_split(recipe, predict, mesh, params, split, check)
   folder = workdir / 'evaluation' / protocol.name
-  results = write_results(folder, predictions, split.class_names, _about(recipe, split, step))
+  results = write_results(folder, predictions, split.class_names, _about(recipe, split, step, weights))
   print(f'evaluation {protocol.name} at step {step}: {_in_words(results)}  {folder}', flush=True)
   if picture and results['unreadable'] < results['videos']:
     _draw(folder / 'videos.png', recipe, split, predictions, results)
@@ -120,7 +122,12 @@ def _in_words(results: dict[str, Any]) -> str:
 
 
 def predict_split(
-  recipe: Recipe, predict: Predict, mesh: jax.sharding.Mesh, params: Params, split: datasets.Split
+  recipe: Recipe,
+  predict: Predict,
+  mesh: jax.sharding.Mesh,
+  params: Params,
+  split: datasets.Split,
+  check: Callable[[], None] = lambda: None,
 ) -> Predictions:
   protocol, rows = recipe.evaluation, by_rows(mesh)
   batches = pipeline.eval_batches(
@@ -136,6 +143,7 @@ def predict_split(
 
   def report_progress(done: int) -> None:
     nonlocal said
+    check()
     if time.monotonic() - said > 20:
       said = time.monotonic()
       print(f'evaluation {protocol.name}: {done}/{len(split)} videos', flush=True)
@@ -146,14 +154,14 @@ def predict_split(
     batches.close()
 
 
-def _about(recipe: Recipe, split: datasets.Split, step: int) -> dict[str, Any]:
+def _about(recipe: Recipe, split: datasets.Split, step: int, weights: Weights) -> dict[str, Any]:
   """What the numbers are of: protocol, data, checkpoint, preprocessing, versions."""
   return {
     'protocol': {**recipes.to_dict(recipe)['evaluation'], 'averaged': 'probabilities over views'},
     'clip': {'frames': recipe.clip.frames, 'sampling': recipe.clip.sampling, 'stride': recipe.clip.stride},
     'preprocessing': {'size': recipe.clip.size, 'mean': recipe.data.mean, 'std': recipe.data.std},
     'dataset': {'name': split.dataset, 'split': split.name, 'fingerprint': split.fingerprint},
-    'checkpoint': {'step': step},
+    'checkpoint': {'step': step, 'weights': weights},
     'versions': {'mevit_jax': mevit_jax.__version__, 'jax': jax.__version__, 'python': platform.python_version()},
   }
 

@@ -69,7 +69,10 @@ class TrainingConfig:
     log_every: steps between two lines of progress.
     save_every: steps between two checkpoints; the last step is always saved.
     keep: how many of the newest checkpoints stay.
-    evaluate_every: steps between two evaluations; 0 evaluates at the end only.
+    keep_best: whether the checkpoint of the best top-1 stays too, of the evaluations while it trains.
+    ema: decay of the parameters' running mean, which then is what is evaluated (ConvNeXt has 0.9999); 0 is none.
+    on_nonfinite: where loss or gradient are not finite the update is dropped; then 'stop', or 'skip' and go on.
+    evaluate_every: steps between two evaluations, each with a checkpoint; 0 evaluates at the end only.
     profile: first and last step to profile into WORKDIR/profile (TensorBoard, Perfetto); () does not.
   """
 
@@ -81,6 +84,9 @@ class TrainingConfig:
   log_every: int = 20
   save_every: int = 1000
   keep: int = 2
+  keep_best: bool = True
+  ema: float = 0.0
+  on_nonfinite: Literal['stop', 'skip'] = 'stop'
   evaluate_every: int = 0
   profile: tuple[int, ...] = ()
 
@@ -123,6 +129,10 @@ class Recipe:
       )
     if not 0 <= training.label_smoothing < 1:
       raise UserError(f'training.label_smoothing must be in [0, 1), not {training.label_smoothing}')
+    if not 0 <= training.ema < 1:
+      raise UserError(f'training.ema must be in [0, 1), not {training.ema}')
+    if training.on_nonfinite not in ('stop', 'skip'):
+      raise UserError(f"training.on_nonfinite must be 'stop' or 'skip', not {training.on_nonfinite!r}")
     for name in ('init_head', 'init_channel_order'):
       choices = typing.get_args(type(self).__annotations__[name])
       if getattr(self, name) not in choices:

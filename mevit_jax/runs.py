@@ -18,16 +18,18 @@ from mevit_jax.parallel.mesh import make_mesh
 from mevit_jax.parallel.placement import by_rows, place, placed
 from mevit_jax.recipes import Recipe
 from mevit_jax.training.augment import mirror_labels
-from mevit_jax.training.checkpoint import Checkpoints, read_workdir
+from mevit_jax.training.checkpoint import Checkpoints
 from mevit_jax.training.optimizer import check_patterns, make_optimizer, make_schedule
 from mevit_jax.training.state import TrainState, begin_state, init_state
 from mevit_jax.training.steps import make_evaluation_step, make_train_step
+from mevit_jax.training.workdir import read_workdir
 from mevit_jax.weights.load import inspect, load
 
 # What may differ when a workdir is resumed: where and how fast it runs, and how often it is looked at.
 _MAY_DIFFER = (
   'mesh.', 'evaluation.', 'data.workers', 'data.data_dir', 'model.unroll', 'model.remat', 'model.classes',
   'training.log_every', 'training.save_every', 'training.keep', 'training.evaluate_every', 'training.profile',
+  'training.on_nonfinite',
 )  # fmt: skip
 
 
@@ -82,13 +84,15 @@ def prepare_run(recipe: Recipe, workdir: Path) -> Run:
       f'must be a multiple of {2 * training.accumulate * mesh.size} '
       f'(2 x training.accumulate {training.accumulate} x {mesh.size} devices)'
     )
+  if recipe.evaluation.weights == 'ema' and not training.ema:
+    raise UserError("evaluation.weights is 'ema', and training.ema is 0: there will be no such weights")
   model = build_model(recipe.model)
   check_patterns(recipe.optimizer, model.abstract)
   steps_per_epoch = len(split) * recipe.data.repeats / training.batch_size
   steps = max(1, round(training.epochs * steps_per_epoch))
   schedule = make_schedule(recipe.optimizer, training.batch_size, steps_per_epoch, steps)
   optimizer = make_optimizer(recipe.optimizer, schedule)
-  init = partial(init_state, model, optimizer)
+  init = partial(init_state, model, optimizer, ema=training.ema > 0)
   shardings = place(jax.eval_shape(init, jax.random.key(0)), mesh)
   step = make_train_step(
     model,
@@ -101,11 +105,13 @@ def prepare_run(recipe: Recipe, workdir: Path) -> Run:
     accumulate=training.accumulate,
     seed=training.seed,
     sharding=rows,
+    ema=training.ema,
+    stops=training.on_nonfinite == 'stop',
   )
   return Run(
     recipe, workdir, split, model, mesh, steps, steps_per_epoch, schedule,
     init=jax.jit(init, out_shardings=shardings),
-    begin=jax.jit(partial(begin_state, optimizer), donate_argnums=0, out_shardings=shardings),
+    begin=jax.jit(partial(begin_state, optimizer, ema=training.ema > 0), donate_argnums=0, out_shardings=shardings),
     step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
     predict=jax.jit(make_evaluation_step(model, mean=recipe.data.mean, std=recipe.data.std), out_shardings=rows),
   )  # fmt: skip
@@ -160,7 +166,8 @@ def check_workdir(run: Run) -> None:
       raise UserError(f'{run.workdir} has checkpoints but no config.json: use another workdir')
     return
   before, about = read_workdir(run.workdir), run.about
-  found = recipes.differences(before['recipe'], about['recipe'])
+  # As a recipe of today: fields that came later have their defaults.
+  found = recipes.differences(recipes.to_dict(recipes.recipe_of(before['recipe'])), about['recipe'])
   started = any((run.workdir / 'checkpoints').glob('*'))  # then what it started from is read no more
   found = [line for line in found if not line.startswith((*_MAY_DIFFER, *(('init_',) if started else ())))]
   if before['class_names'] != about['class_names']:

@@ -1,26 +1,27 @@
 """Trains a model into a workdir, or goes on where it stopped; evaluates at intervals and at the end."""
 
-import collections
 import contextlib
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from clu import parameter_overview
 
 from mevit_jax.data import datasets, pipeline
-from mevit_jax.errors import UserError
 from mevit_jax.evaluate import evaluate_params, predict_split
 from mevit_jax.parallel.hosts import global_batch, host_rows
 from mevit_jax.parallel.placement import by_rows
 from mevit_jax.recipes import Recipe
 from mevit_jax.runs import Run, check_workdir, fresh_state, prepare_run, print_summary, restored_state
-from mevit_jax.training.checkpoint import Checkpoints, write_workdir
-from mevit_jax.training.state import TrainState
+from mevit_jax.training.checkpoint import Checkpoints
+from mevit_jax.training.state import TrainState, chosen_params
+from mevit_jax.training.stop import Stop, StopError
 from mevit_jax.training.unreadable import Unreadable
+from mevit_jax.training.watch import NonFiniteError, Watch
+from mevit_jax.training.workdir import write_workdir
 from mevit_jax.training.writer import Progress, Writer
 
 # Steps that may be under way at once: enough to keep the devices busy, and few enough to bound memory.
@@ -28,11 +29,13 @@ _AHEAD = 2
 
 
 def train(recipe: Recipe, workdir: str) -> dict[str, Any]:
-  """Trains, from the newest checkpoint of the workdir if there is one; returns the last evaluation's results.
+  """Trains, from the newest good checkpoint of the workdir if there is one; returns the last evaluation's results.
 
   Raises:
     UserError: for what a recipe, a dataset or a workdir can have wrong, before anything is written.
+    SystemExit: stopped by a signal, with 128 and its number: what starts failed jobs again then goes on with this one.
   """
+  recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, checkpoint='last'))
   run = prepare_run(recipe, Path(workdir).expanduser())
   check_workdir(run)
   print_summary(run)
@@ -40,12 +43,17 @@ def train(recipe: Recipe, workdir: str) -> dict[str, Any]:
   if not (run.workdir / 'config.json').exists():
     fresh = fresh_state(run)  # before anything is written: the weights it starts from may not load
     write_workdir(run.workdir, run.about)
-  checkpoints = Checkpoints(run.workdir, recipe.training.keep)
+  checkpoints = Checkpoints(run.workdir, recipe.training.keep, recipe.training.keep_best)
   try:
-    saved = checkpoints.latest is not None
-    return _loop(run, restored_state(run, checkpoints) if saved else fresh or fresh_state(run), checkpoints)
-  finally:
-    checkpoints.close()
+    with Stop() as stop, contextlib.closing(checkpoints):  # in this order: no second signal hurts what is being saved
+      saved = checkpoints.latest is not None
+      state = restored_state(run, checkpoints) if saved else fresh or fresh_state(run)
+      stop.check()
+      return _loop(run, state, checkpoints, stop)
+  except StopError as stopped:
+    at = f'at step {checkpoints.latest}, saved' if checkpoints.latest else 'before its first step'
+    print(f'stopped by {stopped.signal.name} {at}; the same command goes on', flush=True)
+    raise SystemExit(128 + stopped.signal) from None
 
 
 def dry_run(recipe: Recipe, workdir: str) -> None:
@@ -69,7 +77,7 @@ def dry_run(recipe: Recipe, workdir: str) -> None:
   print(f'compiled and ran an evaluation step: {time.monotonic() - start:.1f} s with its data')
 
 
-def _loop(run: Run, state: TrainState, checkpoints: Checkpoints) -> dict[str, Any]:
+def _loop(run: Run, state: TrainState, checkpoints: Checkpoints, stop: Stop) -> dict[str, Any]:
   """Runs the steps from the state on; ends with a checkpoint and an evaluation."""
   training, rows = run.recipe.training, by_rows(run.mesh)
   first = int(state.step)
@@ -78,11 +86,11 @@ def _loop(run: Run, state: TrainState, checkpoints: Checkpoints) -> dict[str, An
   progress = Progress(first, run.steps, run.steps_per_epoch, training.batch_size)
   profiled = _profiled(training.profile, first, run.steps)
   unreadable = Unreadable()
-  metrics: collections.deque[dict] = collections.deque(maxlen=training.log_every)
+  watch = Watch(training.on_nonfinite == 'stop', partial(_ids, run))
   results: dict[str, Any] = {}
   try:
     if first and _evaluation_is_due(run, first) and not writer.has(first, run.recipe.evaluation.name):
-      results = _evaluate(run, state, first, writer)  # the run was killed before it had done so
+      results = _evaluate(run, state, first, checkpoints, writer, stop)  # it was killed before it had done so
     for step in range(first + 1, run.steps + 1):
       if profiled and step == profiled[0]:
         jax.profiler.start_trace(str(run.workdir / 'profile'))
@@ -91,27 +99,39 @@ def _loop(run: Run, state: TrainState, checkpoints: Checkpoints) -> dict[str, An
       progress.waited(time.monotonic() - start)
       unreadable.look(batch)
       state, step_metrics = run.step(state, _inputs(batch, rows))
-      metrics.append(step_metrics)
+      watch.add(step, batch['used'], step_metrics)
+      watch.settle(_AHEAD if step > first + 1 else 0)
       if step == first + 1:  # compiled now: the line of progress speaks of what comes after
-        jax.block_until_ready(step_metrics)
         progress.begin(step)
-      elif len(metrics) > _AHEAD:
-        jax.block_until_ready(metrics[-1 - _AHEAD])
       if profiled and step == profiled[-1]:
         _end_profile(run, profiled, step_metrics)
-      saves = step % training.save_every == 0 or step == run.steps
+      stops, evaluates = stop.asked(step), _evaluation_is_due(run, step)
+      saves = step % training.save_every == 0 or evaluates or stops
       if step % training.log_every == 0 or saves:  # a resumed run has the same lines: none spans a checkpoint
-        _log(run, step, metrics, progress, writer, unreadable.take())
+        watch.settle()
+        _log(run, step, {**watch.means(), 'unreadable': unreadable.take()}, progress, writer)
       start = time.monotonic()
       if saves:
         checkpoints.save(state, run.about)
-      if _evaluation_is_due(run, step):
-        results = _evaluate(run, state, step, writer)
+      if stops:
+        stop.check()
+      if evaluates:
+        results = _evaluate(run, state, step, checkpoints, writer, stop)
         progress.apart(time.monotonic() - start)
+    return results or _evaluate_params(run, state, run.steps, stop)
+  except NonFiniteError:
+    _save_before(state, checkpoints, run)
+    raise
   finally:
     batches.close()
     writer.close()
-  return results or evaluate_params(run.recipe, run.predict, run.workdir, run.mesh, state.params, first, picture=True)
+
+
+def _save_before(state: TrainState, checkpoints: Checkpoints, run: Run) -> None:
+  """Saves what the run would need to take the step again whose update was dropped."""
+  if run.recipe.training.on_nonfinite == 'stop':  # all updates since were dropped too
+    state = dataclasses.replace(state, step=state.step - state.skipped)
+  checkpoints.save(state, run.about)
 
 
 def _evaluation_is_due(run: Run, step: int) -> bool:
@@ -119,13 +139,23 @@ def _evaluation_is_due(run: Run, step: int) -> bool:
   return step == run.steps or (every > 0 and step % every == 0)
 
 
-def _evaluate(run: Run, state: TrainState, step: int, writer: Writer) -> dict[str, Any]:
-  """Evaluates the state, and writes the accuracy to the metrics too."""
-  last = step == run.steps
-  results = evaluate_params(run.recipe, run.predict, run.workdir, run.mesh, state.params, step, picture=last)
+def _evaluate(
+  run: Run, state: TrainState, step: int, checkpoints: Checkpoints, writer: Writer, stop: Stop
+) -> dict[str, Any]:
+  """Evaluates the state that was saved, and writes the accuracy to the metrics too."""
+  results = _evaluate_params(run, state, step, stop)
+  name = run.recipe.evaluation.name
   if 'top1' in results:  # a split without labels has none
-    writer.write(step, {name: results[name] for name in ('top1', 'top5')}, run.recipe.evaluation.name)
+    checkpoints.note_evaluation(step, results['top1'], name)  # first: what the metrics hold is not evaluated again
+    writer.write(step, {top: results[top] for top in ('top1', 'top5')}, name)
   return results
+
+
+def _evaluate_params(run: Run, state: TrainState, step: int, stop: Stop) -> dict[str, Any]:
+  weights, params = chosen_params(state, run.recipe.evaluation.weights)
+  return evaluate_params(
+    run.recipe, run.predict, run.workdir, run.mesh, params, step, weights, picture=step == run.steps, check=stop.check
+  )
 
 
 def _batches(run: Run, start_step: int):
@@ -150,19 +180,15 @@ def _inputs(batch, sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
   return global_batch({'video': batch['video'], 'label': batch['label']}, sharding)
 
 
-def _log(run: Run, step: int, metrics, progress: Progress, writer: Writer, unreadable: int) -> None:
+def _log(run: Run, step: int, means: dict[str, float], progress: Progress, writer: Writer) -> None:
   """Writes and prints the means over the steps since the last line."""
-  means = {name: float(np.mean([one[name] for one in metrics])) for name in metrics[0]}
-  metrics.clear()
-  if not np.isfinite(means['loss']):
-    raise UserError(
-      f'the loss is {means["loss"]} at step {step}: lower the learning rate or clip the gradient '
-      '(optimizer.learning_rate, .clip_norm); the checkpoints before it are kept'
-    )
   values = {**means, **progress.measure(step), 'learning_rate': float(run.schedule(step - 1))}
-  values['unreadable'] = unreadable
   writer.write(step, values, 'train')
   print(progress.line(step, values), flush=True)
+
+
+def _ids(run: Run, indices) -> list[str]:
+  return [run.split.source[int(i)]['id'] for i in indices]
 
 
 def _profiled(steps: tuple[int, ...], first: int, last: int) -> range:

@@ -11,7 +11,8 @@ from mevit_jax.errors import UserError
 from mevit_jax.models.functional import build_model
 from mevit_jax.parallel.hosts import global_batch
 from mevit_jax.parallel.placement import by_rows
-from mevit_jax.training.checkpoint import Checkpoints, read_workdir
+from mevit_jax.training.saved import open_saved
+from mevit_jax.training.workdir import read_workdir
 from mevit_jax.weights.out import export
 
 # The model of the recipe without its motion attention: a ViT, whose pixels had a mean of their own.
@@ -50,9 +51,7 @@ def test_weights_become_a_workdir_that_goes_on(recipe, vit, tmp_path, capsys):
   after = train.train(recipe, workdir)
   assert after['checkpoint']['step'] == 3
   assert 'resuming from step 0' in capsys.readouterr().out
-  checkpoints = Checkpoints(tmp_path / 'run')
-  assert checkpoints.latest == 3
-  checkpoints.close()
+  assert open_saved(tmp_path / 'run').step == 3
 
 
 @pytest.mark.parametrize('devices', [1, 8])

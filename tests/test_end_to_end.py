@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -20,8 +22,8 @@ from mevit_jax.data import datasets, pipeline, shards
 from mevit_jax.data.builders import moving_shapes
 from mevit_jax.data.video import VideoError
 from mevit_jax.errors import UserError
-from mevit_jax.models.functional import build_model, names_of
-from mevit_jax.training.checkpoint import Checkpoints
+from mevit_jax.models.functional import names_of
+from mevit_jax.training.saved import open_saved
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
@@ -70,13 +72,9 @@ def recorded(recipe, workdir, stop=None):
 
 def stored(workdir):
   """The newest checkpoint's step, and its parameters by name."""
-  checkpoints = Checkpoints(workdir)
-  abstract = build_model(recipes.recipe_of(checkpoints.about()['recipe']).model).abstract
-  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), abstract)
-  step, params = checkpoints.restore_params(abstract)
-  checkpoints.close()
-  return step, {name: np.asarray(x) for name, x in zip(names_of(params), jax.tree.leaves(params), strict=True)}
+  saved = open_saved(workdir)
+  params = saved.params('raw')
+  return saved.step, {name: np.asarray(x) for name, x in zip(names_of(params), jax.tree.leaves(params), strict=True)}
 
 
 def assert_same_bits(workdir, other):
@@ -119,7 +117,7 @@ def whole(tiny, tmp_path_factory, compile_once):
 def test_what_a_run_leaves(whole, shapes_dir, tiny):
   workdir, batches = whole
   assert {path.name for path in workdir.iterdir()} == {
-    'config.json', 'checkpoints', 'metrics.jsonl', 'tensorboard', 'evaluation',
+    'config.json', 'checkpoints', 'best.json', 'metrics.jsonl', 'tensorboard', 'evaluation',
   }  # fmt: skip
   split = datasets.open_split(shapes_dir, 'moving_shapes', 'train')
   about = json.loads((workdir / 'config.json').read_text())
@@ -266,6 +264,138 @@ def test_a_run_that_is_done_is_evaluated_again_and_nothing_else(whole, tiny, tmp
   assert recorded(tiny(**{'training.evaluate_every': 4}), run) == []
   assert (run / 'metrics.jsonl').read_bytes() == (workdir / 'metrics.jsonl').read_bytes()
   assert results(run) == results(workdir)
+
+
+# Asked to stop, hurt, or diverging.
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_leaves(whole, tiny, tmp_path, monkeypatch, capsys):
+  """Between two checkpoints, by a signal that comes while a batch is made; and goes on as if nothing had been."""
+  workdir, batches = whole
+  recipe = tiny(**{'training.evaluate_every': 4})
+
+  def next_(self, made=Recorder.__next__):
+    if self.step == 2:
+      signal.raise_signal(signal.SIGTERM)
+    return made(self)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Recorder, '__next__', next_)
+    with pytest.raises(SystemExit) as left:
+      recorded(recipe, tmp_path / 'run')
+  assert left.value.code == 128 + signal.SIGTERM
+  assert 'stopped by SIGTERM at step 3, saved; the same command goes on' in capsys.readouterr().out
+  assert stored(tmp_path / 'run')[0] == 3
+  assert recorded(recipe, tmp_path / 'run') == batches[3:]
+  assert_same_bits(tmp_path / 'run', workdir)
+  assert metrics(tmp_path / 'run') == metrics(workdir)
+
+
+def test_an_evaluation_is_left_at_once_and_made_up_for(whole, tiny, tmp_path, monkeypatch, capsys):
+  workdir, batches = whole
+  recipe, run = tiny(**{'training.evaluate_every': 4}), after(2, workdir, tmp_path / 'run')
+  made = pipeline.eval_batches
+
+  def eval_batches(*arguments, **options):
+    signal.raise_signal(signal.SIGTERM)
+    return made(*arguments, **options)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pipeline, 'eval_batches', eval_batches)
+    with pytest.raises(SystemExit):
+      train.train(recipe, str(run))
+  assert 'stopped by SIGTERM at step 4, saved' in capsys.readouterr().out
+  assert not (run / 'evaluation').exists()
+  assert recorded(recipe, run) == batches[4:]
+  assert metrics(run) == metrics(workdir)
+
+
+@pytest.mark.slow
+def test_workers_leave_signals_to_the_trainer(whole, tiny, tmp_path, monkeypatch):
+  """Ctrl-C and schedulers signal them too."""
+
+  def next_(self, made=Recorder.__next__):
+    workers = [one for one in psutil.Process().children() if 'spawn_main' in ' '.join(one.cmdline())]
+    assert workers or self.step == 0  # they start with the first batch
+    for worker in workers:
+      worker.send_signal(signal.SIGINT)
+      worker.send_signal(signal.SIGTERM)
+    return made(self)
+
+  monkeypatch.setattr(Recorder, '__next__', next_)
+  assert recorded(tiny(**{'data.workers': 1}), tmp_path / 'run') == whole[1]
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tiny, tmp_path, capsys):
+  workdir, batches = whole
+  run = after(4, workdir, tmp_path / 'run')
+  largest = max((run / 'checkpoints/4/params').rglob('*'), key=lambda path: path.stat().st_size)
+  data = bytearray(largest.read_bytes())
+  data[len(data) // 2] ^= 1
+  largest.write_bytes(data)
+  found = evaluate.evaluate(tiny(), str(run))
+  assert found['checkpoint'] == {'step': 2, 'weights': 'raw'}
+  assert recorded(tiny(**{'training.evaluate_every': 4}), run) == batches[2:]
+  assert capsys.readouterr().out.count('checkpoints/4 is damaged and not used, but that of step 2: params/') == 2
+  assert_same_bits(run, workdir)
+
+
+def test_the_best_is_evaluated_if_asked_for(whole, tiny):
+  workdir, _ = whole
+  best = json.loads((workdir / 'best.json').read_text())
+  found = evaluate.evaluate(tiny(**{'evaluation.checkpoint': 'best'}), str(workdir))
+  assert (found['checkpoint']['step'], found['top1']) == (best['step'], best['top1'])
+  assert results(workdir, f'{NAME}-best') == json.loads(json.dumps(found))
+  shutil.rmtree(workdir / 'evaluation' / f'{NAME}-best')
+
+
+def test_a_run_that_diverges_stops_and_names_the_batch(tiny, shapes_dir, tmp_path, capsys):
+  """Its state stays as it was before, and is saved as such: the same command stops there again."""
+  recipe = tiny(**{'optimizer.learning_rate': 1e38, 'training.save_every': 4})
+  ids = [example['id'] for example in datasets.open_split(shapes_dir, 'moving_shapes', 'train').source]
+  indices = [
+    row['used'].tolist()
+    for row in itertools.islice(
+      pipeline.train_batches(
+        datasets.open_split(shapes_dir, 'moving_shapes', 'train').source, recipe.clip, batch_size=8, seed=0
+      ),
+      2,
+    )
+  ][1]
+  named = f'its update was dropped; its videos: {" ".join(ids[i] for i in indices)}\n'
+  for _ in range(2):
+    with pytest.raises(UserError, match=r'(loss|gradient norm) (nan|inf) at step 2: .* is saved'):
+      train.train(recipe, str(tmp_path / 'run'))
+    assert named in capsys.readouterr().out
+    step, params = stored(tmp_path / 'run')
+    assert step == 1
+    assert all(np.isfinite(x).all() for x in params.values())
+
+
+@pytest.mark.slow
+def test_a_running_mean_is_what_is_evaluated_and_goes_on(tiny, tmp_path):
+  """And a run that goes on without what is not finite has it counted in its metrics."""
+  recipe = tiny(**{'training.ema': 0.5, 'training.on_nonfinite': 'skip'})
+  assert train.train(recipe, str(tmp_path / 'whole'))['checkpoint'] == {'step': 6, 'weights': 'ema'}
+  recorded(recipe, tmp_path / 'run', stop=4)
+  recorded(recipe, tmp_path / 'run')
+  one, other = (open_saved(tmp_path / name).params('ema') for name in ('whole', 'run'))
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+  raw = evaluate.evaluate(tiny(**{'evaluation.weights': 'raw'}), str(tmp_path / 'run'))
+  assert raw['checkpoint'] == {'step': 6, 'weights': 'raw'}
+  assert (tmp_path / 'run/evaluation' / f'{NAME}-raw/results.json').exists()
+  diverging = tiny(**{'optimizer.learning_rate': 1e38, 'training.on_nonfinite': 'skip', 'training.epochs': 3.0})
+  train.train(diverging, str(tmp_path / 'skips'))
+  dropped = [line['train/skipped'] for line in metrics(tmp_path / 'skips') if 'train/skipped' in line]
+  assert dropped == [0.0] + [1.0] * 8
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments():
+  command = [sys.executable, '-m', 'benchmarks.kills', '--kills=5', '--steps=60', '--seed=1']
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert '5 kills' in done.stdout
 
 
 # Evaluation on its own.

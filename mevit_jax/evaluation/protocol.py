@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
 
 import jax
 import numpy as np
@@ -20,22 +21,32 @@ class EvaluationConfig:
     clips: in time: one is the centre one, more are spread evenly, ends included.
     crops: of each clip, along the frame's long side: one is the centre one, three are both ends and the centre.
     batch_size: videos at once, over all devices and hosts; results do not depend on it.
+    weights: of the model: 'ema' (their running mean, see training.ema), 'raw', or 'auto' (the mean where there is one).
+    checkpoint: which to evaluate, once trained: 'last', 'best' (of the evaluations while it trained) or a step.
   """
 
   split: str = 'validation'
   clips: int = 1
   crops: int = 3
   batch_size: int = 32
+  weights: Literal['auto', 'ema', 'raw'] = 'auto'
+  checkpoint: str = 'last'
 
   def __post_init__(self):
+    if self.weights not in ('auto', 'ema', 'raw'):
+      raise UserError(f"evaluation.weights must be 'auto', 'ema' or 'raw', not {self.weights!r}")
+    if self.checkpoint not in ('last', 'best') and not self.checkpoint.isdecimal():
+      raise UserError(f"evaluation.checkpoint must be 'last', 'best' or a step, not {self.checkpoint!r}")
     for name in ('clips', 'crops', 'batch_size'):
       if getattr(self, name) < 1:
         raise UserError(f'evaluation.{name} must be at least 1, not {getattr(self, name)}')
 
   @property
   def name(self) -> str:
-    """Of the protocol, and of the folder of its results: 'validation-1x3'."""
-    return f'{self.split}-{self.clips}x{self.crops}'
+    """Of the protocol, and of the folder of its results: 'validation-1x3', 'validation-1x3-raw-best'."""
+    weights = '' if self.weights == 'auto' else f'-{self.weights}'
+    checkpoint = '' if self.checkpoint == 'last' else f'-{self.checkpoint}'
+    return f'{self.split}-{self.clips}x{self.crops}{weights}{checkpoint}'
 
 
 @dataclasses.dataclass(frozen=True)

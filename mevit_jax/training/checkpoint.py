@@ -1,44 +1,58 @@
-"""Checkpoints of everything that resuming needs, by Orbax, and the workdir that holds them."""
+"""Checkpoints of everything that resuming needs: written by Orbax, sealed with checksums."""
 
 import contextlib
-import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
 
 from mevit_jax.errors import UserError
+from mevit_jax.training.saved import best_of, newest_good, restore_item
+from mevit_jax.training.seal import seal
 from mevit_jax.training.state import TrainState
-
-# Of the workdir: its files, and what stands in a checkpoint.
-FORMAT = 1
+from mevit_jax.training.workdir import FORMAT, write_json
 
 
 class Checkpoints:
-  """The checkpoints of a workdir; saving goes on in the background, a checkpoint counts once it is whole.
+  """The checkpoints of a run, which goes on from the newest good one; saving goes on in the background.
 
-  A checkpoint holds `params`, `opt_state` and `about` (JSON: step, recipe, class names, dataset fingerprint, format).
+  A checkpoint holds `params`, `opt_state`, `ema` where there is one, `about` (JSON: step, recipe, class names, dataset
+  fingerprint, format) and the checksums of its files. It gets its name when all that is written. Newer ones that are
+  damaged are moved aside, to STEP.damaged: their steps will be saved again.
 
   Args:
     workdir: that they are of.
-    keep: how many of the newest stay; None is for reading only, and writes nothing.
+    keep: how many of the newest stay.
+    keep_best: whether that of the best evaluation stays too.
+
+  Attributes:
+    latest: the newest one's step, or None.
+
+  Raises:
+    UserError: there are checkpoints, and none is whole.
   """
 
-  def __init__(self, workdir: Path, keep: int | None = None):
-    folder = (workdir / 'checkpoints').resolve()
-    if keep is None and not folder.is_dir():
-      raise UserError(f'{workdir} has no checkpoint: train into it first')
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None)
-    self._manager = ocp.CheckpointManager(folder, options=options)
-    self._workdir = workdir
-
-  @property
-  def latest(self) -> int | None:
-    """The newest whole checkpoint's step, or None."""
-    return self._manager.latest_step()
+  def __init__(self, workdir: Path, keep: int, keep_best: bool = True):
+    self._workdir, self._folder = workdir, (workdir / 'checkpoints').resolve()
+    self._keep, self._keep_best = keep, keep_best
+    self.latest, damaged = newest_good(workdir)
+    for step in damaged:
+      aside = self._folder / f'{step}.damaged'
+      shutil.rmtree(aside, ignore_errors=True)
+      (self._folder / str(step)).rename(aside)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('damaged checkpoints are aside')
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=_Newest(self),
+      # By its name this comes too late. In fact it is called, on process 0, when all is written and nothing renamed.
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+    )
+    self._manager = ocp.CheckpointManager(self._folder, options=options)
 
   def save(self, state: TrainState, about: dict[str, Any]) -> None:
     """Starts saving; the state may be donated to the next step once this returns.
@@ -47,37 +61,40 @@ class Checkpoints:
       UserError: it does not fit on the disk, or the one before could not be written.
     """
     step = int(state.step)
-    if step in self._manager.all_steps():
+    if step == self.latest:
       return
     self._check_space(state)
-    args = ocp.args.Composite(
-      params=ocp.args.StandardSave(state.params),
-      opt_state=ocp.args.StandardSave(state.opt_state),
-      about=ocp.args.JsonSave({**about, 'step': step, 'format': FORMAT}),
-    )
+    items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+    about = {**about, 'step': step, 'format': FORMAT}
     with self._writing():
-      self._manager.save(step, args=args)
+      self._manager.wait_until_finished()  # the one before is sealed under its own name
+      self._saving = step
+      self._manager.save(step, args=ocp.args.Composite(about=ocp.args.JsonSave(about), **items))
+    self.latest = step
 
   def restore(self, abstract: TrainState) -> TrainState:
     """The newest state, each array placed as `abstract` says (shapes, dtypes and shardings)."""
-    step = self._newest()
-    args = ocp.args.Composite(
-      params=ocp.args.StandardRestore(abstract.params), opt_state=ocp.args.StandardRestore(abstract.opt_state)
-    )
-    items = self._restore(step, args)
-    start = jax.device_put(jax.numpy.asarray(step, abstract.step.dtype), abstract.step.sharding)
-    return TrainState(start, items['params'], items['opt_state'])
+    folder = self._folder / str(self.latest)
+    items = {name: restore_item(folder, name, tree) for name, tree in _items(abstract).items()}
+    scalars = {'step': self.latest, 'skipped': 0}
+    for name, value in scalars.items():
+      like = getattr(abstract, name)
+      items[name] = jax.device_put(jax.numpy.asarray(value, like.dtype), like.sharding)
+    return TrainState(**{'ema': None, **items})
 
-  def restore_params(self, abstract: Any) -> tuple[int, Any]:
-    """The newest step and its params, each array placed as `abstract` says."""
-    step = self._newest()
-    return step, self._restore(step, ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))['params']
+  def note_evaluation(self, step: int, top1: float, evaluation: str) -> None:
+    """Notes in `best.json` that this step is the best so far, if it is; its checkpoint then stays."""
+    best = best_of(self._workdir)
+    there = (self._folder / str(best.get('step'))).is_dir()
+    if there and best['evaluation'] == evaluation and best['step'] != step and top1 <= best['top1']:
+      return
+    if jax.process_index() == 0:
+      write_json(self._workdir / 'best.json', {'step': step, 'top1': top1, 'evaluation': evaluation})
 
-  def about(self) -> dict[str, Any]:
-    """What the newest checkpoint says of itself."""
-    step = self._newest()
-    about = self._restore(step, ocp.args.Composite(about=ocp.args.JsonRestore()))['about']
-    return _checked(about, self._workdir / 'checkpoints' / str(step))
+  def kept(self, steps: Sequence[int]) -> set[int]:
+    """Which of the steps, oldest first, stay."""
+    best = best_of(self._workdir).get('step') if self._keep_best else None
+    return {step for i, step in enumerate(steps) if i >= len(steps) - self._keep or step == best}
 
   def close(self) -> None:
     """Waits for what is being saved."""
@@ -85,10 +102,15 @@ class Checkpoints:
       self._manager.wait_until_finished()
     self._manager.close()
 
+  def _seal(self) -> None:
+    """Called by Orbax, in the background."""
+    unfinished = self._folder.glob(f'{self._saving}.orbax-checkpoint-tmp*')
+    seal(next(unfinished, self._folder / str(self._saving)))  # where nothing can be renamed, it has its name already
+
   def _check_space(self, state: TrainState) -> None:
     """Looks before Orbax does, which would leave a traceback of every thread that ran out of space."""
-    needed = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
-    free = shutil.disk_usage(self._manager.directory).free
+    needed = sum(x.nbytes for x in jax.tree.leaves(_items(state)))
+    free = shutil.disk_usage(self._folder).free
     if free < needed:
       raise UserError(
         f'no space on the disk: a checkpoint takes {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free at '
@@ -103,45 +125,21 @@ class Checkpoints:
       reason = (str(error).strip() or repr(error)).splitlines()[0]
       raise UserError(f'{self._workdir / "checkpoints"} cannot be written: {reason}') from error
 
-  def _newest(self) -> int:
-    step = self.latest
-    if step is None:
-      raise UserError(f'{self._workdir} has no checkpoint: train into it first')
-    return step
 
-  def _restore(self, step: int, args: ocp.args.Composite) -> Any:
-    try:
-      return self._manager.restore(step, args=args)
-    except Exception as error:  # nothing narrower will do: Orbax raises that where an array's file is too short
-      reason = (str(error).strip() or repr(error)).splitlines()[0]
-      where = self._workdir / 'checkpoints' / str(step)
-      raise UserError(f'checkpoint {where} cannot be restored, remove it to use the one before: {reason}') from error
+class _Newest(checkpoint_managers.PreservationPolicy):
+  """Orbax deletes the others, once a new checkpoint is whole."""
 
+  def __init__(self, checkpoints: Checkpoints):
+    self._checkpoints = checkpoints
 
-def read_workdir(workdir: Path) -> dict[str, Any]:
-  """What `config.json` of a workdir holds: recipe, class_names, fingerprint, format."""
-  path = workdir / 'config.json'
-  if not path.exists():
-    raise UserError(f'{workdir} is no workdir: it has no config.json')
-  try:
-    about = json.loads(path.read_text())
-  except json.JSONDecodeError as error:
-    raise UserError(f'{path} is damaged: {error}') from None
-  return _checked(about, path)
+  def should_preserve(self, checkpoints, *, context):
+    """See Orbax."""
+    del context
+    kept = self._checkpoints.kept([one.step for one in checkpoints])
+    return [one.step in kept for one in checkpoints]
 
 
-def _checked(about: Any, where: Path) -> dict[str, Any]:
-  """What a workdir or a checkpoint says of itself; a UserError if that is of another version, or nothing of ours."""
-  if not isinstance(about, dict) or not {'recipe', 'class_names', 'fingerprint'} <= about.keys():
-    raise UserError(f'{where} is not of a workdir of mevit_jax, or damaged')
-  if about.get('format') != FORMAT:
-    raise UserError(f'{where} has format {about.get("format")}, this version of mevit_jax reads {FORMAT}')
-  return about
-
-
-def write_workdir(workdir: Path, about: dict[str, Any]) -> None:
-  """Makes a workdir: writes its `config.json`, whole or not at all."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  temporary = workdir / 'config.json.tmp'
-  temporary.write_text(json.dumps({**about, 'format': FORMAT}, indent=2) + '\n')
-  temporary.rename(workdir / 'config.json')
+def _items(state: TrainState) -> dict[str, Any]:
+  """The parts of a state that are saved as arrays."""
+  items = {'params': state.params, 'opt_state': state.opt_state, 'ema': state.ema}
+  return {name: tree for name, tree in items.items() if tree is not None}

@@ -29,6 +29,8 @@ def make_train_step(
   accumulate: int,
   seed: int,
   sharding: NamedSharding | None = None,
+  ema: float = 0.0,
+  stops: bool = True,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
   """The training step: (state, batch) -> (state, metrics).
 
@@ -37,6 +39,10 @@ def make_train_step(
   rows i, i + k, ..., or pairs of rows where neighbours are mixed: each device works on its own rows in every part. With
   `sharding`, how rows are spread over devices, each augments its own and nothing is sent. Metrics are sums over the
   batch and scalars; under mixup and cutmix the accuracy is that of the label with the larger share.
+
+  Where loss or gradient are not finite the update is dropped, and the metric `skipped` is 1. With `stops` so are all
+  that follow, since the host, which is to end the run, looks at them late. `ema` is the decay of the params' running
+  mean, if the state has one.
   """
 
   prepare = partial(
@@ -65,14 +71,25 @@ def make_train_step(
       (loss, correct), gradient = _accumulated(lambda part: grad_of(state.params, *part, key), inputs, accumulate, unit)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {
-      'loss': loss,
-      'accuracy': correct / rows.size,
-      'gradient_norm': optax.tree.norm(gradient),
-    }
-    return TrainState(state.step + 1, params, opt_state), metrics
+    norm = optax.tree.norm(gradient)
+    applied = jnp.isfinite(loss) & jnp.isfinite(norm) & ((state.skipped == 0) | (not stops))
+    metrics = {'loss': loss, 'accuracy': correct / rows.size, 'gradient_norm': norm, 'skipped': ~applied}
+    return _advanced(state, params, opt_state, ema, applied), metrics
 
   return step
+
+
+def _advanced(state: TrainState, params: Params, opt_state, ema: float, applied: jax.Array) -> TrainState:
+  """The state after a batch: these params and this optimiser's state if they are to be applied, else what it was.
+
+  The running mean's decay is min(ema, (1 + step) / (10 + step)), as TensorFlow's ExponentialMovingAverage has it: it
+  soon forgets where training began.
+  """
+  decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+  mean = None if state.ema is None else optax.incremental_update(params, state.ema, 1 - decay)
+  old, new = (state.params, state.opt_state, state.ema), (params, opt_state, mean)
+  params, opt_state, mean = jax.tree.map(partial(jnp.where, applied), new, old)
+  return TrainState(state.step + 1, params, opt_state, mean, jnp.where(applied, 0, state.skipped + 1))
 
 
 def make_evaluation_step(

@@ -100,6 +100,8 @@ class Progress:
       f'step {step}/{self._last}  epoch {metrics["epoch"]:.1f}  loss {metrics["loss"]:.4f}  '
       f'accuracy {100 * metrics["accuracy"]:.1f} %  '
     )
+    if metrics['skipped']:
+      head += f'dropped {metrics["skipped"]:.0f}  '
     done = step - self._first
     if done == 0:
       return f'{head}(compiled: speed comes with the next line)'

@@ -11,8 +11,9 @@ import numpy as np
 
 from mevit_jax.errors import UserError
 from mevit_jax.models.config import MEViTConfig
-from mevit_jax.models.functional import Params, build_model, names_of
-from mevit_jax.training.checkpoint import Checkpoints, read_workdir
+from mevit_jax.models.functional import Params, names_of
+from mevit_jax.training.saved import open_saved
+from mevit_jax.training.workdir import read_workdir
 from mevit_jax.weights import timesformer, vit
 from mevit_jax.weights.read import Files, read
 from mevit_jax.weights.rules import Mapped, Page, Pixels, choose
@@ -181,23 +182,14 @@ def _class_names(config: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def _open_workdir(path: Path) -> Source:
-  """A workdir of ours: its newest checkpoint."""
+  """A workdir of ours: its newest checkpoint, and of that the running mean if there is one."""
   read_workdir(path)
-  checkpoints = Checkpoints(path)
-  try:
-    about = checkpoints.about()
-    config = MEViTConfig(**about['recipe']['model'])
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), build_model(config).abstract
-    )
-    step, params = checkpoints.restore_params(abstract)
-  finally:
-    checkpoints.close()
-  arrays, origin = in_a_row(jax.tree.map(np.asarray, params))
-  data = about['recipe']['data']
+  saved = open_saved(path)
+  weights = saved.weights()
+  arrays, origin = in_a_row(jax.tree.map(np.asarray, saved.params(weights)))
+  config, data = MEViTConfig(**saved.about['recipe']['model']), saved.about['recipe']['data']
   info = SourceInfo(
-    kind=f'MEViT of step {step}',
+    kind=f'MEViT of step {saved.step}{" (running mean)" if weights == "ema" else ""}',
     depth=config.space_blocks + config.motion_blocks,
     width=config.width,
     mlp_dim=config.mlp_dim,
@@ -207,7 +199,7 @@ def _open_workdir(path: Path) -> Source:
     heads=config.heads,
     frames=config.frames,
     classes=config.classes,
-    class_names=tuple(about['class_names']),
+    class_names=tuple(saved.about['class_names']),
     mean=tuple(data['mean']),
     std=tuple(data['std']),
   )

@@ -1,6 +1,7 @@
 """Checkpoints: bit for bit what was saved, on any devices, and nothing that is not whole."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -13,20 +14,24 @@ import pytest
 from mevit_jax.errors import UserError
 from mevit_jax.parallel.mesh import MeshConfig, make_mesh
 from mevit_jax.parallel.placement import place, placed
-from mevit_jax.training.checkpoint import Checkpoints, read_workdir, write_workdir
+from mevit_jax.training import seal
+from mevit_jax.training.checkpoint import Checkpoints
+from mevit_jax.training.saved import open_saved, restore_item
 from mevit_jax.training.state import TrainState
+from mevit_jax.training.workdir import read_workdir, write_workdir
 
 ABOUT = {'recipe': {'model': {'image_size': [32, 32]}}, 'class_names': ['é', 'b'], 'fingerprint': 'f'}
 
 
-def state_at(step, devices=8):
+def state_at(step, devices=8, ema=True):
   """A state of random numbers, a NaN and a tiny one among them."""
   rng = np.random.default_rng(step)
   params = {'mlp': {'kernel': rng.normal(size=(64, 5)), 'bias': [np.nan, 1e-42]}, 'head': rng.normal(size=3)}
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params, is_leaf=lambda x: isinstance(x, list))
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.trace(0.9))
   _, opt_state = optimizer.update(params, optimizer.init(params), params)
-  state = TrainState(jnp.asarray(step, jnp.int32), params, opt_state)
+  mean = jax.tree.map(lambda x: -x, params) if ema else None
+  state = TrainState(jnp.asarray(step, jnp.int32), params, opt_state, mean, jnp.asarray(0, jnp.int32))
   return jax.device_put(state, place(state, make_mesh(MeshConfig(data=devices))))
 
 
@@ -42,19 +47,24 @@ def assert_same_bits(state, other):
     assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def save(workdir, *steps, keep=10):
+def save(workdir, *steps, keep=10, ema=True):
   checkpoints = Checkpoints(workdir, keep)
   for step in steps:
-    checkpoints.save(state_at(step), ABOUT)
+    checkpoints.save(state_at(step, ema=ema), ABOUT)
   checkpoints.close()
 
 
 def restore(workdir, devices=8):
-  checkpoints = Checkpoints(workdir)
+  """As training goes on."""
+  checkpoints = Checkpoints(workdir, 10)
   try:
     return checkpoints.restore(target(devices))
   finally:
     checkpoints.close()
+
+
+def names_in(workdir):
+  return {path.name for path in (workdir / 'checkpoints').iterdir()}
 
 
 @pytest.fixture(scope='module')
@@ -76,13 +86,20 @@ def test_a_state_comes_back_bit_for_bit_on_any_devices(saved, devices):
   assert len(state.params['head'].sharding.device_set) == devices
 
 
-def test_params_alone(saved):
-  checkpoints = Checkpoints(saved)
-  step, params = checkpoints.restore_params(target(2).params)
-  assert step == 5
-  assert_same_bits(params, state_at(5).params)
-  assert checkpoints.about() == {**ABOUT, 'step': 5, 'format': 1}
-  checkpoints.close()
+def test_a_part_alone(saved):
+  found = open_saved(saved)
+  assert (found.step, found.about) == (5, {**ABOUT, 'step': 5, 'format': 2})
+  assert (found.weights(), found.weights('ema'), found.weights('raw')) == ('ema', 'ema', 'raw')
+  assert_same_bits(restore_item(found.folder, 'ema', target(2).ema), state_at(5).ema)
+  assert open_saved(saved, '3').step == 3
+
+
+def test_without_a_running_mean(tmp_path):
+  save(tmp_path, 3, ema=False)
+  found = open_saved(tmp_path)
+  assert (found.weights(), found.weights('raw')) == ('raw', 'raw')
+  with pytest.raises(UserError, match=r'checkpoints/3 has no running mean .* training\.ema = 0'):
+    found.weights('ema')
 
 
 def test_saving_leaves_time_to_overwrite_what_is_saved(tmp_path):
@@ -105,11 +122,57 @@ def test_a_full_disk_is_one_line_and_costs_nothing_saved(tmp_path, monkeypatch):
   assert_same_bits(restore(tmp_path), state_at(3))
 
 
+# Which stay.
+
+
 def test_the_newest_are_kept(tmp_path):
   save(tmp_path, 1, 2, 3, 4, keep=2)
-  assert {path.name for path in (tmp_path / 'checkpoints').iterdir()} == {'3', '4'}
+  assert names_in(tmp_path) == {'3', '4'}
   save(tmp_path, 4, keep=2)  # it is there already
   assert_same_bits(restore(tmp_path), state_at(4))
+
+
+@pytest.mark.parametrize('keeps', [True, False])
+def test_the_best_is_kept(tmp_path, keeps):
+  for steps in ((1, 2, 3), (4, 5)):  # and by a run that goes on
+    checkpoints = Checkpoints(tmp_path, 1, keeps)
+    for step in steps:
+      checkpoints.save(state_at(step), ABOUT)
+      checkpoints.note_evaluation(step, {2: 0.5, 5: 0.5}.get(step, 0.1), 'validation-1x1')
+    checkpoints.close()
+  assert names_in(tmp_path) == ({'2', '5'} if keeps else {'5'})  # the earlier of two that are as good
+  if keeps:
+    assert json.loads((tmp_path / 'best.json').read_text()) == {'step': 2, 'top1': 0.5, 'evaluation': 'validation-1x1'}
+    assert open_saved(tmp_path, 'best').step == 2
+  assert open_saved(tmp_path).step == 5
+
+
+def test_another_protocol_has_another_best(tmp_path):
+  checkpoints = Checkpoints(tmp_path, 1)
+  for step, top1, evaluation in ((1, 0.9, 'validation-1x1'), (2, 0.5, 'validation-1x3')):
+    checkpoints.save(state_at(step), ABOUT)
+    checkpoints.note_evaluation(step, top1, evaluation)
+  checkpoints.close()
+  assert open_saved(tmp_path, 'best').step == 2
+
+
+@pytest.mark.parametrize(
+  ('which', 'match'), [('best', 'no best checkpoint: none was evaluated'), ('4', 'no checkpoint 4')]
+)
+def test_what_is_not_there_is_one_line(saved, which, match):
+  with pytest.raises(UserError, match=f'has {match}.*; it has 3, 5$'):
+    open_saved(saved, which)
+
+
+# Damage.
+
+
+def test_the_checksums_are_there_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
+  seen = []
+  monkeypatch.setattr('mevit_jax.training.checkpoint.seal', lambda folder: (seen.append(folder), seal.seal(folder)))
+  save(tmp_path, 3)
+  assert [folder.name for folder in seen] == ['3.orbax-checkpoint-tmp']
+  assert not seal.damage(tmp_path / 'checkpoints/3')
 
 
 def test_a_checkpoint_that_was_being_written_is_not_taken(workdir):
@@ -118,46 +181,107 @@ def test_a_checkpoint_that_was_being_written_is_not_taken(workdir):
   half = shutil.copytree(folder / '5', folder / '7.orbax-checkpoint-tmp')
   shutil.rmtree(half / 'params')
   (half / 'commit_success.txt').unlink()
+  assert open_saved(workdir).step == 5
+  assert half.exists()  # another process may be writing it
   assert_same_bits(restore(workdir), state_at(5))
   save(workdir, 7)
   assert_same_bits(restore(workdir), state_at(7))
 
 
-def test_reading_leaves_what_another_process_is_writing(workdir):
-  half = workdir / 'checkpoints/7.orbax-checkpoint-tmp'
-  half.mkdir()
-  restore(workdir)
-  assert half.exists()
+def test_one_that_was_copied_half_is_not_taken(workdir, capsys):
+  (workdir / 'checkpoints/7/params').mkdir(parents=True)
+  assert open_saved(workdir).step == 5
+  assert (
+    'checkpoints/7 is damaged and not used, but that of step 5: checksums.json is missing' in capsys.readouterr().out
+  )
 
 
-# Orbax leaves coroutines behind that failed, and Python says so when it collects them.
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-@pytest.mark.parametrize('damage', ['half of the arrays', 'no arrays', 'half of the names', 'another model'])
-def test_a_damaged_checkpoint_is_one_line(workdir, damage):
-  params = workdir / 'checkpoints/5/params'
-  if damage == 'half of the arrays':
-    for path in params.rglob('d/*'):
-      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  elif damage == 'no arrays':
-    (params / 'manifest.ocdbt').unlink()
-  elif damage == 'half of the names':
-    (params / '_METADATA').write_text((params / '_METADATA').read_text()[:200])
-  else:
-    shutil.rmtree(params)
-    shutil.copytree(workdir / 'checkpoints/5/opt_state', params)
-  with pytest.raises(UserError, match=r'checkpoint .*/checkpoints/5 cannot be restored.* the one before') as raised:
-    restore(workdir)
-  assert '\n' not in str(raised.value)
-  shutil.rmtree(workdir / 'checkpoints/5')  # as it says
+def flip(path, count=4):
+  data = bytearray(path.read_bytes())
+  for i in np.random.default_rng(0).integers(len(data), size=count):
+    data[i] ^= 0xFF
+  path.write_bytes(data)
+
+
+DAMAGES = {
+  'flipped': (flip, 'is not what was written'),
+  'truncated': (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), 'has .* bytes, and not'),
+  'empty': (lambda path: path.write_bytes(b''), 'has 0 bytes, and not'),
+  'missing': (lambda path: path.unlink(), 'is missing'),
+}
+
+
+def sealed_files(folder):
+  """All files of a checkpoint but Orbax's own two, which are not needed."""
+  return [path for path in sorted(folder.rglob('*')) if path.is_file() and path.relative_to(folder).parent.name]
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_damage_to_any_file_is_named(workdir, damage):
+  folder = workdir / 'checkpoints/5'
+  hurt, what = DAMAGES[damage]
+  assert len(sealed_files(folder)) > 20
+  for path in sealed_files(folder):
+    kept = path.read_bytes()
+    hurt(path)
+    if path.stat().st_size != len(kept) if path.exists() else True:
+      assert re.fullmatch(rf'{re.escape(str(path.relative_to(folder)))} {what}.*', seal.damage(folder)), path
+    else:
+      assert seal.damage(folder).startswith(f'{path.relative_to(folder)} {what}'), path
+    path.write_bytes(kept)
+  assert not seal.damage(folder)
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_damaged_checksums_are_named(workdir, damage):
+  path = workdir / 'checkpoints/5' / seal.CHECKSUMS
+  DAMAGES[damage][0](path)
+  assert seal.damage(path.parent)
+
+
+def test_the_one_before_is_taken(workdir, capsys):
+  """And the damaged one moved aside when training goes on, where its step is saved again."""
+  largest = max(sealed_files(workdir / 'checkpoints/5'), key=lambda path: path.stat().st_size)
+  flip(largest)
+  where = largest.relative_to(workdir / 'checkpoints/5')
+  said = f'checkpoints/5 is damaged and not used, but that of step 3: {where} is not what was written'
+  assert open_saved(workdir).step == 3
+  assert said in capsys.readouterr().out
+  assert names_in(workdir) == {'3', '5'}
+  with pytest.raises(UserError, match=rf'checkpoints/5 is damaged; .*{where}'):
+    open_saved(workdir, '5')
   assert_same_bits(restore(workdir), state_at(3))
+  assert said in capsys.readouterr().out
+  assert names_in(workdir) == {'3', '5.damaged'}
+  save(workdir, 4, 5)
+  assert not capsys.readouterr().out
+  assert_same_bits(restore(workdir), state_at(5))
 
 
-def test_a_damaged_description_is_one_line(workdir):
-  (workdir / 'checkpoints/5/about/metadata').write_text('{"recipe": ')
-  checkpoints = Checkpoints(workdir)
-  with pytest.raises(UserError, match='checkpoints/5 cannot be restored'):
-    checkpoints.about()
-  checkpoints.close()
+def test_all_damaged_is_one_line_and_nothing_is_touched(workdir):
+  for step in ('3', '5'):
+    (workdir / 'checkpoints' / step / 'params/manifest.ocdbt').unlink()
+  for opened in (open_saved, restore):
+    with pytest.raises(
+      UserError, match=r'no checkpoint .* is whole, and none .* 5: params/manifest.* 3: params/man'
+    ) as raised:
+      opened(workdir)
+    assert '\n' not in str(raised.value)
+  assert names_in(workdir) == {'3', '5'}
+
+
+@pytest.mark.parametrize('name', ['_CHECKPOINT_METADATA', 'commit_success.txt'])
+def test_what_orbax_adds_is_not_needed(workdir, name):
+  (workdir / 'checkpoints/5' / name).unlink()
+  assert_same_bits(restore(workdir), state_at(5))
+  save(workdir, 6)
+  assert_same_bits(restore(workdir), state_at(6))
+
+
+def test_another_model_is_one_line(saved):
+  with pytest.raises(UserError, match=r'checkpoint .*/checkpoints/5 cannot be restored: params: ') as raised:
+    restore_item(open_saved(saved).folder, 'params', target().opt_state)
+  assert '\n' not in str(raised.value)
 
 
 @pytest.mark.parametrize('empty', [True, False])
@@ -165,14 +289,14 @@ def test_no_checkpoint(tmp_path, empty):
   if empty:
     Checkpoints(tmp_path, 2).close()
     assert Checkpoints(tmp_path, 2).latest is None
-  with pytest.raises(UserError, match='has no checkpoint'):
-    restore(tmp_path if empty else tmp_path / 'nowhere')
+  with pytest.raises(UserError, match='has no checkpoint: train into it first'):
+    open_saved(tmp_path if empty else tmp_path / 'nowhere')
   assert not (tmp_path / 'nowhere').exists()
 
 
 def test_config_json(tmp_path):
   write_workdir(tmp_path / 'run', ABOUT)
-  assert read_workdir(tmp_path / 'run') == {**ABOUT, 'format': 1}
+  assert read_workdir(tmp_path / 'run') == {**ABOUT, 'format': 2}
   assert [path.name for path in (tmp_path / 'run').iterdir()] == ['config.json']
 
 
@@ -182,7 +306,7 @@ def test_config_json(tmp_path):
 def test_config_json_of_another_format(tmp_path, text):
   (tmp_path / 'config.json').write_text(text)
   with pytest.raises(
-    UserError, match=r'config\.json (is damaged|has format (99|None), this version .* reads 1|is not of a workdir)'
+    UserError, match=r'config\.json (is damaged|has format (99|None), this version .* reads 2|is not of a workdir)'
   ):
     read_workdir(tmp_path)
 

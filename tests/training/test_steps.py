@@ -16,7 +16,7 @@ from mevit_jax.parallel.placement import by_rows, place
 from mevit_jax.training.augment import AugmentConfig
 from mevit_jax.training.objectives import count_correct, smooth_targets
 from mevit_jax.training.optimizer import OptimizerConfig, make_optimizer
-from mevit_jax.training.state import TrainState
+from mevit_jax.training.state import begin_state
 from mevit_jax.training.steps import make_evaluation_step, make_train_step
 
 pytestmark = pytest.mark.usefixtures('compile_once')
@@ -58,11 +58,11 @@ def step_once(config=CONFIG, devices=1, accumulate=1, augmentation=FLIPS, step=0
 
 
 @functools.cache
-def first_state(config=CONFIG):
+def first_state(config=CONFIG, ema=False):
   """Random everywhere: a head that starts at zero would let no gradient through."""
   rng = np.random.default_rng(2)
   params = jax.tree.map(lambda x: np.float32(0.3 * rng.normal(size=x.shape)), build_model(config).abstract)
-  return TrainState(np.int32(0), params, OPTIMIZER.init(params))
+  return begin_state(OPTIMIZER, params, ema)
 
 
 def named(params):
@@ -137,6 +137,70 @@ def test_drop_path_is_the_same_on_many_devices():
 def test_another_step_drops_others():
   one, other = (step_once(DROPPING, augmentation=PLAIN, step=step)[1]['loss'] for step in (0, 1))
   assert abs(one - other) > 1e-4
+
+
+@functools.cache
+def poisoned_step(stops):
+  """A step, with a running mean, whose loss is NaN for a batch that is black."""
+  model = build_model(CONFIG)
+
+  def apply(params, video, key=None):
+    return model.apply(params, video, key) * jnp.where((video == video[0, 0, 0, 0]).all(), jnp.nan, 1)
+
+  return jax.jit(
+    make_train_step(
+      dataclasses.replace(model, apply=apply), OPTIMIZER, augmentation=AugmentConfig(), mirrors=range(CLASSES),
+      mean=MEAN, std=STD, label_smoothing=0.2, accumulate=1, seed=4, ema=0.9, stops=stops,
+    ),
+    donate_argnums=0,
+  )  # fmt: skip
+
+
+def run_steps(batches, stops=False):
+  """The state after good ('g') and poisoned ('p') batches, and which of them were dropped."""
+  state, skipped = jax.tree.map(jnp.copy, first_state(ema=True)), ''  # it is donated
+  for kind in batches:
+    video = VIDEO if kind == 'g' else np.zeros_like(VIDEO)
+    state, metrics = poisoned_step(stops)(state, {'video': video, 'label': LABELS})
+    skipped += str(int(metrics['skipped']))
+  return state, skipped
+
+
+def assert_same_bits(one, other):
+  assert jax.tree.structure(one) == jax.tree.structure(other)
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_an_update_that_is_not_finite_leaves_no_trace_but_its_step():
+  (state, skipped), (expected, none) = run_steps('gp'), run_steps('g')
+  assert (skipped, none) == ('01', '0')
+  assert (int(state.step), int(state.skipped)) == (2, 1)
+  assert_same_bits(dataclasses.replace(state, step=expected.step, skipped=expected.skipped), expected)
+  state, skipped = run_steps('gppg')
+  assert (skipped, int(state.step), int(state.skipped)) == ('0110', 4, 0)
+  assert np.isfinite(np.concatenate([np.ravel(x) for x in jax.tree.leaves(state)])).all()
+
+
+def test_a_run_that_is_to_stop_stands_still_from_there():
+  """The host looks late: what it then saves is what it would have saved had it looked at once."""
+  (state, skipped), (expected, _) = run_steps('gpgg', stops=True), run_steps('g', stops=True)
+  assert skipped == '0111'
+  found = dataclasses.replace(state, step=state.step - state.skipped, skipped=jnp.zeros_like(state.skipped))
+  assert_same_bits(found, expected)
+
+
+def test_the_running_mean():
+  """TensorFlow's: decay min(0.9, (1 + n) / (10 + n)) after n updates; it starts as the parameters."""
+  mean = named(first_state(ema=True).ema)
+  for n in range(3):
+    decay = min(0.9, (1 + n) / (10 + n))
+    params = named(run_steps('g' * (n + 1))[0].params)
+    mean = {name: decay * x + (1 - decay) * params[name] for name, x in mean.items()}
+  found = named(run_steps('ggg')[0].ema)
+  for name, x in mean.items():
+    np.testing.assert_allclose(found[name], x, rtol=1e-5, atol=1e-6, err_msg=name)
+  assert any(np.abs(found[name] - params[name]).max() > 1e-3 for name in found)
 
 
 def test_label_smoothing():

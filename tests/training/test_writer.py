@@ -112,7 +112,7 @@ def clock(monkeypatch):
   return clock
 
 
-MEANS = {'loss': 1.25, 'accuracy': 0.5}
+MEANS = {'loss': 1.25, 'accuracy': 0.5, 'skipped': 0}
 
 
 def test_progress(clock):
@@ -128,6 +128,8 @@ def test_progress(clock):
   for part in ('step 15/40', 'epoch 0.8', 'loss 1.2500', 'accuracy 50.0 %', '8 clips/s', 'waited for data 25 %'):
     assert part in line
   assert '(in 25 s)' in line  # 25 steps at a second each
+  assert 'dropped' not in line
+  assert 'dropped 3 ' in progress.line(15, {**MEANS, **values, 'skipped': 3})
 
 
 def test_an_evaluation_is_no_training(clock):

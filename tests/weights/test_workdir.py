@@ -9,14 +9,22 @@ import pytest
 
 from mevit_jax import recipes
 from mevit_jax.errors import UserError
-from mevit_jax.training.checkpoint import Checkpoints, write_workdir
+from mevit_jax.training.checkpoint import Checkpoints
 from mevit_jax.training.state import TrainState
+from mevit_jax.training.workdir import read_workdir, write_workdir
 from mevit_jax.weights.load import inspect, load
 from mevit_jax.weights.positions import resize_space, resize_time
 from tests.weights.conftest import config_of, model_of
 
 CONFIG = config_of(1, 1, 1, layer_norm_eps=1e-12)
 NAMES = tuple('abcde')
+
+
+def save(folder, step, params, ema, about):
+  checkpoints = Checkpoints(folder, keep=1)
+  params, ema = jax.tree.map(jnp.asarray, (params, ema))
+  checkpoints.save(TrainState(jnp.asarray(step), params, {'momentum': jnp.zeros(1)}, ema, jnp.asarray(0)), about)
+  checkpoints.close()
 
 
 @pytest.fixture
@@ -28,9 +36,7 @@ def workdir(rng, tmp_path):
   about = {'recipe': recipes.to_dict(recipe), 'class_names': list(NAMES), 'fingerprint': 'of a dataset'}
   folder = tmp_path / 'workdir'
   write_workdir(folder, about)
-  checkpoints = Checkpoints(folder, keep=1)
-  checkpoints.save(TrainState(jnp.asarray(7), jax.tree.map(jnp.asarray, params), {'momentum': jnp.zeros(1)}), about)
-  checkpoints.close()
+  save(folder, 7, params, None, about)
   return folder, params
 
 
@@ -46,6 +52,13 @@ def test_the_same_model_is_the_same(workdir):
   assert {row.status for row in result.table} == {'loaded'}
   info = inspect(folder)
   assert (info.kind, info.mean, info.layer_norm_eps) == ('MEViT of step 7', (0.1, 0.2, 0.3), 1e-12)
+
+
+def test_a_running_mean_is_what_is_taken(workdir):
+  folder, params = workdir
+  save(folder, 8, jax.tree.map(np.zeros_like, params), params, read_workdir(folder))
+  jax.tree.map(np.testing.assert_array_equal, loaded(folder).params, params)
+  assert inspect(folder).kind == 'MEViT of step 8 (running mean)'
 
 
 def test_blue_first_is_turned_for_the_recipe(workdir):

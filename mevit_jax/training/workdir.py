@@ -1,0 +1,44 @@
+"""What a workdir says of itself, and of its checkpoints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mevit_jax.errors import UserError
+
+# Of the workdir: its files, and what stands in a checkpoint.
+FORMAT = 2
+
+
+def read_workdir(workdir: Path) -> dict[str, Any]:
+  """What `config.json` of a workdir holds: recipe, class_names, fingerprint, format."""
+  path = workdir / 'config.json'
+  if not path.exists():
+    raise UserError(f'{workdir} is no workdir: it has no config.json')
+  try:
+    about = json.loads(path.read_text())
+  except json.JSONDecodeError as error:
+    raise UserError(f'{path} is damaged: {error}') from None
+  return checked(about, path)
+
+
+def checked(about: Any, where: Path) -> dict[str, Any]:
+  """What a workdir or a checkpoint says of itself; a UserError if that is of another version, or nothing of ours."""
+  if not isinstance(about, dict) or not {'recipe', 'class_names', 'fingerprint'} <= about.keys():
+    raise UserError(f'{where} is not of a workdir of mevit_jax, or damaged')
+  if about.get('format') != FORMAT:
+    raise UserError(f'{where} has format {about.get("format")}, this version of mevit_jax reads {FORMAT}')
+  return about
+
+
+def write_workdir(workdir: Path, about: dict[str, Any]) -> None:
+  """Makes a workdir: writes its `config.json`."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  write_json(workdir / 'config.json', {**about, 'format': FORMAT})
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+  """Writes a file, whole or not at all."""
+  temporary = path.with_name(f'{path.name}.tmp')
+  temporary.write_text(json.dumps(content, indent=2) + '\n')
+  temporary.rename(path)
