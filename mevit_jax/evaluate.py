@@ -19,7 +19,7 @@ from mevit_jax.evaluation.results import write_results
 from mevit_jax.models.functional import Params, build_model
 from mevit_jax.parallel.hosts import host_rows
 from mevit_jax.parallel.mesh import make_mesh
-from mevit_jax.parallel.placement import by_rows, placed
+from mevit_jax.parallel.placement import by_rows, keep_rows, placed
 from mevit_jax.recipes import Recipe
 from mevit_jax.training.checkpoint import Checkpoints
 from mevit_jax.training.steps import make_evaluation_step
@@ -35,7 +35,8 @@ def evaluate(recipe: Recipe, workdir: str) -> dict[str, Any]:
   try:
     about = checkpoints.about()
     recipe = _as_trained(recipe, recipes.recipe_of(about['recipe']), folder)
-    mesh, model = make_mesh(recipe.mesh), build_model(recipe.model)
+    mesh = make_mesh(recipe.mesh)
+    model = build_model(recipe.model, keep_rows(mesh))
     host_rows(by_rows(mesh), recipe.evaluation.batch_size, 'evaluation.batch_size')
     step, params = checkpoints.restore_params(placed(model.abstract, mesh))
   finally:

@@ -14,8 +14,8 @@ from mevit_jax.errors import UserError
 from mevit_jax.models.config import count_flops
 from mevit_jax.models.functional import Model, Params, build_model, count_parameters
 from mevit_jax.parallel.hosts import host_rows
-from mevit_jax.parallel.mesh import make_mesh
-from mevit_jax.parallel.placement import by_rows, place, placed
+from mevit_jax.parallel.mesh import make_mesh, row_shards
+from mevit_jax.parallel.placement import by_rows, keep_rows, place, placed, put
 from mevit_jax.recipes import Recipe
 from mevit_jax.training.augment import mirror_labels
 from mevit_jax.training.checkpoint import Checkpoints, read_workdir
@@ -63,17 +63,21 @@ def prepare_run(recipe: Recipe, workdir: Path) -> Run:
   split = datasets.open_split(recipe.data.data_dir, recipe.data.dataset, recipe.data.train_split)
   datasets.open_split(recipe.data.data_dir, recipe.data.dataset, recipe.evaluation.split)
   recipe = _with_source(recipes.with_classes(recipe, split.class_names), workdir)
+  return build_run(recipe, workdir, split, make_mesh(recipe.mesh))
+
+
+def build_run(recipe: Recipe, workdir: Path, split: datasets.Split, mesh: jax.sharding.Mesh) -> Run:
+  """The run of a recipe whose dataset and devices are known; the devices need not be there."""
   training = recipe.training
-  mesh = make_mesh(recipe.mesh)
   rows = by_rows(mesh)
   host_rows(rows, training.batch_size)
   host_rows(rows, recipe.evaluation.batch_size, 'evaluation.batch_size')
-  if training.batch_size // training.accumulate % mesh.size:
+  if training.batch_size // training.accumulate % row_shards(mesh):
     raise UserError(
       f'training.batch_size {training.batch_size} in {training.accumulate} parts (training.accumulate) '
-      f'is not divisible by the {mesh.size} devices that share it'
+      f'is not divisible by the {row_shards(mesh)} devices that share it'
     )
-  model = build_model(recipe.model)
+  model = build_model(recipe.model, keep_rows(mesh))
   check_patterns(recipe.optimizer, model.abstract)
   steps_per_epoch = len(split) / training.batch_size
   steps = max(1, round(training.epochs * steps_per_epoch))
@@ -133,7 +137,7 @@ def fresh_state(run: Run) -> TrainState:
     key=key,
   )
   print(loaded.report(), flush=True)
-  return run.begin(jax.device_put(loaded.params, place(run.model.abstract, run.mesh)))
+  return run.begin(put(loaded.params, run.mesh))
 
 
 def restored_state(run: Run, checkpoints: Checkpoints) -> TrainState:
