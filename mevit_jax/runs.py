@@ -45,8 +45,8 @@ class Run:
   schedule: Callable[[int], Any]
   init: Callable[[jax.Array], TrainState]
   begin: Callable[[Params], TrainState]
-  step: Callable[[TrainState, Any], tuple[TrainState, dict]]
-  predict: Callable[[Params, jax.Array], jax.Array]
+  step: jax.stages.Wrapped  # (state, batch) -> state, metrics
+  predict: jax.stages.Wrapped  # (params, video) -> probabilities
 
   @property
   def about(self) -> dict[str, Any]:
@@ -177,11 +177,13 @@ def print_summary(run: Run) -> None:
     f'{parameters:,} parameters, {flops / 1e9:.4g} GFLOPs a view ({flops / 2e9:.4g} G multiply-adds)\n'
     f'data: {run.split}, {recipe.data.sampling} clips\n'
     f'training: {run.steps} steps of {recipe.training.batch_size} clips ({recipe.training.epochs:g} epochs), '
-    f'{recipe.optimizer.name}, learning rate {float(run.schedule(min(run.steps - 1, _peak_step(run)))):.3g}, '
+    f'{recipe.optimizer.name}, learning rate {peak_learning_rate(run):.3g}, '
     f'{len(devices)} x {devices[0].device_kind}',
     flush=True,
   )
 
 
-def _peak_step(run: Run) -> int:
-  return round(run.recipe.optimizer.warmup_epochs * run.steps_per_epoch)
+def peak_learning_rate(run: Run) -> float:
+  """The learning rate once it has risen."""
+  risen = round(run.recipe.optimizer.warmup_epochs * run.steps_per_epoch)
+  return float(run.schedule(min(run.steps - 1, risen)))

@@ -1,5 +1,6 @@
 """What the text of a compiled program says: the compiler's cycles, and every collective with its size."""
 
+import collections
 import dataclasses
 import math
 import re
@@ -14,7 +15,10 @@ _COMPUTATION = re.compile(r'^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$')
 _ARRAY = re.compile(r'\b(?P<dtype>pred|[a-z]+\d+\w*)\[(?P<shape>[\d,]*)\]')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+# What jax.lax.scan's and map's condition reads: a counter from 0 on, below a constant.
+_BELOW = re.compile(r'compare\([^()]*?%([\w.\-]+)\), direction=LT')
 _CALLS = re.compile(r'\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)')
+_MATMUL = re.compile(r' (dot|convolution)\(')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 
 
@@ -48,12 +52,13 @@ class Program:
   """What a program's text says.
 
   Attributes:
-    cycles: the compiler's own estimate, a loop's body as often as it runs; collectives have none.
+    cycles: the compiler's own estimate, a loop's body as often as it runs, by what they are spent on: 'matmul' (with
+      what is fused to it), 'other fusions', 'copies', 'other'. Collectives have none, and TPUs alone have any.
     collectives: all of them, each once.
     open_loops: loops whose number of runs the text does not say: their bodies are counted once.
   """
 
-  cycles: int
+  cycles: dict[str, int]
   collectives: tuple[Collective, ...]
   open_loops: int
 
@@ -67,15 +72,35 @@ def read_program(text: str) -> Program:
   lines, entry = _computations(text)
   runs, open_loops = _runs(lines, entry)
   found: dict[str, Collective] = {}
-  cycles = 0
+  matmuls = _with_matmuls(lines)
+  cycles: collections.Counter[str] = collections.Counter()
   for name, body in lines.items():
     for line in body if runs.get(name) else ():
-      cycles += runs[name] * sum(map(int, _CYCLES.findall(line)))
+      if estimate := _CYCLES.search(line):
+        cycles[_spent_on(line, matmuls)] += runs[name] * int(estimate[1])
       if match := _COLLECTIVE.search(line):
         channel = re.search(r'channel_id=(\d+)', line)
         key = channel[1] if channel else line
         found.setdefault(key, _collective(match, line, name, runs[name]))
-  return Program(cycles, tuple(found.values()), open_loops)
+  return Program(dict(cycles), tuple(found.values()), open_loops)
+
+
+def _with_matmuls(lines: dict[str, list[str]]) -> set[str]:
+  """The computations that hold a matrix product, or call one that does."""
+  found = {name for name, body in lines.items() if any(_MATMUL.search(line) for line in body)}
+  calls = {name: {called for line in body for called in _called(line)} for name, body in lines.items()}
+  while more := {name for name, called in calls.items() if name not in found and called & found}:
+    found |= more
+  return found
+
+
+def _spent_on(line: str, matmuls: set[str]) -> str:
+  """What an instruction's cycles are spent on."""
+  if _MATMUL.search(line) or any(name in matmuls for name in _CALLS.findall(line)):
+    return 'matmul'
+  if ' fusion(' in line:
+    return 'other fusions'
+  return 'copies' if re.search(r' (copy|copy-start|transpose|bitcast-convert)\(', line) else 'other'
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -100,13 +125,25 @@ def _runs(lines: dict[str, list[str]], entry: str) -> tuple[dict[str, int], int]
     for line in lines.get(name, ()):
       trips = 1
       if ' while(' in line:
-        known = _TRIPS.search(line)
-        trips, open_loops = (int(known[1]), open_loops) if known else (1, open_loops + 1)
+        known = _trips(line, lines)
+        trips, open_loops = (known, open_loops) if known else (1, open_loops + 1)
       for called in _called(line):
         if called not in runs:
           runs[called] = runs[name] * trips
           waiting.append(called)
   return runs, open_loops
+
+
+def _trips(line: str, lines: dict[str, list[str]]) -> int | None:
+  """How often a loop runs, if it says so or its condition does."""
+  if known := _TRIPS.search(line):
+    return int(known[1])
+  called = re.search(r'condition=%?([\w.\-]+)', line)
+  condition = '\n'.join(lines.get(called[1], ())) if called else ''
+  if not (below := _BELOW.search(condition)):
+    return None
+  limit = re.search(rf'%{re.escape(below[1])} = s32\[\]\S* constant\((\d+)\)', condition)
+  return int(limit[1]) if limit else None
 
 
 def _called(line: str) -> Iterator[str]:
