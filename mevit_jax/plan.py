@@ -178,10 +178,8 @@ def _prepare_process() -> None:
     'TPU_SKIP_MDS_QUERY': '1',  # do not ask the cloud which TPU this is
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # two plans at once
     'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1',
-    'TPU_LOG_DIR': 'disabled',
-    'TPU_STDERR_LOG_LEVEL': '3',
-    'TPU_MIN_LOG_LEVEL': '3',
-    'TF_CPP_MIN_LOG_LEVEL': '3',
+    'TPU_WORKER_HOSTNAMES': 'localhost',  # these two keep libtpu from complaining that it finds no TPU
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
   }
   nvidia = importlib.util.find_spec('nvidia')
   folders = [Path(folder) / 'cu13' / 'lib' for folder in nvidia.submodule_search_locations or ()] if nvidia else []
@@ -189,6 +187,15 @@ def _prepare_process() -> None:
     wanted['LD_LIBRARY_PATH'] = os.pathsep.join(found)
   if any(os.environ.get(name) != value for name, value in wanted.items()):
     os.execve(sys.executable, [sys.executable, '-m', 'mevit_jax.plan', *sys.argv[1:]], {**os.environ, **wanted})
+
+
+def _batches(recipe: Recipe, topology: chips.Topology, devices: Sequence[jax.Device]) -> list[int]:
+  """The batches that the flags ask for on these devices; 0 is the recipe's."""
+  if flags.FLAGS.largest_batch:
+    return [largest_batch(recipe, topology, devices)]
+  if wrong := [batch for batch in flags.FLAGS.batch if not batch.isdecimal()]:
+    raise UserError(f'--batch is one or more numbers, not {wrong[0]!r}')
+  return [int(batch) for batch in flags.FLAGS.batch] or [flags.FLAGS.batch_per_chip * len(devices)]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -199,10 +206,7 @@ def main(argv: Sequence[str]) -> None:
   plans: list[report.Plan] = []
   for topology in map(chips.parse, flags.FLAGS.topology):
     devices = chips.devices_of(topology, recipe.mesh.slice)
-    batches = [int(batch) for batch in flags.FLAGS.batch] or [flags.FLAGS.batch_per_chip * len(devices)]
-    if flags.FLAGS.largest_batch:
-      batches = [largest_batch(recipe, topology, devices)]
-    for batch in batches:
+    for batch in _batches(recipe, topology, devices):
       plans.append(plan(recipe, topology, devices, batch, flags.FLAGS.evaluation))
       if not flags.FLAGS.json:
         print(report.describe(plans[-1], topology.chip), flush=True)
@@ -218,7 +222,7 @@ if __name__ == '__main__':
   recipes.config_flag()
   flags.DEFINE_list('topology', None, 'Chips: v5e:16x16, v5p:4x4x4, v6e:4x4, h200:8, h100:8, a100:2x8 (hosts x GPUs).')
   flags.DEFINE_list('batch', [], "Global batches; the recipe's, or as many more as the chips divide, if none is given.")
-  flags.DEFINE_integer('batch_per_chip', 0, 'In place of --batch: so many rows a chip, for weak scaling.')
+  flags.DEFINE_integer('batch_per_chip', 0, 'In place of --batch: so many rows a chip, for weak scaling.', 0)
   flags.DEFINE_boolean('largest_batch', False, 'Search for the largest batch that fits; compiles a few times.')
   flags.DEFINE_boolean('evaluation', True, 'Compile the evaluation step too.')
   flags.DEFINE_boolean('json', False, 'Print JSON alone.')

@@ -105,7 +105,7 @@ def plan_step(
   try:
     compiled = lowered.compile(_OPTIONS.get(chip.platform))
   except jax.errors.JaxRuntimeError as error:
-    needed = needed_memory(str(error))
+    needed = needed_memory(str(error), sum(sizes.values()))
     if needed is None:
       raise
     return StepPlan({}, needed, chip.memory, flops, best, compile_seconds=time.monotonic() - start)
@@ -127,13 +127,16 @@ def plan_step(
   )  # fmt: skip
 
 
-def needed_memory(message: str) -> float | None:
-  """The bytes that a step which does not fit would need, in the compiler's words; None if they are not of that."""
-  found = re.search(r'Used ([\d.]+)([KMGT]?) of|HLO temporaries \(([\d.]+)([KMGT]?)\)', message)
-  if not found:
+def needed_memory(message: str, inputs: int) -> float | None:
+  """The bytes that a step which does not fit would need, in the compiler's words; None if they are not of that.
+
+  Where it speaks of temporaries alone, the bytes of what goes into the step are added.
+  """
+  if found := re.search(r'Used ([\d.]+)([KMGT]?) of', message):
+    inputs = 0
+  elif not (found := re.search(r'HLO temporaries \(([\d.]+)([KMGT]?)\)', message)):
     return None
-  number, unit = [part for part in found.groups() if part is not None]
-  return float(number) * 1024 ** ' KMGT'.index(unit or ' ')
+  return inputs + float(found[1]) * 1024 ** ' KMGT'.index(found[2] or ' ')
 
 
 def bytes_a_device(tree) -> int:

@@ -76,10 +76,10 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch):
 
 def test_what_does_not_fit_says_by_how_much():
   words = 'Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.'
-  assert needed_memory(words) == 20.5 * 2**30
+  assert needed_memory(words, 2**30) == 20.5 * 2**30
   words = 'the total memory required for HLO temporaries (2.57T) exceeds available HBM (15.75G).'
-  assert needed_memory(words) == 2.57 * 2**40
-  assert needed_memory('INTERNAL: something else') is None
+  assert needed_memory(words, 2**40) == 3.57 * 2**40
+  assert needed_memory('INTERNAL: something else', 0) is None
   step = StepPlan({}, 20.5 * 2**30, 15.75 * 2**30, 1.0, 1.0)
   assert not step.fits
   assert report.memory_of(step) == '20.50 of 15.75 GiB: does not fit: 4.75 GiB too much'
