@@ -18,4 +18,6 @@ def get_config(size: str = 'B/16'):
   config.model.class_blocks = 1
   config.model.motion_blocks = depth - depth // 3 - 1
   config.model.drop_path = 0.1
+  if depth > 12:  # L and H: blocks in a loop compile in minutes, and keep their inputs alone for the backward pass
+    config.model.unroll, config.model.remat = 1, 'block'
   return config

@@ -19,7 +19,7 @@ from mevit_jax.evaluation.results import write_results
 from mevit_jax.models.functional import Params, build_model
 from mevit_jax.parallel.hosts import host_rows
 from mevit_jax.parallel.mesh import make_mesh
-from mevit_jax.parallel.placement import by_rows
+from mevit_jax.parallel.placement import by_rows, keep_rows
 from mevit_jax.recipes import Recipe
 from mevit_jax.training.saved import Weights, open_saved
 from mevit_jax.training.steps import make_evaluation_step
@@ -34,7 +34,8 @@ def evaluate(recipe: Recipe, workdir: str) -> dict[str, Any]:
   saved = open_saved(folder, recipe.evaluation.checkpoint)
   weights = saved.weights(recipe.evaluation.weights)
   recipe = _as_trained(recipe, recipes.recipe_of(saved.about['recipe']), folder)
-  mesh, model = make_mesh(recipe.mesh), build_model(recipe.model)
+  mesh = make_mesh(recipe.mesh)
+  model = build_model(recipe.model, keep_rows(mesh))
   host_rows(by_rows(mesh), recipe.evaluation.batch_size, 'evaluation.batch_size')
   params = saved.params(weights, mesh)
   step_function = make_evaluation_step(model, mean=recipe.data.mean, std=recipe.data.std)

@@ -14,8 +14,8 @@ from mevit_jax.errors import UserError
 from mevit_jax.models.config import count_flops
 from mevit_jax.models.functional import Model, Params, build_model, count_parameters
 from mevit_jax.parallel.hosts import host_rows
-from mevit_jax.parallel.mesh import make_mesh
-from mevit_jax.parallel.placement import by_rows, place, placed
+from mevit_jax.parallel.mesh import make_mesh, row_shards
+from mevit_jax.parallel.placement import by_rows, keep_rows, place, placed, put
 from mevit_jax.recipes import Recipe
 from mevit_jax.training.augment import mirror_labels
 from mevit_jax.training.checkpoint import Checkpoints
@@ -47,8 +47,8 @@ class Run:
   schedule: Callable[[int], Any]
   init: Callable[[jax.Array], TrainState]
   begin: Callable[[Params], TrainState]
-  step: Callable[[TrainState, Any], tuple[TrainState, dict]]
-  predict: Callable[[Params, jax.Array], jax.Array]
+  step: jax.stages.Wrapped  # (state, batch) -> state, metrics
+  predict: jax.stages.Wrapped  # (params, video) -> probabilities
 
   @property
   def about(self) -> dict[str, Any]:
@@ -67,26 +67,30 @@ def prepare_run(recipe: Recipe, workdir: Path) -> Run:
   if unlabelled := int((split.labels < 0).sum()):
     raise UserError(f'{unlabelled:,} of {split} have no label, and cannot be trained on: see data.train_split')
   recipe = _with_source(recipes.with_classes(recipe, split.class_names), workdir)
+  return build_run(recipe, workdir, split, make_mesh(recipe.mesh))
+
+
+def build_run(recipe: Recipe, workdir: Path, split: datasets.Split, mesh: jax.sharding.Mesh) -> Run:
+  """The run of a recipe whose dataset and devices are known; the devices need not be there."""
   training = recipe.training
   pipeline.check_batch(training.batch_size, recipe.data.repeats)
-  mesh = make_mesh(recipe.mesh)
   rows = by_rows(mesh)
   host_rows(rows, training.batch_size)
   host_rows(rows, recipe.evaluation.batch_size, 'evaluation.batch_size')
-  if training.batch_size // training.accumulate % mesh.size:
+  if training.batch_size // training.accumulate % row_shards(mesh):
     raise UserError(
       f'training.batch_size {training.batch_size} in {training.accumulate} parts (training.accumulate) '
-      f'is not divisible by the {mesh.size} devices that share it'
+      f'is not divisible by the {row_shards(mesh)} devices that share it'
     )
-  if recipe.augment.mixes and training.batch_size // training.accumulate // mesh.size % 2:
+  if recipe.augment.mixes and training.batch_size // training.accumulate // row_shards(mesh) % 2:
     raise UserError(
       f'augment.mixup and augment.cutmix mix pairs of clips on one device: training.batch_size {training.batch_size} '
-      f'must be a multiple of {2 * training.accumulate * mesh.size} '
-      f'(2 x training.accumulate {training.accumulate} x {mesh.size} devices)'
+      f'must be a multiple of {2 * training.accumulate * row_shards(mesh)} '
+      f'(2 x training.accumulate {training.accumulate} x {row_shards(mesh)} devices)'
     )
   if recipe.evaluation.weights == 'ema' and not training.ema:
     raise UserError("evaluation.weights is 'ema', and training.ema is 0: there will be no such weights")
-  model = build_model(recipe.model)
+  model = build_model(recipe.model, keep_rows(mesh))
   check_patterns(recipe.optimizer, model.abstract)
   steps_per_epoch = len(split) * recipe.data.repeats / training.batch_size
   steps = max(1, round(training.epochs * steps_per_epoch))
@@ -149,7 +153,7 @@ def fresh_state(run: Run) -> TrainState:
     key=key,
   )
   print(loaded.report(), flush=True)
-  return run.begin(jax.device_put(loaded.params, place(run.model.abstract, run.mesh)))
+  return run.begin(put(loaded.params, run.mesh))
 
 
 def restored_state(run: Run, checkpoints: Checkpoints) -> TrainState:
@@ -193,11 +197,13 @@ def print_summary(run: Run) -> None:
     f'{parameters:,} parameters, {flops / 1e9:.4g} GFLOPs a view ({flops / 2e9:.4g} G multiply-adds)\n'
     f'data: {run.split}, {data.sampling} clips{each}\n'
     f'training: {run.steps} steps of {recipe.training.batch_size} clips ({recipe.training.epochs:g} epochs), '
-    f'{recipe.optimizer.name}, learning rate {float(run.schedule(min(run.steps - 1, _peak_step(run)))):.3g}, '
+    f'{recipe.optimizer.name}, learning rate {peak_learning_rate(run):.3g}, '
     f'{len(devices)} x {devices[0].device_kind}',
     flush=True,
   )
 
 
-def _peak_step(run: Run) -> int:
-  return round(run.recipe.optimizer.warmup_epochs * run.steps_per_epoch)
+def peak_learning_rate(run: Run) -> float:
+  """The learning rate once it has risen."""
+  risen = round(run.recipe.optimizer.warmup_epochs * run.steps_per_epoch)
+  return float(run.schedule(min(run.steps - 1, risen)))

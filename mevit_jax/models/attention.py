@@ -17,11 +17,16 @@ class Heads(NamedTuple):
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Softmax attention, eqs. 3 and 4: `... q h k` over `... s h k` -> `... q h k`; the softmax is float32."""
+  """Softmax attention, eqs. 3 and 4: `... q h k` over `... s h k` -> `... q h k`; the softmax is float32 at least."""
   scale = query.shape[-1] ** -0.5
-  logits = jnp.einsum('...qhk,...shk->...hqs', query, key, preferred_element_type=jnp.float32)  # ... h q s
+  logits = jnp.einsum('...qhk,...shk->...hqs', query, key, preferred_element_type=_precise(query.dtype))  # ... h q s
   weights = jax.nn.softmax(logits * scale, axis=-1).astype(value.dtype)
   return jnp.einsum('...hqs,...shk->...qhk', weights, value)  # ... q h k
+
+
+def _precise(dtype: jnp.dtype) -> jnp.dtype:
+  """float32, or float64 for it."""
+  return jnp.promote_types(dtype, jnp.float32)
 
 
 def grouped_attention(patches: Heads, token: Heads | None = None) -> tuple[jax.Array, jax.Array | None]:

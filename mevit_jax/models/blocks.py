@@ -13,8 +13,16 @@ from mevit_jax.models.config import MEViTConfig
 # Patches `b t n d`, and the class token `b d` where there is one.
 Tokens = tuple[jax.Array, jax.Array | None]
 
+# What keeps an activation `b ...` where it is to be; it changes no number.
+Keep = Callable[[jax.Array], jax.Array]
+
 _GROUPINGS: dict[str, Callable] = {'space': space_attention, 'motion': motion_attention}
 _REMAT_KEEPS = ('attention', 'mlp')
+
+
+def as_it_is(x: jax.Array) -> jax.Array:
+  """A `Keep` that does nothing: the devices are one, or need no telling."""
+  return x
 
 
 class Attention(nnx.Module):
@@ -104,16 +112,19 @@ class Stage(nnx.Module):
     self.config, self.depth = config, depth
     self.blocks = jax.vmap(make)(rngs.split(depth))
 
-  def __call__(self, tokens: Tokens, drop_rates: jax.Array, key: jax.Array | None) -> Tokens:
+  def __call__(self, tokens: Tokens, drop_rates: jax.Array, key: jax.Array | None, keep: Keep = as_it_is) -> Tokens:
     """Runs the blocks one after the other, as one loop that `config.unroll` and `config.remat` shape.
 
     Args:
       tokens: `b t n d` and `b d` or None.
       drop_rates: `depth`: each block's rate of stochastic depth.
       key: of stochastic depth; None means evaluation.
+      keep: what every block's tokens go through, see `build_model`.
     """
     scanned = 0 < self.config.unroll < self.depth
-    step = _rematerialised(lambda block, *args: block(*args), self.config.remat, scanned)
+    step = _rematerialised(
+      lambda block, tokens, *args: block(jax.tree.map(keep, tokens), *args), self.config.remat, scanned
+    )
     keys = None if key is None else jax.random.split(key, self.depth)
     stacked = (self.blocks, drop_rates, keys)
     if not scanned:

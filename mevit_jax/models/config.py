@@ -39,7 +39,8 @@ class MEViTConfig:
     class_token_in_motion: whether the class token is a key and a query of every block of motion attention (eq. 8).
     drop_path: rate of stochastic depth at the last block, rising linearly from 0 at the first.
     layer_norm_eps: 1e-6 for weights of Google, timm, DeiT and TimeSformer; 1e-12 for HF ViT.
-    dtype: of the computation; parameters, softmax and logits are float32.
+    dtype: of the computation; parameters, softmax and logits are float32 (float64 is for tests, with
+      JAX_ENABLE_X64).
     unroll: how many blocks the compiler sees at once; 0 is all: the fastest step and the longest compilation.
     remat: what the backward pass recomputes: 'none', 'block' (all but the blocks' inputs), or 'residuals' (all but the
       outputs of the attentions and of the feed-forward's first layer).
@@ -61,7 +62,7 @@ class MEViTConfig:
   class_token_in_motion: bool = True
   drop_path: float = 0.0
   layer_norm_eps: float = 1e-6
-  dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
+  dtype: Literal['float32', 'bfloat16', 'float64'] = 'bfloat16'
   unroll: int = 0
   remat: Literal['none', 'block', 'residuals'] = 'none'
 

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from mevit_jax.errors import UserError
+from mevit_jax.models.blocks import Keep, as_it_is
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.mevit import MEViT
 
@@ -35,8 +36,14 @@ class Model:
   tokens: Callable[..., tuple[jax.Array, jax.Array]]
 
 
-def build_model(config: MEViTConfig) -> Model:
-  """The model of a config; a UserError where the number of classes is still open."""
+def build_model(config: MEViTConfig, keep: Keep = as_it_is) -> Model:
+  """The model of a config; a UserError where the number of classes is still open.
+
+  Args:
+    config: what it is.
+    keep: what the tokens go through before every block and at the end: on many devices, a function that holds them
+      where they are to be (see `parallel/placement.keep_rows`); the model itself knows no devices.
+  """
   if not config.classes:
     raise UserError('classes is 0: say how many labels the model tells apart')
   graphdef, state = nnx.split(nnx.eval_shape(lambda: MEViT(config, nnx.Rngs(0))))
@@ -52,10 +59,10 @@ def build_model(config: MEViTConfig) -> Model:
     return nnx.merge(graphdef, params)
 
   def apply(params: Params, video: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    return bind(params, video)(video, key)
+    return bind(params, video)(video, key, keep)
 
   def tokens(params: Params, video: jax.Array, key: jax.Array | None = None):
-    return bind(params, video).tokens(video, key)
+    return bind(params, video).tokens(video, key, keep)
 
   return Model(config, abstract, init, apply, tokens)
 

@@ -6,20 +6,25 @@ import jax
 import numpy as np
 
 from mevit_jax.errors import UserError
+from mevit_jax.parallel.mesh import row_shards
 
 
-def host_rows(sharding: jax.sharding.Sharding, batch_size: int, name: str = 'training.batch_size') -> slice:
-  """The contiguous rows of a global batch that this host's devices hold.
+def host_rows(sharding: jax.sharding.NamedSharding, batch_size: int, name: str = 'training.batch_size') -> slice:
+  """The contiguous rows of a global batch that this host's devices hold; hosts that share rows all read them.
 
   Raises:
     UserError: the devices do not divide the batch.
   """
-  devices = len(sharding.device_set)
-  if batch_size % devices:
-    raise UserError(f'{name} {batch_size} is not divisible by the {devices} devices that share it')
+  parts, tensor = row_shards(sharding.mesh), sharding.mesh.shape['tensor']
+  if batch_size % parts:
+    what = 'devices' if tensor == 1 else f'groups of {tensor} devices'
+    raise UserError(f'{name} {batch_size} is not divisible by the {parts} {what} that share it')
   indices = sharding.addressable_devices_indices_map((batch_size,)).values()
-  rows = [index[0] for index in indices if index]
-  return slice(min(r.start or 0 for r in rows), max(r.stop or batch_size for r in rows))
+  rows = {index[0].indices(batch_size)[:2] for index in indices if index}
+  start, stop = min(rows)[0], max(rows)[1]
+  if sum(b - a for a, b in rows) != stop - start:
+    raise UserError(f'this host has rows {sorted(rows)} of a batch, not a run of them: choose other mesh.* sizes')
+  return slice(start, stop)
 
 
 def global_batch(batch: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:

@@ -1,0 +1,1 @@
+"""What a compiled step would do on devices that need not be there."""

@@ -1,0 +1,161 @@
+"""Chips that need not be there: what they can do, and their topologies as devices to compile for."""
+
+import dataclasses
+import importlib.util
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from mevit_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A TPU chip or a GPU, by its data sheet; bytes and seconds.
+
+  Attributes:
+    name: 'v5e'.
+    platform: 'tpu' or 'cuda'.
+    flops: a second, dense bfloat16.
+    memory: what a program may use of it.
+    clock: cycles a second; 0 where the compiler counts none.
+    link: bytes a second that one link sends: of a TPU torus to one neighbour, of a GPU to its switch.
+    ring: a torus' side closes into a ring, with links both ways, when it is a multiple of this; 0: no torus.
+    network: bytes a second that each chip sends into the data-centre network.
+    target: numbers of a GPU that its compiler asks for.
+  """
+
+  name: str
+  platform: str
+  flops: float
+  memory: float
+  clock: float
+  link: float
+  ring: int
+  network: float
+  target: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+# TPUs: cloud.google.com/tpu/docs and jax-ml.github.io/scaling-book for links; the memory is what libtpu 0.0.42 lets a
+# program have, and the clock is the one at which its matrix units reach `flops`. GPUs: NVIDIA's data sheets of the SXM
+# boards; of their memory JAX takes three quarters (XLA_PYTHON_CLIENT_MEM_FRACTION).
+_HOPPER: dict[str, Any] = {
+  'cores': 132, 'fpus': 128, 'shared': 233472, 'shared_optin': 232448, 'l2': 52428800, 'ghz': 1.98,
+  'capability': (9, 0),
+}  # fmt: skip
+_AMPERE: dict[str, Any] = {
+  'cores': 108, 'fpus': 64, 'shared': 167936, 'shared_optin': 166912, 'l2': 41943040, 'ghz': 1.41,
+  'capability': (8, 0),
+}  # fmt: skip
+CHIPS = {
+  chip.name: chip
+  for chip in (
+    Chip('v5e', 'tpu', 197e12, 15.75 * 2**30, 1.5e9, 45e9, 16, 3.1e9),
+    Chip('v5p', 'tpu', 459e12, 95.74 * 2**30, 1.75e9, 90e9, 4, 6.25e9),
+    Chip('v6e', 'tpu', 918e12, 31.25 * 2**30, 1.75e9, 90e9, 16, 12.5e9),
+    Chip('a100', 'cuda', 312e12, 0.75 * 85.1e9, 0, 300e9, 0, 25e9, {**_AMPERE, 'bandwidth': 2039e9, 'memory': 85.1e9}),
+    Chip('h100', 'cuda', 989e12, 0.75 * 85.5e9, 0, 450e9, 0, 50e9, {**_HOPPER, 'bandwidth': 3350e9, 'memory': 85.5e9}),
+    Chip('h200', 'cuda', 989e12, 0.75 * 150e9, 0, 450e9, 0, 50e9, {**_HOPPER, 'bandwidth': 4800e9, 'memory': 150e9}),
+  )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """Chips that are joined: 'v5e:16x16' is 256 chips, 'h200:8' one machine with 8 GPUs, 'h200:2x8' two of them."""
+
+  name: str
+  chip: Chip
+  sides: tuple[int, ...]
+
+
+def parse(name: str) -> Topology:
+  """A topology by its name; a UserError says which there are."""
+  kind, _, sides = name.partition(':')
+  if kind not in CHIPS or not re.fullmatch(r'\d+(x\d+)*', sides):
+    examples = 'v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, h100:8, h200:2x8 (hosts x GPUs)'
+    raise UserError(f'--topology {name!r} is not one of {", ".join(CHIPS)}, a colon and its size, like {examples}')
+  return Topology(name, CHIPS[kind], tuple(map(int, sides.split('x'))))
+
+
+def devices_of(topology: Topology, slices: int = 1) -> Sequence[jax.Device]:
+  """The devices of a topology, or of several such slices, to compile for; none of them is there.
+
+  Raises:
+    UserError: the compiler for them is not installed, or knows no such topology.
+  """
+  chip = topology.chip
+  module, package = ('libtpu', 'libtpu') if chip.platform == 'tpu' else ('jax_plugins.xla_cuda13', 'jax[cuda13]')
+  if not _installed(module):
+    raise UserError(f'to compile for {topology.name}, {package} is needed: pip install -r requirements-plan.txt')
+  try:
+    if chip.platform == 'tpu':
+      more = {'num_slices': slices} if slices > 1 else {}
+      return topologies.get_topology_desc(platform='tpu', topology_name=topology.name, **more).devices
+    hosts, gpus = topology.sides if len(topology.sides) == 2 else (1, *topology.sides)
+    size = f'1x{hosts}x{gpus}'
+    return topologies.get_topology_desc(
+      platform='cuda', topology_name='any', topology=size, target_config=target_config(chip)
+    ).devices
+  except Exception as error:  # of the plug-in's many kinds
+    raise UserError(f'{topology.name} is no topology: {str(error).strip().splitlines()[-1]}') from error
+
+
+def _installed(module: str) -> bool:
+  try:
+    return importlib.util.find_spec(module) is not None
+  except ModuleNotFoundError:
+    return False
+
+
+def target_config(chip: Chip) -> str:
+  """What XLA wants to know of a GPU that is not there (xla/stream_executor/device_description.proto)."""
+  target = chip.target
+  major, minor = target['capability']
+  return f"""
+    gpu_device_info {{
+      threads_per_block_limit: 1024
+      threads_per_warp: 32
+      shared_memory_per_block: 49152
+      shared_memory_per_core: {target['shared']}
+      threads_per_core_limit: 2048
+      core_count: {target['cores']}
+      fpus_per_core: {target['fpus']}
+      block_dim_limit_x: 2147483647
+      block_dim_limit_y: 65535
+      block_dim_limit_z: 65535
+      memory_bandwidth: {target['bandwidth']:.0f}
+      l2_cache_size: {target['l2']}
+      clock_rate_ghz: {target['ghz']}
+      device_memory_size: {target['memory']:.0f}
+      shared_memory_per_block_optin: {target['shared_optin']}
+      cuda_compute_capability {{ major: {major} minor: {minor} }}
+      registers_per_core_limit: 65536
+      registers_per_block_limit: 65536
+    }}
+    platform_name: "CUDA"
+    dnn_version_info {{ major: 9 minor: 10 }}
+    device_description_str: "NVIDIA {chip.name.upper()}"
+  """
+
+
+def bandwidth(chip: Chip, topology: Topology, group: Sequence[jax.Device]) -> float:
+  """Bytes a second that each of some chips, all of one slice, sends to the others when all work together.
+
+  A TPU sends along every side of the torus that the group spans: both ways where the side is a ring, else one way. A
+  GPU sends through its switch, and into the network where the group spans machines.
+  """
+  if chip.platform != 'tpu':
+    hosts = {device.process_index for device in group}
+    return chip.link if len(hosts) == 1 else chip.network
+  coordinates = np.array([device.coords for device in group])  # chips sides
+  spans = [len(set(column)) for column in coordinates.T]
+  sides = (*topology.sides, *[1] * (len(spans) - len(topology.sides)))
+  ways = [
+    2 if span == side and side % chip.ring == 0 else 1 for span, side in zip(spans, sides, strict=True) if span > 1
+  ]
+  return chip.link * max(1, sum(ways))

@@ -1,0 +1,93 @@
+"""From what is compiled to bytes and seconds, by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mevit_jax.errors import UserError
+from mevit_jax.planning import chips, report
+from mevit_jax.planning.estimate import StepPlan, Traffic, needed_memory, seconds_of
+from mevit_jax.planning.hlo import Collective
+
+V5E = chips.CHIPS['v5e']
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """One that is not there."""
+
+  coords: tuple[int, int, int]
+  slice_index: int = 0
+  process_index: int = 0
+
+
+def grid(rows, columns, slice_index=0):
+  return [Device((x, y, 0), slice_index) for y in range(rows) for x in range(columns)]
+
+
+def gather(size, times=1):
+  return Collective('all-gather', ((size,),), size, np.zeros((0, 0), int), times)
+
+
+@pytest.mark.parametrize(
+  ('name', 'group', 'links'),
+  [
+    ('v5e:4x4', grid(4, 4), 2),  # two sides, neither a ring
+    ('v5e:4x4', grid(1, 4), 1),
+    ('v5e:16x16', grid(16, 16), 4),  # two rings
+    ('v5e:16x16', grid(2, 16), 3),  # one ring, and a line of two
+  ],
+)
+def test_links(name, group, links):
+  topology = chips.parse(name)
+  assert chips.bandwidth(V5E, topology, group) == links * V5E.link
+  share = (len(group) - 1) / len(group)
+  assert seconds_of(gather(10**9, 2), topology, group) == pytest.approx(2e9 * share / (links * V5E.link))
+
+
+def test_over_slices_each_chip_sends_its_part():
+  topology = chips.parse('v5e:4x4')
+  both = [*grid(4, 4), *grid(4, 4, 1)]
+  inside = 10**9 * 15 / 16 / (2 * V5E.link)
+  across = 10**9 / 2 / 16 / V5E.network
+  assert seconds_of(gather(10**9), topology, both) == pytest.approx(inside + across)
+
+
+def test_gpus_send_through_their_switch_or_the_network():
+  chip, topology = chips.CHIPS['h200'], chips.parse('h200:2x8')
+  one = [Device((0, 0, 0), process_index=0)] * 8
+  assert chips.bandwidth(chip, topology, one) == chip.link
+  assert chips.bandwidth(chip, topology, [*one, Device((0, 0, 0), process_index=1)]) == chip.network
+
+
+@pytest.mark.parametrize('name', ['v5e', 'v5e:', 'v9:4x4', 'v5e:4by4', '16x16'])
+def test_topologies_that_are_none(name):
+  with pytest.raises(UserError, match='is not one of v5e, v5p, v6e'):
+    chips.parse(name)
+
+
+def test_without_the_compiler_it_says_what_to_install(monkeypatch):
+  monkeypatch.setattr(chips.importlib.util, 'find_spec', lambda name: None)
+  for name, package in (('v5e:4x4', 'libtpu'), ('h200:8', r'jax\[cuda13\]')):
+    with pytest.raises(UserError, match=f'for {name}, {package} is needed: pip install -r requirements-plan.txt'):
+      chips.devices_of(chips.parse(name))
+
+
+def test_what_does_not_fit_says_by_how_much():
+  words = 'Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.'
+  assert needed_memory(words, 2**30) == 20.5 * 2**30
+  words = 'the total memory required for HLO temporaries (2.57T) exceeds available HBM (15.75G).'
+  assert needed_memory(words, 2**40) == 3.57 * 2**40
+  assert needed_memory('INTERNAL: something else', 0) is None
+  step = StepPlan({}, 20.5 * 2**30, 15.75 * 2**30, 1.0, 1.0)
+  assert not step.fits
+  assert report.memory_of(step) == '20.50 of 15.75 GiB: does not fit: 4.75 GiB too much'
+
+
+def test_a_step_is_between_hidden_and_not():
+  traffic = (Traffic('all-reduce', 16, 1, 100, 0.25), Traffic('all-gather', 4, 2, 100, 0.5))
+  step = StepPlan({'parameters': 1}, 1, 2, 100.0, 400.0, compute=0.5, cycles={'matmul': 3}, traffic=traffic)
+  assert step.seconds == (0.75, 1.25)
+  assert step.share_of_peak == pytest.approx((1 / 3, 0.2))
+  assert StepPlan({'parameters': 1}, 1, 2, 100.0, 400.0, traffic=traffic).seconds == (0.0, 0.0)

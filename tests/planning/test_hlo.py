@@ -1,0 +1,126 @@
+"""Reading a compiled program's text, as CPUs, GPUs and TPUs write it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mevit_jax.planning.hlo import read_program
+
+
+def program(*lines, before=''):
+  body = '\n'.join(f'  {line}' for line in lines)
+  return read_program(f'HloModule m\n{before}\nENTRY %main (p: f32[4]) -> f32[4] {{\n{body}\n}}\n')
+
+
+@pytest.mark.parametrize(
+  ('written', 'groups'),
+  [
+    ('replica_groups={{0,1},{2,3}}', [[0, 1], [2, 3]]),
+    ('replica_groups=[2,2]<=[4]', [[0, 1], [2, 3]]),
+    ('replica_groups=[2,2]<=[2,2]T(1,0)', [[0, 2], [1, 3]]),
+    ("replica_groups=mesh['a'=2,'b'=2] {'b'}", [[0, 1], [2, 3]]),
+    ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", [[0, 2], [1, 3]]),
+    ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
+    ("replica_groups=mesh['a'=4] {'a':(1)2}", [[0, 2], [1, 3]]),
+    ("replica_groups=mesh['a'=4] {'a':(2)2}", [[0, 1], [2, 3]]),
+  ],
+)
+def test_groups(written, groups):
+  (found,) = program(f'%x = f32[4,2]{{1,0}} all-reduce(%p), channel_id=1, {written}, to_apply=%add').collectives
+  assert found.groups.tolist() == groups
+  assert (found.kind, found.shapes, found.size, found.times) == ('all-reduce', ((4, 2),), 32, 1)
+  n = len(groups[0])
+  assert found.sent(n) == pytest.approx(2 * 32 * (n - 1) / n)
+
+
+@pytest.mark.parametrize(
+  ('line', 'kind', 'size'),
+  [
+    ('(bf16[8]{0}, f32[2]{0}) all-reduce-start(%a, %b), replica_groups=[1,4]<=[4]', 'all-reduce', 24),
+    ('(bf16[2]{0}, bf16[8]{0}) all-gather-start(%a), replica_groups=[1,4]<=[4]', 'all-gather', 16),
+    ('f32[2]{0:T(128)S(1)} reduce-scatter(%a), replica_groups=[1,4]<=[4]', 'reduce-scatter', 32),
+    ('(s8[6]{0}, s8[6]{0}, u32[], u32[]) collective-permute-start(%a), source_target_pairs={{0,1},{1,0}}',
+     'collective-permute', 6),
+    ('pred[6]{0} all-to-all(%a), replica_groups=[2,2]<=[4]', 'all-to-all', 6),
+  ],
+)  # fmt: skip
+def test_sizes(line, kind, size):
+  (found,) = program(f'%x = {line}').collectives
+  assert (found.kind, found.size) == (kind, size)
+
+
+def test_a_ring_sends_what_is_not_its_own():
+  (gather,) = program('%x = bf16[8]{0} all-gather(%a), replica_groups=[1,4]<=[4]').collectives
+  assert gather.sent(4) == 12
+
+
+def test_a_collective_in_pieces_is_counted_once_and_a_tpus_reduce_scatter_told():
+  gather = '%g = bf16[8]{0} all-gather(%p0), channel_id=7, replica_groups=[1,4]<=[4]'
+  before = f"""
+%start (p0: bf16[2]) -> bf16[8] {{
+  {gather}
+}}
+
+%all-reduce-scatter.1 (input: bf16[8]) -> bf16[2] {{
+  %r = bf16[8]{{0}} all-reduce(%input), channel_id=8, replica_groups=[1,4]<=[4]
+}}
+
+%never_called (p0: bf16[2]) -> bf16[8] {{
+  {gather.replace('channel_id=7', 'channel_id=9')}
+}}
+"""
+  found = program(
+    '%a = bf16[8]{0} fusion(%p), kind=kCustom, calls=%start',
+    gather,
+    '%b = bf16[2]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1',
+    before=before,
+  ).collectives
+  assert sorted((one.kind, one.size) for one in found) == [('all-gather', 16), ('reduce-scatter', 16)]
+
+
+LOOP = """
+%condition (s: (s32[], f32[4])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(5)
+  %i = s32[]{:T(128)} get-tuple-element(%s), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+%inner (p0: f32[4]) -> f32[4] {
+  ROOT %d = f32[4]{0} convolution(%p0, %p0), dim_labels=bf_io->bf
+}
+
+%body (s: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %f = f32[4]{0} fusion(%s), kind=kOutput, calls=%inner, backend_config={"estimated_cycles":"100"}
+  %r = f32[4]{0} all-reduce(%f), channel_id=3, replica_groups=[1,2]<=[2]
+  %c = f32[4]{0} copy(%r), backend_config={"estimated_cycles":"10"}
+}
+"""
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+  add = '%a = f32[4]{0} fusion(%p), kind=kLoop, calls=%add, backend_config={"estimated_cycles":"3"}'
+  found = program('%w = (s32[], f32[4]) while(%t), condition=%condition, body=%body', add, before=LOOP)
+  assert found.cycles == {'matmul': 500, 'copies': 50, 'other fusions': 3}
+  assert [(one.kind, one.times) for one in found.collectives] == [('all-reduce', 5)]
+  assert found.open_loops == 0
+  known = '%w = (s32[]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"7"}}'
+  assert program(known, before=LOOP).cycles['matmul'] == 700
+  unknown = program('%w = (s32[]) while(%t), condition=%c, body=%body', before=LOOP)
+  assert (unknown.cycles['matmul'], unknown.open_loops) == (100, 1)
+
+
+def test_a_real_program_in_a_loop():
+  """XLA's own text, of this backend: an all-reduce in each of three runs of a loop."""
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ('x',))
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'x'))
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+  def sums(x):
+    return jax.lax.map(lambda one: jnp.sin(one).sum(axis=0), x)
+
+  shape = jax.ShapeDtypeStruct((3, 8, 5), jnp.float32, sharding=rows)
+  found = read_program(jax.jit(sums, out_shardings=whole).lower(shape).compile().as_text())
+  assert found.open_loops == 0
+  assert {(one.kind, one.groups.shape) for one in found.collectives} == {('all-reduce', (1, 4))}
+  assert sum(one.times * one.size for one in found.collectives) == 3 * 5 * 4
