@@ -17,6 +17,7 @@ from mevit_jax.evaluation import report
 from mevit_jax.evaluation.protocol import Predictions, predict_all
 from mevit_jax.evaluation.results import write_results
 from mevit_jax.models.functional import Params, build_model
+from mevit_jax.parallel.distributed import is_first
 from mevit_jax.parallel.hosts import host_rows
 from mevit_jax.parallel.mesh import make_mesh
 from mevit_jax.parallel.placement import by_rows, placed
@@ -104,6 +105,8 @@ def evaluate_params(
   predictions = predict_split(recipe, predict, mesh, params, split)
   folder = workdir / 'evaluation' / protocol.name
   results = write_results(folder, predictions, split.class_names, _about(recipe, split, step))
+  if not is_first():
+    return results
   dead = f'  unreadable {results["unreadable"]}' if results['unreadable'] else ''
   print(
     f'evaluation {protocol.name} at step {step}: top-1 {100 * results["top1"]:.2f} %  '
@@ -134,7 +137,7 @@ def predict_split(
     nonlocal said
     if time.monotonic() - said > 20:
       said = time.monotonic()
-      print(f'evaluation {protocol.name}: {done}/{len(split)} videos', flush=True)
+      print(f'evaluation {protocol.name}: {min(done, len(split))}/{len(split)} videos', flush=True)
 
   try:
     return predict_all(predict, params, batches, rows, report_progress)

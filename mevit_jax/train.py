@@ -14,11 +14,21 @@ from clu import parameter_overview
 from mevit_jax.data import datasets, pipeline
 from mevit_jax.errors import UserError
 from mevit_jax.evaluate import evaluate_params, predict_split
+from mevit_jax.parallel.distributed import failure_told
 from mevit_jax.parallel.hosts import global_batch, host_rows
 from mevit_jax.parallel.placement import by_rows
 from mevit_jax.recipes import Recipe
-from mevit_jax.runs import Run, check_workdir, fresh_state, prepare_run, print_summary, restored_state
-from mevit_jax.training.checkpoint import Checkpoints, write_workdir
+from mevit_jax.runs import (
+  Run,
+  begin_workdir,
+  check_hosts,
+  check_workdir,
+  fresh_state,
+  prepare_run,
+  print_summary,
+  restored_state,
+)
+from mevit_jax.training.checkpoint import Checkpoints
 from mevit_jax.training.state import TrainState
 from mevit_jax.training.writer import Progress, Writer
 
@@ -35,14 +45,16 @@ def train(recipe: Recipe, workdir: str) -> dict[str, Any]:
   run = prepare_run(recipe, Path(workdir).expanduser())
   check_workdir(run)
   print_summary(run)
-  fresh = None
-  if not (run.workdir / 'config.json').exists():
+  fresh, new = None, not (run.workdir / 'config.json').exists()
+  check_hosts(run, new=new)
+  if new:
     fresh = fresh_state(run)  # before anything is written: the weights it starts from may not load
-    write_workdir(run.workdir, run.about)
+    begin_workdir(run)
   checkpoints = Checkpoints(run.workdir, recipe.training.keep)
   try:
-    saved = checkpoints.latest is not None
-    return _loop(run, restored_state(run, checkpoints) if saved else fresh or fresh_state(run), checkpoints)
+    with failure_told():
+      saved = checkpoints.latest is not None
+      return _loop(run, restored_state(run, checkpoints) if saved else fresh or fresh_state(run), checkpoints)
   finally:
     checkpoints.close()
 
