@@ -131,17 +131,21 @@ class _Member:
   """This process among the others of a run."""
 
   def __init__(self, arguments: dict[str, Any]):
+    who = 'process {process_id} of {num_processes}'.format_map(arguments) if arguments else 'this process'
+    where = arguments.get('coordinator_address', 'the address that this TPU names')
+    alone = f'{who} did not meet the others at {where}'
+    timer = _exit_after(_ARRIVE, f'error: {alone} within {_ARRIVE} s')  # jax would abort, with a stack trace
     try:
-      jax.distributed.initialize(**arguments, initialization_timeout=_ARRIVE, heartbeat_timeout_seconds=_HEARTBEAT)
+      jax.distributed.initialize(**arguments, initialization_timeout=2 * _ARRIVE, heartbeat_timeout_seconds=_HEARTBEAT)
     except Exception as error:  # of whatever kind: from sockets, a metadata server, jax
-      where = arguments.get('coordinator_address', 'the address that this TPU names')
-      raise UserError(f'the processes of this run did not meet at {where}: {_one_line(error)}') from error
+      raise UserError(f'{alone}: {_one_line(error)}') from error
+    timer.cancel()
     from jax._src.distributed import global_state  # the store has no public name; Orbax takes it from here, too
 
     self._store: Any = global_state.client
     self._is_first = global_state.process_id == 0
     self._name = f'process {global_state.process_id} of {global_state.num_processes} on {socket.gethostname()}'
-    self._told = threading.Event()
+    self._told, self._is_why = threading.Event(), False
     self._watcher = threading.Thread(target=self._watch, daemon=True)
     self._watcher.start()
     print(self._name, file=sys.stderr, flush=True)
@@ -171,17 +175,16 @@ class _Member:
       if self._told.wait(_LOST):
         return
     self._told.set()
+    self._is_why = True
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was first, or process 0 is no more
       self._store.key_value_set('mevit_jax/failed', f'{self._name} failed: {reason}')
-    timer = threading.Timer(_GRACE, os._exit, [1])
-    timer.daemon = True
-    timer.start()
+    _exit_after(_GRACE, f'error: {self._name} did not finish what it was doing, and ends')
 
   def fail(self, error: BaseException) -> NoReturn:
     """Says what failed here, tells the others, and ends this process without waiting for them."""
     self.tell(error)
     reason = _one_line(error)
-    if not _BROKEN.search(reason):
+    if self._is_why or not _BROKEN.search(reason):
       if not isinstance(error, (UserError, KeyboardInterrupt)):
         traceback.print_exception(error)
       print(f'error: {self._name} failed: {reason}', file=sys.stderr, flush=True)
@@ -211,6 +214,19 @@ def _exit() -> NoReturn:
   time.sleep(1)  # process 0 takes with it what others have not read yet
   sys.stdout.flush()
   os._exit(1)
+
+
+def _exit_after(seconds: float, message: str) -> threading.Timer:
+  """Ends this process then, wherever its main thread is, unless it is cancelled."""
+
+  def end() -> None:
+    print(message, file=sys.stderr, flush=True)
+    _exit()
+
+  timer = threading.Timer(seconds, end)
+  timer.daemon = True
+  timer.start()
+  return timer
 
 
 def _one_line(error: BaseException) -> str:
@@ -249,10 +265,14 @@ def _slurm(environ: Mapping[str, str]) -> dict[str, Any]:
   }
 
 
+def _has_tpu() -> bool:
+  """Whether jax, when it was imported, saw the chips (and libtpu): it then puts them before the CPU."""
+  return 'tpu' in (jax.config.jax_platforms or '')  # type: ignore[attr-defined]
+
+
 def _on_tpu_pod(environ: Mapping[str, str]) -> bool:
-  """Whether jax found TPU chips here, and there may be others with them."""
-  platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
-  if 'tpu' not in (platforms or ''):  # jax sets it where it sees chips
+  """Whether there are TPU chips here, and there may be other machines with them."""
+  if not _has_tpu():
     return False
   workers = environ.get('TPU_PROCESS_ADDRESSES') or environ.get('TPU_WORKER_HOSTNAMES')  # GKE
   if workers:
