@@ -23,7 +23,7 @@ from mevit_jax.errors import UserError
 
 # Seconds. A process that is killed is missed after _HEARTBEAT; one that fails says so at once, and has _GRACE to finish
 # what it was saving. One whose collective broke first waits _LOST to hear why from the process that it was broken by.
-_ARRIVE, _HEARTBEAT, _LOST, _GRACE = 300, 30, 40, 15
+_ARRIVE, _HEARTBEAT, _LOST, _GRACE = 300, 30, 33, 25
 _LAST = 600  # from the first process that is done to the last
 _FOREVER = 2**31 * 1000
 
@@ -101,12 +101,12 @@ def joined(
 
 
 @contextlib.contextmanager
-def failure_told() -> Iterator[None]:
-  """Tells the other processes of an exception here before it passes code that waits for them."""
+def failure_told(but: type[BaseException] | tuple[type[BaseException], ...] = ()) -> Iterator[None]:
+  """Tells the others of an exception here, if it is none of `but`, before it passes code that waits for them."""
   try:
     yield
   except (Exception, KeyboardInterrupt) as error:
-    if _member is not None:
+    if _member is not None and not isinstance(error, but):
       _member.tell(error)
     raise
 
@@ -145,7 +145,7 @@ class _Member:
     self._store: Any = global_state.client
     self._is_first = global_state.process_id == 0
     self._name = f'process {global_state.process_id} of {global_state.num_processes} on {socket.gethostname()}'
-    self._told, self._is_why = threading.Event(), False
+    self._told, self._is_why, self._fails = threading.Event(), False, False
     self._watcher = threading.Thread(target=self._watch, daemon=True)
     self._watcher.start()
     print(self._name, file=sys.stderr, flush=True)
@@ -167,17 +167,17 @@ class _Member:
 
   def tell(self, error: BaseException) -> None:
     """Tells the others why this process fails; the code that the error passes then has some seconds."""
-    if self._told.is_set():
+    if self._fails:
       return
+    self._fails = True
     reason = _one_line(error)
-    if _BROKEN.search(reason):
+    if _BROKEN.search(reason) and not self._told.is_set():
       print(f'{self._name} lost another one, and waits to hear why: {reason}', file=sys.stderr, flush=True)
-      if self._told.wait(_LOST):
-        return
-    self._told.set()
-    self._is_why = True
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was first, or process 0 is no more
-      self._store.key_value_set('mevit_jax/failed', f'{self._name} failed: {reason}')
+      self._told.wait(_LOST)
+    if not self._told.is_set():
+      self._is_why = True
+      with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was first, or process 0 is no more
+        self._store.key_value_set('mevit_jax/failed', f'{self._name} failed: {reason}')
     _exit_after(_GRACE, f'error: {self._name} did not finish what it was doing, and ends')
 
   def fail(self, error: BaseException) -> NoReturn:
@@ -204,7 +204,8 @@ class _Member:
     print(f'error: {reason}; so this one ends, {self._name}', file=sys.stderr, flush=True)
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       self._store.blocking_key_value_get('mevit_jax/gone', _GRACE * 1000)
-    _exit()
+    if not self._fails:  # then it is on its way out, and may be saving
+      _exit()
 
 
 _member: _Member | None = None
