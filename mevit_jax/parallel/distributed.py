@@ -121,7 +121,8 @@ def gathered(value: bytes) -> list[bytes]:
   if jax.process_count() == 1:
     return [value]
   sizes = multihost_utils.process_allgather(np.int32(len(value)))  # processes
-  padded = np.zeros(sizes.max(), np.uint8)
+  # A power of two: what gathers is compiled for each size.
+  padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
   padded[: len(value)] = np.frombuffer(value, np.uint8)
   rows = multihost_utils.process_allgather(padded)  # processes bytes
   return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
