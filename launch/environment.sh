@@ -18,3 +18,16 @@ environment() {
     cat "$@" > "$mark"
   fi
 }
+
+usage() {  # the comment at the top of the script that calls it
+  awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' "${BASH_SOURCE[1]}"
+}
+
+run() {  # a command; with dry_run=1 it is only printed
+  if [[ ${dry_run:-} ]]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}

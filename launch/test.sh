@@ -17,5 +17,6 @@ else
   .venv-test/bin/python -m ruff check .
   .venv-test/bin/python -m ruff format --check .
   .venv-test/bin/python -m mypy
+  .venv-test/bin/shellcheck -x launch/*.sh .ci/run
   .venv-test/bin/python -m pytest "$@"
 fi

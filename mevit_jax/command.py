@@ -50,8 +50,16 @@ def _one_line(error: Exception) -> str:
   return last if len(lines) == 1 else f'{lines[0]} {last}'
 
 
+def _no_buckets(arguments: Sequence[str]) -> None:
+  """Raises a UserError for an address in object storage: it would be taken for a folder of that name here."""
+  for argument in arguments:
+    if re.search(r'(^|=)(gs|s3|hdfs)://', argument):
+      raise UserError(f'{argument}: only folders of this machine serve; mount it there: docs/launch/storage.md')
+
+
 def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
   try:
+    _no_buckets(sys.argv[1:])
     main(argv)
   except UserError as error:
     sys.exit(f'error: {error}')

@@ -17,6 +17,7 @@ from mevit_jax.evaluation import report
 from mevit_jax.evaluation.protocol import Predictions, predict_all
 from mevit_jax.evaluation.results import write_results
 from mevit_jax.models.functional import Params, build_model
+from mevit_jax.parallel.distributed import is_first
 from mevit_jax.parallel.hosts import host_rows
 from mevit_jax.parallel.mesh import make_mesh
 from mevit_jax.parallel.placement import by_rows, keep_rows
@@ -107,6 +108,8 @@ def evaluate_params(
   predictions = predict_split(recipe, predict, mesh, params, split, check)
   folder = workdir / 'evaluation' / protocol.name
   results = write_results(folder, predictions, split.class_names, _about(recipe, split, step, weights))
+  if not is_first():
+    return results
   print(f'evaluation {protocol.name} at step {step}: {_in_words(results)}  {folder}', flush=True)
   if picture and results['unreadable'] < results['videos']:
     _draw(folder / 'videos.png', recipe, split, predictions, results)
@@ -147,7 +150,7 @@ def predict_split(
     check()
     if time.monotonic() - said > 20:
       said = time.monotonic()
-      print(f'evaluation {protocol.name}: {done}/{len(split)} videos', flush=True)
+      print(f'evaluation {protocol.name}: {min(done, len(split))}/{len(split)} videos', flush=True)
 
   try:
     return predict_all(predict, params, batches, rows, report_progress)

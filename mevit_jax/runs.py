@@ -1,6 +1,8 @@
 """All that a training run is made of before its first step: what train, convert and plan start from."""
 
 import dataclasses
+import json
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ from mevit_jax.data import datasets, pipeline, sampling
 from mevit_jax.errors import UserError
 from mevit_jax.models.config import count_flops
 from mevit_jax.models.functional import Model, Params, build_model, count_parameters
+from mevit_jax.parallel.distributed import gathered, is_first
 from mevit_jax.parallel.hosts import host_rows
 from mevit_jax.parallel.mesh import make_mesh, row_shards
 from mevit_jax.parallel.placement import by_rows, keep_rows, place, placed, put
@@ -22,7 +25,7 @@ from mevit_jax.training.checkpoint import Checkpoints
 from mevit_jax.training.optimizer import check_patterns, make_optimizer, make_schedule
 from mevit_jax.training.state import TrainState, begin_state, init_state
 from mevit_jax.training.steps import make_evaluation_step, make_train_step
-from mevit_jax.training.workdir import read_workdir
+from mevit_jax.training.workdir import read_workdir, write_workdir
 from mevit_jax.weights.load import inspect, load
 
 # What may differ when a workdir is resumed: where and how fast it runs, and how often it is looked at.
@@ -181,6 +184,29 @@ def check_workdir(run: Run) -> None:
     found.append(f'dataset fingerprint: {before["fingerprint"][:12]}, and {about["fingerprint"][:12]}')
   if found:
     raise UserError(f'{run.workdir} is of another run (there, and now): {"; ".join(found[:5])}. Use another workdir')
+
+
+def check_hosts(run: Run, *, new: bool) -> None:
+  """Refuses hosts that would train other runs than the first one does; returns when all of them have come so far."""
+  first, *others = (json.loads(mine) for mine in gathered(json.dumps({**run.about, 'new': new}).encode()))
+  for process, other in enumerate(others, 1):
+    if other['new'] != first['new']:
+      raise UserError(f'process {process} sees another workdir {run.workdir} than process 0: they must share it')
+    found = recipes.differences(first, other)
+    if found:
+      raise UserError(f'process {process} has another run than process 0 (there, and here): {"; ".join(found[:5])}')
+
+
+def begin_workdir(run: Run) -> None:
+  """Writes the workdir's config.json, by the first process; a UserError where another one does not see it."""
+  if is_first():
+    write_workdir(run.workdir, run.about)
+  gathered(b'')  # it is written
+  last = time.monotonic() + 40  # a network file system may remember that it was not there
+  while not (run.workdir / 'config.json').exists():
+    if time.monotonic() > last:
+      raise UserError(f'{run.workdir} is not the one that process 0 writes: all hosts must share the workdir')
+    time.sleep(1)
 
 
 def print_summary(run: Run) -> None:

@@ -12,16 +12,25 @@ from clu import parameter_overview
 
 from mevit_jax.data import datasets, pipeline
 from mevit_jax.evaluate import evaluate_params, predict_split
+from mevit_jax.parallel.distributed import failure_told
 from mevit_jax.parallel.hosts import global_batch, host_rows
 from mevit_jax.parallel.placement import by_rows
 from mevit_jax.recipes import Recipe
-from mevit_jax.runs import Run, check_workdir, fresh_state, prepare_run, print_summary, restored_state
+from mevit_jax.runs import (
+  Run,
+  begin_workdir,
+  check_hosts,
+  check_workdir,
+  fresh_state,
+  prepare_run,
+  print_summary,
+  restored_state,
+)
 from mevit_jax.training.checkpoint import Checkpoints
 from mevit_jax.training.state import TrainState, chosen_params
 from mevit_jax.training.stop import Stop, StopError
 from mevit_jax.training.unreadable import Unreadable
 from mevit_jax.training.watch import NonFiniteError, Watch
-from mevit_jax.training.workdir import write_workdir
 from mevit_jax.training.writer import Progress, Writer
 
 # Steps that may be under way at once: enough to keep the devices busy, and few enough to bound memory.
@@ -39,13 +48,15 @@ def train(recipe: Recipe, workdir: str) -> dict[str, Any]:
   run = prepare_run(recipe, Path(workdir).expanduser())
   check_workdir(run)
   print_summary(run)
-  fresh = None
-  if not (run.workdir / 'config.json').exists():
+  fresh, new = None, not (run.workdir / 'config.json').exists()
+  check_hosts(run, new=new)
+  if new:
     fresh = fresh_state(run)  # before anything is written: the weights it starts from may not load
-    write_workdir(run.workdir, run.about)
+    begin_workdir(run)
   checkpoints = Checkpoints(run.workdir, recipe.training.keep, recipe.training.keep_best)
   try:
-    with Stop() as stop, contextlib.closing(checkpoints):  # in this order: no second signal hurts what is being saved
+    # In this order: no second signal hurts what is being saved, and other hosts hear of a failure before that waits.
+    with Stop() as stop, contextlib.closing(checkpoints), failure_told(but=(StopError, NonFiniteError)):
       saved = checkpoints.latest is not None
       state = restored_state(run, checkpoints) if saved else fresh or fresh_state(run)
       stop.check()

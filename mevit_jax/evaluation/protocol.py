@@ -1,6 +1,7 @@
 """Evaluation: every video once, over views, with the protocol named."""
 
 import dataclasses
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from mevit_jax.errors import UserError
 from mevit_jax.models.functional import Params
-from mevit_jax.parallel.hosts import global_batch
+from mevit_jax.parallel.distributed import gathered
+from mevit_jax.parallel.hosts import global_batch, host_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,20 +84,25 @@ def predict_all(
   sharding: jax.sharding.Sharding,
   report: Callable[[int], None] = lambda done: None,
 ) -> Predictions:
-  """Predicts every video of `eval_batches`, once.
+  """Predicts every video of `eval_batches`, once; with many hosts, each predicts its rows, and all know all of them.
 
   Args:
     step: (params, video uint8 `b v t h w 3`) -> probabilities `b c`.
     params: of the model.
     batches: of one pass over a split.
     sharding: of a batch.
-    report: called with the number of videos done.
+    report: called with the number of videos done, as far as this host can tell.
   """
   parts: list[tuple[np.ndarray, ...]] = []
   for batch in batches:
     video = global_batch({'video': batch['video']}, sharding)['video']
-    probabilities = np.asarray(step(params, video), np.float32) * (batch['error'] == '')[:, None]
+    probabilities = host_part(step(params, video)).astype(np.float32) * (batch['error'] == '')[:, None]
     real = batch['mask']
-    parts.append(tuple(x[real] for x in (batch['id'], batch['label'], probabilities, batch['error'])))
-    report(sum(len(part[0]) for part in parts))
-  return Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    rows = (batch['index'], batch['id'], batch['label'], probabilities, batch['error'])
+    parts.append(tuple(x[real] for x in rows))
+    report(sum(len(part[0]) for part in parts) * jax.process_count())
+  mine = [np.concatenate(column) for column in zip(*parts, strict=True)]
+  everyone = [pickle.loads(part) for part in gathered(pickle.dumps(mine))]
+  index, *columns = (np.concatenate(column) for column in zip(*everyone, strict=True))
+  _, once = np.unique(index, return_index=True)  # hosts may share rows
+  return Predictions(*(column[once] for column in columns))

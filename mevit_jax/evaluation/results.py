@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mevit_jax.evaluation.protocol import Predictions
+from mevit_jax.parallel.distributed import is_first
 
 
 def summarise(predictions: Predictions) -> dict[str, Any]:
@@ -40,10 +41,13 @@ def summarise(predictions: Predictions) -> dict[str, Any]:
 def write_results(
   folder: Path, predictions: Predictions, class_names: tuple[str, ...], about: dict[str, Any]
 ) -> dict[str, Any]:
-  """Writes an evaluation's files into a folder, results.json last; returns what that holds.
+  """Writes an evaluation's files into a folder, by one process, results.json last; returns what that holds.
 
   Where videos have no label there is a submission.csv too.
   """
+  results = {**summarise(predictions), **about}
+  if not is_first():
+    return results
   folder.mkdir(parents=True, exist_ok=True)
   np.savez_compressed(
     folder / 'probabilities.npz',
@@ -55,7 +59,6 @@ def write_results(
   _write_csv(folder / 'predictions.csv', predictions, class_names)
   if (predictions.labels < 0).any():
     write_submission(folder / 'submission.csv', predictions)
-  results = {**summarise(predictions), **about}
   (folder / 'results.json.tmp').write_text(json.dumps(results, indent=2) + '\n')
   (folder / 'results.json.tmp').rename(folder / 'results.json')
   return results

@@ -27,6 +27,12 @@ def host_rows(sharding: jax.sharding.NamedSharding, batch_size: int, name: str =
   return slice(start, stop)
 
 
+def host_part(array: jax.Array) -> np.ndarray:
+  """This host's rows of a global array that is sharded by rows."""
+  parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+  return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
 def global_batch(batch: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
   """Puts this host's rows on its devices, as a part of the global batch."""
   return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

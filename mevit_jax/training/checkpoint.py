@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from mevit_jax.errors import UserError
+from mevit_jax.parallel.distributed import is_first
 from mevit_jax.training.saved import best_of, newest_good, restore_item
 from mevit_jax.training.seal import seal
 from mevit_jax.training.state import TrainState
@@ -88,7 +89,7 @@ class Checkpoints:
     there = (self._folder / str(best.get('step'))).is_dir()
     if there and best['evaluation'] == evaluation and best['step'] != step and top1 <= best['top1']:
       return
-    if jax.process_index() == 0:
+    if is_first():
       write_json(self._workdir / 'best.json', {'step': step, 'top1': top1, 'evaluation': evaluation})
 
   def kept(self, steps: Sequence[int]) -> set[int]:

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from mevit_jax.errors import UserError
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.functional import Params, build_model
+from mevit_jax.parallel.distributed import is_first
 from mevit_jax.parallel.placement import placed
 from mevit_jax.training.seal import damage
 from mevit_jax.training.workdir import checked
@@ -77,7 +78,7 @@ def newest_good(workdir: Path) -> tuple[int | None, list[int]]:
   """
   steps, folder = steps_of(workdir), workdir / 'checkpoints'
   found, bad = _NONE_GOOD if steps else _NONE, dict[int, str]()
-  if jax.process_index() == 0:
+  if is_first():
     for step in reversed(steps):
       bad[step] = damage(folder / str(step))
       if not bad[step]:
@@ -127,7 +128,7 @@ def _named(workdir: Path, which: str) -> int:
     what = 'no best checkpoint: none was evaluated while it trained' if not wanted else f'no checkpoint {wanted}'
     raise UserError(f'{workdir} has {what}; it has {", ".join(there) or "none"}')
   folder = workdir / 'checkpoints' / wanted
-  what = damage(folder) if jax.process_index() == 0 else ''
+  what = damage(folder) if is_first() else ''
   if _agreed(int(bool(what))):
     raise UserError(f'checkpoint {folder} is damaged; evaluation.checkpoint=last takes the newest good one: {what}')
   return int(wanted)

@@ -9,18 +9,23 @@ from pathlib import Path
 
 import tensorboardX
 
+from mevit_jax.parallel.distributed import is_first
+
 
 class Writer:
   """Writes metrics to WORKDIR/metrics.jsonl and as TensorBoard events.
 
-  A run that was killed may have written more than it saved: what stands after `step` is taken back, since it is
-  written again.
+  Of many hosts the first one writes. A run that was killed may have written more than it saved: what stands after
+  `step` is taken back, since it is written again.
   """
 
   def __init__(self, workdir: Path, step: int):
     path = workdir / 'metrics.jsonl'
     kept = [line for line in _whole_lines(path) if line['step'] <= step]
     self._last = kept[-2:]
+    self._writes = is_first()
+    if not self._writes:
+      return
     temporary = path.with_suffix('.tmp')
     temporary.write_text(''.join(f'{json.dumps(line)}\n' for line in kept))
     temporary.rename(path)
@@ -29,6 +34,8 @@ class Writer:
 
   def write(self, step: int, metrics: dict[str, float], prefix: str) -> None:
     """Writes the metrics of a step, named 'prefix/name'."""
+    if not self._writes:
+      return
     named = {f'{prefix}/{name}': float(value) for name, value in metrics.items()}
     # JSON has no NaN: null is what every reader takes.
     plain = {name: value if math.isfinite(value) else None for name, value in named.items()}
@@ -44,8 +51,9 @@ class Writer:
 
   def close(self) -> None:
     """Ends both files."""
-    self._file.close()
-    self._events.close()
+    if self._writes:
+      self._file.close()
+      self._events.close()
 
 
 class Progress:

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Trains on several machines under SLURM, one process a machine, which takes all of its GPUs. From the repository's root:
+#   sbatch --nodes=4 [sbatch's other options] launch/slurm.sh --config=configs/k400.py --workdir=/shared/k400 [main.py's]
+#   bash launch/slurm.sh --dry_run ...    prints the commands
+# Three minutes before its time is over, and when it is pre-empted, it saves and queues again; cancelled, it does not.
+# The repository, the workdir and the data are on a file system that all machines share. See docs/launch/slurm.md.
+#SBATCH --job-name=mevit
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@180
+#SBATCH --open-mode=append
+#SBATCH --output=mevit-%j.log
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"  # under sbatch, $0 is a copy elsewhere
+[[ -f launch/environment.sh ]] || { echo 'error: submit this from the root of the repository' >&2; exit 1; }
+source launch/environment.sh
+
+case ${1:-} in
+  --help | -h) usage; exit ;;
+  --dry_run) dry_run=1; shift ;;
+  *) [[ ${SLURM_JOB_ID:-} ]] || { usage; exit 1; } ;;
+esac
+run environment .venv-gpu requirements.txt requirements-gpu.txt
+
+again=
+# shellcheck disable=SC2329 # the trap calls it
+stop() {  # main.py saves when it gets SIGTERM
+  again=1
+  scancel --signal=TERM "$SLURM_JOB_ID"
+}
+trap stop USR1
+run srun --kill-on-bad-exit=1 --label .venv-gpu/bin/python main.py "$@" &
+status=0
+wait $! || status=$?
+if [[ $again ]]; then
+  status=0
+  wait $! || status=$?  # the signal ended the first wait
+  ((status == 0)) || scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
