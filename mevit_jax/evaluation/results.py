@@ -110,7 +110,8 @@ def read_results(folder: Path) -> tuple[dict[str, Any], Predictions, tuple[str, 
       raise UserError(f'{folder} holds no whole evaluation: {name} is not there; evaluate again')
   try:
     results = json.loads((folder / 'results.json').read_text())
-    with np.load(folder / 'logits.npz') as arrays:
+    # Opened here: NumPy leaves a damaged file open.
+    with (folder / 'logits.npz').open('rb') as file, np.load(file) as arrays:
       names = tuple(arrays['class_names'].tolist())
       ids, labels, logits, errors = (arrays[name] for name in ('ids', 'labels', 'logits', 'errors'))
       return results, Predictions(ids, labels, logits, errors, arrays['average'].item()), names
