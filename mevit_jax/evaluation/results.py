@@ -75,12 +75,13 @@ def _accuracy(predictions: Predictions, average: Average, counted: np.ndarray) -
 def write_results(
   folder: Path, predictions: Predictions, class_names: tuple[str, ...], about: dict[str, Any]
 ) -> dict[str, Any]:
-  """Writes an evaluation's files into a folder, results.json last; returns what that holds.
+  """Writes an evaluation's files into a folder, results.json last; returns what that holds. Older pictures go.
 
   Where videos have no label there is a submission.csv too.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / 'results.json').unlink(missing_ok=True)  # where it is, the other files are whole and its own
+  for name in ('results.json', 'report.html', 'videos.png'):  # where results.json is, the other files are its own
+    (folder / name).unlink(missing_ok=True)
   np.savez(
     folder / 'logits.npz',
     ids=predictions.ids,

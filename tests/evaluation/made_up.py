@@ -22,7 +22,7 @@ def predictions(videos=300, classes=12, views=2, seed=0, skill=2.0, dead=(), unl
 
 ABOUT = {
   'protocol': {'name': 'validation-2x1', 'split': 'validation', 'clips': 2, 'crops': 1, 'average': 'probabilities'},
-  'clip': {'frames': 8},
+  'clip': {'frames': 8, 'sampling': 'dense'},
   'preprocessing': {'size': (16, 16)},
   'dataset': {'name': 'made_up', 'split': 'validation', 'fingerprint': 'f' * 64},
   'checkpoint': {'step': 60},

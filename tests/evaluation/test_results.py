@@ -127,9 +127,11 @@ def test_an_evaluation_that_is_not_whole(predictions, tmp_path, name):
 def test_an_evaluation_that_is_killed_leaves_no_results_of_the_one_before(predictions, tmp_path, monkeypatch):
   write_results(tmp_path, predictions, NAMES, {})
   monkeypatch.setattr(results_module, '_write_csv', lambda *arguments: 1 / 0)
+  (tmp_path / 'report.html').write_text('of the one before')
   with pytest.raises(ZeroDivisionError):
     write_results(tmp_path, predictions, NAMES, {})
   assert not (tmp_path / 'results.json').exists()
+  assert not (tmp_path / 'report.html').exists()
 
 
 def test_files(predictions, tmp_path):
