@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Checks the code and runs the tests, in a virtual environment of their own.
 #   bash launch/test.sh          what needs the pinned requirements alone: some minutes
-#   bash launch/test.sh --all    and parity with PyTorch's models (installs torch, transformers, timm: 1 GB and more)
-#                                and the demo's accuracy, from files to results
+#   bash launch/test.sh --all    and parity with PyTorch's models (installs torch, transformers, timm: 1 GB and more),
+#                                the demo's accuracy, from files to results, and the report in Chromium
 #   bash launch/test.sh -k NAME  pytest's arguments are passed on
 set -euo pipefail
 cd "$(dirname "$0")/.."

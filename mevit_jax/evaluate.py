@@ -13,7 +13,7 @@ import mevit_jax
 from mevit_jax import recipes
 from mevit_jax.data import datasets, pipeline
 from mevit_jax.errors import UserError
-from mevit_jax.evaluation import report
+from mevit_jax.evaluation import page, report
 from mevit_jax.evaluation.protocol import Predictions, predict_all
 from mevit_jax.evaluation.results import write_results
 from mevit_jax.models.functional import Params, build_model
@@ -25,7 +25,7 @@ from mevit_jax.recipes import Recipe
 from mevit_jax.training.saved import Weights, open_saved
 from mevit_jax.training.steps import make_evaluation_step
 
-# (params, video uint8 `b v t h w 3`) -> probabilities `b classes`
+# (params, video uint8 `b v t h w 3`) -> logits `b v classes`
 Predict = Callable[[Params, jax.Array], jax.Array]
 
 
@@ -93,7 +93,7 @@ def evaluate_params(
     step: of the params.
     weights: what the params are: themselves or their running mean.
     names: of the classes as the params know them; an error if the dataset has others. None does not look.
-    picture: whether to draw film strips too.
+    picture: whether to draw film strips and a report too.
     check: called after every batch; it may raise to end this.
   """
   protocol = recipe.evaluation
@@ -112,7 +112,7 @@ def evaluate_params(
     return results
   print(f'evaluation {protocol.name} at step {step}: {_in_words(results)}  {folder}', flush=True)
   if picture and results['unreadable'] < results['videos']:
-    _draw(folder / 'videos.png', recipe, split, predictions, results)
+    _draw(workdir, folder, recipe, split, predictions, results)
   return results
 
 
@@ -153,7 +153,7 @@ def predict_split(
       print(f'evaluation {protocol.name}: {min(done, len(split))}/{len(split)} videos', flush=True)
 
   try:
-    return predict_all(predict, params, batches, rows, report_progress)
+    return predict_all(predict, params, batches, rows, report_progress, protocol.average)
   finally:
     batches.close()
 
@@ -161,7 +161,11 @@ def predict_split(
 def _about(recipe: Recipe, split: datasets.Split, step: int, weights: Weights) -> dict[str, Any]:
   """What the numbers are of: protocol, data, checkpoint, preprocessing, versions."""
   return {
-    'protocol': {**recipes.to_dict(recipe)['evaluation'], 'averaged': 'probabilities over views'},
+    'protocol': {
+      'name': recipe.evaluation.name,
+      **recipes.to_dict(recipe)['evaluation'],
+      'views': f'{recipe.evaluation.clips}x{recipe.evaluation.crops}',
+    },
     'clip': {'frames': recipe.clip.frames, 'sampling': recipe.clip.sampling, 'stride': recipe.clip.stride},
     'preprocessing': {'size': recipe.clip.size, 'mean': recipe.data.mean, 'std': recipe.data.std},
     'dataset': {'name': split.dataset, 'split': split.name, 'fingerprint': split.fingerprint},
@@ -170,20 +174,42 @@ def _about(recipe: Recipe, split: datasets.Split, step: int, weights: Weights) -
   }
 
 
-def _draw(path: Path, recipe: Recipe, split: datasets.Split, predictions: Predictions, results: dict[str, Any]) -> None:
-  """Film strips of some videos, as the model sees them: the first clip's centre crop."""
-  shown = report.choose(predictions)
-  subset = [split.source[i] for i in shown]
+def _draw(
+  workdir: Path,
+  folder: Path,
+  recipe: Recipe,
+  split: datasets.Split,
+  predictions: Predictions,
+  results: dict[str, Any],
+) -> None:
+  """Film strips of some videos, and the report."""
+  shown, worst = report.choose(predictions), page.choose_worst(predictions)
+  strips = _strips(sorted({*shown, *worst}), recipe, split, predictions)
+  title = f'{split.dataset}, {recipe.evaluation.name}: {_in_words(results)}'
+  report.film_strips(folder / 'videos.png', [strips[i] for i in shown], title)
+  page.write_page(
+    folder / 'report.html',
+    results,
+    predictions,
+    split.class_names,
+    strips=[(str(predictions.ids[i]), strips[i]) for i in worst],
+    metrics_file=workdir / 'metrics.jsonl',
+  )
+  print(f'film strips: {folder / "videos.png"}  report: {folder / "report.html"}', flush=True)
+
+
+def _strips(
+  chosen: list[int], recipe: Recipe, split: datasets.Split, predictions: Predictions
+) -> dict[int, report.Strip]:
+  """Videos as the model sees them: the first clip's centre crop."""
+  subset = [split.source[i] for i in chosen]
   views = next(iter(pipeline.eval_batches(subset, recipe.clip, crops=1, batch_size=len(subset))))['video']
   ranked = predictions.ranked(2)
-  strips = [
-    report.Strip(
+  return {
+    i: report.Strip(
       frames=views[row, 0],
       label=split.class_names[int(predictions.labels[i])] if predictions.labels[i] >= 0 else '',
       likeliest=[(split.class_names[k], float(predictions.probabilities[i, k])) for k in ranked[i]],
     )
-    for row, i in enumerate(shown)
-  ]
-  title = f'{split.dataset}, {recipe.evaluation.name}: {_in_words(results)}'
-  report.film_strips(path, strips, title)
-  print(f'film strips: {path}', flush=True)
+    for row, i in enumerate(chosen)
+  }

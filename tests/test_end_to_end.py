@@ -22,6 +22,7 @@ from mevit_jax.data import datasets, pipeline, shards
 from mevit_jax.data.builders import moving_shapes
 from mevit_jax.data.video import VideoError
 from mevit_jax.errors import UserError
+from mevit_jax.evaluation.results import read_results
 from mevit_jax.models.functional import names_of
 from mevit_jax.training.saved import open_saved
 
@@ -94,8 +95,8 @@ def results(workdir, name=NAME):
 
 
 def probabilities(workdir, name=NAME):
-  with np.load(workdir / 'evaluation' / name / 'probabilities.npz') as arrays:
-    return {str(video): row for video, row in zip(arrays['ids'], arrays['probabilities'], strict=True)}
+  _, predictions, _ = read_results(workdir / 'evaluation' / name)
+  return dict(zip(predictions.ids.tolist(), predictions.probabilities, strict=True))
 
 
 def after(step, workdir, to):
@@ -151,12 +152,15 @@ def test_evaluation_at_the_end(whole, shapes_dir):
   split = datasets.open_split(shapes_dir, 'moving_shapes', 'validation')
   folder = workdir / 'evaluation' / NAME
   assert {path.name for path in folder.iterdir()} == {
-    'results.json', 'predictions.csv', 'probabilities.npz', 'videos.png',
+    'results.json', 'predictions.csv', 'logits.npz', 'videos.png', 'report.html',
   }  # fmt: skip
   found = results(workdir)
   assert (found['videos'], found['unreadable'], found['checkpoint']['step']) == (11, 0, 6)
   assert found['dataset'] == {'name': 'moving_shapes', 'split': 'validation', 'fingerprint': split.fingerprint}
-  assert (found['protocol']['clips'], found['protocol']['crops']) == (1, 1)
+  assert found['protocol'] == {
+    'name': NAME, 'split': 'validation', 'clips': 1, 'crops': 1, 'views': '1x1', 'average': 'probabilities',
+    'batch_size': 8, 'weights': 'auto', 'checkpoint': 'last',
+  }  # fmt: skip
   assert (found['clip']['frames'], found['clip']['sampling']) == (2, 'dense')
   with (folder / 'predictions.csv').open(newline='') as file:
     rows = list(csv.DictReader(file))
@@ -441,6 +445,21 @@ def test_another_protocol_has_a_folder_of_its_own(whole, tiny, tmp_path):
   assert (found['videos'], found['dataset']['split']) == (24, 'train')
 
 
+def test_what_was_kept_is_what_another_average_gives(whole, tiny, tmp_path):
+  """No second run is needed: the logits of one evaluation hold the other's results."""
+  run = after(6, whole[0], tmp_path / 'run')
+  found = evaluate.evaluate(tiny(**{'evaluation.views': '3x1'}), str(run))
+  other = evaluate.evaluate(tiny(**{'evaluation.views': '3x1', 'evaluation.average': 'logits'}), str(run))
+  (_, kept, _), (_, others, _) = (
+    read_results(run / 'evaluation' / name) for name in ('validation-3x1', 'validation-3x1-logits')
+  )
+  assert kept.logits.tobytes() == others.logits.tobytes()
+  np.testing.assert_array_equal(dataclasses.replace(kept, average='logits').probabilities, others.probabilities)
+  assert found['averages'] == other['averages']
+  for result, average in ((found, 'probabilities'), (other, 'logits')):
+    assert result['averages'][average] == {name: result[name] for name in ('top1', 'top5')}
+
+
 def without_labels(monkeypatch):
   """Splits that have no labels, as a benchmark's test split."""
   opened = datasets.open_split
@@ -462,7 +481,7 @@ def test_a_split_without_labels_gives_predictions_and_no_accuracy(whole, tiny, t
   assert f'evaluation {NAME} at step 6: 11 videos  unlabelled 11  ' in capsys.readouterr().out
   folder = run / 'evaluation' / NAME
   assert {path.name for path in folder.iterdir()} == {
-    'results.json', 'predictions.csv', 'probabilities.npz', 'submission.csv', 'videos.png',
+    'results.json', 'predictions.csv', 'logits.npz', 'submission.csv', 'videos.png', 'report.html',
   }  # fmt: skip
   assert len((folder / 'submission.csv').read_text().splitlines()) == 11
   for video, row in probabilities(whole[0]).items():

@@ -139,7 +139,7 @@ def assert_same_evaluation(workdir, other):
   assert {path.name for path in folder.iterdir()} == {path.name for path in other_folder.iterdir()}
   for name in ('results.json', 'predictions.csv'):
     assert (folder / name).read_bytes() == (other_folder / name).read_bytes()
-  with np.load(folder / 'probabilities.npz') as arrays, np.load(other_folder / 'probabilities.npz') as other_arrays:
+  with np.load(folder / 'logits.npz') as arrays, np.load(other_folder / 'logits.npz') as other_arrays:
     for name in arrays:
       np.testing.assert_array_equal(arrays[name], other_arrays[name])
 

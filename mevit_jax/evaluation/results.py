@@ -1,13 +1,18 @@
-"""What an evaluation leaves behind: results.json, predictions.csv, probabilities.npz, submission.csv."""
+"""What an evaluation leaves behind: results.json, predictions.csv, logits.npz, submission.csv."""
 
 import csv
+import dataclasses
 import json
+import typing
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mevit_jax.evaluation.protocol import Predictions
+from mevit_jax.errors import UserError
+from mevit_jax.evaluation import metrics
+from mevit_jax.evaluation.protocol import Average, Predictions
 from mevit_jax.parallel.distributed import is_first
 
 
@@ -28,14 +33,44 @@ def summarise(predictions: Predictions) -> dict[str, Any]:
   }
   if not labelled.any():
     return summary
-  top5 = predictions.ranked(5)
-  hits = {'top1': top5[:, 0] == labels, 'top5': (top5 == labels[:, None]).any(axis=1)}
+  counted = labelled & readable
+  hits = {name: hit & counted for name, hit in metrics.hits(predictions.probabilities, labels).items()}
   for name, hit in hits.items():
-    correct = int((hit & readable).sum())
+    correct, total = int(hit.sum()), int(counted.sum())
     summary[f'{name}_correct'] = correct
-    summary[name] = correct / max(1, int((labelled & readable).sum()))
+    summary[name] = correct / max(1, total)
+    summary[f'{name}_interval'] = metrics.wilson(correct, total)
     summary[f'{name}_unreadable_wrong'] = correct / int(labelled.sum())
+  right, of = hits['top1'][counted], labels[counted]
+  summary['mean_class'] = metrics.mean_class_accuracy(of, right)
+  summary['mean_class_interval'] = (
+    metrics.bootstrap(lambda times: metrics.mean_class_accuracy(of, right, times), len(of)) if len(of) else (0.0, 1.0)
+  )
+  summary['mean_class_unreadable_wrong'] = metrics.mean_class_accuracy(labels[labelled], hits['top1'][labelled])
+  summary['intervals'] = {
+    'level': 0.95, 'top1': 'Wilson', 'top5': 'Wilson', 'mean_class': 'bootstrap over videos, 1000 resamples',
+  }  # fmt: skip
+  summary['calibration'] = {
+    'ece': calibration_of(predictions).error,
+    'binning': f'{metrics.BINS} bins of equal width',
+    'mean_confidence': float(predictions.probabilities[counted].max(axis=1).mean()) if len(of) else 0.0,
+  }
+  summary['averages'] = {average: _accuracy(predictions, average, counted) for average in typing.get_args(Average)}
   return summary
+
+
+def calibration_of(predictions: Predictions) -> metrics.Calibration:
+  """Of the videos that can be read and have a label."""
+  counted = (predictions.labels >= 0) & predictions.readable
+  probabilities, labels = predictions.probabilities[counted], predictions.labels[counted]
+  return metrics.calibrate(probabilities.max(axis=1), metrics.hits(probabilities, labels)['top1'])
+
+
+def _accuracy(predictions: Predictions, average: Average, counted: np.ndarray) -> dict[str, float]:
+  """With another average over the views."""
+  probabilities = dataclasses.replace(predictions, average=average).probabilities
+  hits = metrics.hits(probabilities, predictions.labels)
+  return {name: int((hit & counted).sum()) / max(1, int(counted.sum())) for name, hit in hits.items()}
 
 
 def write_results(
@@ -43,18 +78,22 @@ def write_results(
 ) -> dict[str, Any]:
   """Writes an evaluation's files into a folder, by one process, results.json last; returns what that holds.
 
-  Where videos have no label there is a submission.csv too.
+  Where videos have no label there is a submission.csv too. Older results and pictures go.
   """
   results = {**summarise(predictions), **about}
   if not is_first():
     return results
   folder.mkdir(parents=True, exist_ok=True)
-  np.savez_compressed(
-    folder / 'probabilities.npz',
+  for name in ('results.json', 'report.html', 'videos.png'):  # where results.json is, the other files are its own
+    (folder / name).unlink(missing_ok=True)
+  np.savez(
+    folder / 'logits.npz',
     ids=predictions.ids,
     labels=predictions.labels,
-    probabilities=predictions.probabilities,
+    logits=predictions.logits,
     errors=predictions.errors,
+    class_names=np.asarray(class_names),
+    average=predictions.average,
   )
   _write_csv(folder / 'predictions.csv', predictions, class_names)
   if (predictions.labels < 0).any():
@@ -62,6 +101,26 @@ def write_results(
   (folder / 'results.json.tmp').write_text(json.dumps(results, indent=2) + '\n')
   (folder / 'results.json.tmp').rename(folder / 'results.json')
   return results
+
+
+def read_results(folder: Path) -> tuple[dict[str, Any], Predictions, tuple[str, ...]]:
+  """What `write_results` has written: what results.json holds, the predictions, and the names of the classes.
+
+  Raises:
+    UserError: the files are not there, or damaged.
+  """
+  for name in ('results.json', 'logits.npz'):
+    if not (folder / name).is_file():
+      raise UserError(f'{folder} holds no whole evaluation: {name} is not there; evaluate again')
+  try:
+    results = json.loads((folder / 'results.json').read_text())
+    # Opened here: NumPy leaves a damaged file open.
+    with (folder / 'logits.npz').open('rb') as file, np.load(file) as arrays:
+      names = tuple(arrays['class_names'].tolist())
+      ids, labels, logits, errors = (arrays[name] for name in ('ids', 'labels', 'logits', 'errors'))
+      return results, Predictions(ids, labels, logits, errors, arrays['average'].item()), names
+  except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    raise UserError(f'the evaluation in {folder} is damaged, evaluate again: {error}') from error
 
 
 def _write_csv(path: Path, predictions: Predictions, class_names: tuple[str, ...]) -> None:

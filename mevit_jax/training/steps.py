@@ -95,14 +95,14 @@ def _advanced(state: TrainState, params: Params, opt_state, ema: float, applied:
 def make_evaluation_step(
   model: Model, *, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[Params, jax.Array], jax.Array]:
-  """The evaluation step: (params, video uint8 `b v t h w 3`) -> probabilities `b classes`, the mean over views."""
+  """The evaluation step: (params, video uint8 `b v t h w 3`) -> logits `b v classes`, float32."""
 
   def step(params: Params, video: jax.Array) -> jax.Array:
-    def probabilities(view: jax.Array) -> jax.Array:
-      return jax.nn.softmax(model.apply(params, normalise(view, mean, std, model.config.dtype)))
+    def logits(view: jax.Array) -> jax.Array:
+      return model.apply(params, normalise(view, mean, std, model.config.dtype))
 
     # One view after the other: memory is that of one, for any number of them.
-    return jax.lax.map(probabilities, video.swapaxes(0, 1)).mean(axis=0)
+    return jax.lax.map(logits, video.swapaxes(0, 1)).swapaxes(0, 1)  # b v classes
 
   return step
 

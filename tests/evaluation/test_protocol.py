@@ -9,6 +9,7 @@ import pytest
 
 from mevit_jax.data import datasets, pipeline
 from mevit_jax.data.clips import ClipConfig
+from mevit_jax.errors import UserError
 from mevit_jax.evaluation.protocol import EvaluationConfig, Predictions, predict_all
 from mevit_jax.parallel.hosts import host_rows
 from mevit_jax.parallel.mesh import MeshConfig, make_mesh
@@ -21,7 +22,7 @@ WEIGHTS = np.random.default_rng(0).normal(size=(2 * 8 * 8 * 3, 8)).astype(np.flo
 def step(params, video):
   """A model that any change of a pixel changes."""
   pixels = video.reshape(*video.shape[:2], -1) / 255 - 0.5  # b v thwc
-  return jax.nn.softmax(pixels @ params).mean(1)
+  return pixels @ params  # b v c
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,8 @@ def predict(source, batch_size, devices=1, report=lambda done: None):
 
 
 @pytest.mark.parametrize(
-  ('count', 'batch_size', 'devices'), [(11, 4, 1), (11, 8, 8), (11, 16, 8), (8, 8, 8), (1, 8, 4)]
+  ('count', 'batch_size', 'devices'),
+  [(11, 4, 1), (11, 7, 1), (11, 64, 1), (11, 8, 8), (11, 64, 8), (8, 8, 8), (1, 8, 4)],
 )
 def test_every_video_once(source, count, batch_size, devices):
   predictions = predict(Some(source, count), batch_size, devices)
@@ -65,9 +67,20 @@ def test_every_video_once(source, count, batch_size, devices):
   assert predictions.labels.tolist() == [source[i]['label'] for i in range(count)]
   assert predictions.readable.all()
   one_by_one = predict(Some(source, count), 1)
-  np.testing.assert_allclose(predictions.probabilities, one_by_one.probabilities, rtol=1e-6, atol=1e-7)
-  np.testing.assert_array_equal(predictions.ranked(1), one_by_one.ranked(1))
-  np.testing.assert_allclose(predictions.probabilities.sum(1), 1, rtol=1e-6)
+  assert (predictions.logits.shape, predictions.logits.dtype) == ((count, 4, 8), np.float32)
+  scale = np.abs(one_by_one.logits).max()
+  np.testing.assert_allclose(predictions.logits, one_by_one.logits, rtol=0, atol=1e-6 * scale)
+  np.testing.assert_array_equal(predictions.ranked(5), one_by_one.ranked(5))
+  np.testing.assert_allclose(predictions.probabilities.sum(1), 1, rtol=1e-12)
+
+
+@pytest.mark.parametrize(('devices', 'batch_size'), [(4, 8), (8, 16)])
+def test_the_same_bits_where_a_device_has_as_many_rows(source, devices, batch_size):
+  """The last batch is padded, never shrunk."""
+  some = Some(source, 11)
+  one, many = predict(some, 2), predict(some, batch_size, devices)
+  assert one.logits.tobytes() == many.logits.tobytes()
+  assert one.probabilities.tobytes() == many.probabilities.tobytes()
 
 
 def test_it_says_how_far_it_is(source):
@@ -82,6 +95,7 @@ def test_an_unreadable_video_is_named_with_the_reason(source):
   for i in (1, 5):
     assert source[i]['id'] in predictions.errors[i]
     assert not predictions.probabilities[i].any()
+    assert not predictions.logits[i].any()
   others = predict(Some(source, 6), 4)
   np.testing.assert_array_equal(
     predictions.probabilities[predictions.readable], others.probabilities[predictions.readable]
@@ -91,17 +105,60 @@ def test_an_unreadable_video_is_named_with_the_reason(source):
 def test_nothing_that_can_be_read(source):
   predictions = predict(Some(source, 3, dead=(0, 1, 2)), 4)
   assert not predictions.readable.any()
-  assert predictions.probabilities.shape == (3, 8)
+  assert predictions.logits.shape == (3, 4, 8)
+  assert not predictions.probabilities.any()
+
+
+def of(logits, average='probabilities', errors=None):
+  count = len(logits)
+  errors = np.asarray([''] * count) if errors is None else errors
+  return Predictions(np.arange(count), np.arange(count), np.asarray(logits, np.float32), errors, average)
 
 
 def test_ties_go_to_the_lowest_class():
-  probabilities = np.asarray([[0.3, 0.4, 0.3, 0.0], [0.25, 0.25, 0.25, 0.25], [0.0, 0.5, 0.0, 0.5]], np.float32)
-  nothing = np.zeros(3, int)
-  predictions = Predictions(nothing, nothing, probabilities, np.asarray(['', '', '']))
+  predictions = of([[[1, 2, 1, 0]], [[3, 3, 3, 3]], [[0, 5, 0, 5]]])
   assert predictions.ranked(3).tolist() == [[1, 0, 2], [0, 1, 2], [1, 3, 0]]
   assert predictions.ranked(9).shape == (3, 4)
+
+
+def test_ranked_is_a_stable_sort():
+  predictions = of(np.random.default_rng(0).integers(0, 4, (300, 1, 9)))
+  expected = np.argsort(-predictions.probabilities, axis=1, kind='stable')
+  np.testing.assert_array_equal(predictions.ranked(9), expected)
+
+
+def test_averages_of_views():
+  """Of probabilities and of logits, read from their definitions; many videos, and large logits."""
+  logits = 30 * np.random.default_rng(0).normal(size=(1500, 3, 5)).astype(np.float32)
+  views = np.exp(np.float64(logits))
+  views /= views.sum(-1, keepdims=True)
+  np.testing.assert_allclose(of(logits).probabilities, views.mean(1), rtol=1e-9, atol=1e-300)
+  geometric = np.exp(np.log(views).mean(1))
+  expected = geometric / geometric.sum(-1, keepdims=True)
+  np.testing.assert_allclose(of(logits, 'logits').probabilities, expected, rtol=1e-9, atol=1e-300)
+  assert (of(logits).ranked(1) != of(logits, 'logits').ranked(1)).any()
+  assert np.isfinite(of(1e4 * logits).probabilities).all()
 
 
 def test_name():
   assert EvaluationConfig().name == 'validation-1x3'
   assert EvaluationConfig(split='test', clips=4, crops=1).name == 'test-4x1'
+  assert EvaluationConfig(views='10x3', average='logits').name == 'validation-10x3-logits'
+
+
+def test_a_protocol_by_its_name_is_the_same_config():
+  assert EvaluationConfig(views='4x3') == EvaluationConfig(clips=4, crops=3)
+  assert EvaluationConfig(clips=7, views='2x1') == EvaluationConfig(clips=2, crops=1)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'match'),
+  [
+    ({'views': '4'}, r"evaluation\.views is clips x crops, as '4x3', not '4'"),
+    ({'views': '0x3'}, r'evaluation\.clips must be at least 1, not 0'),
+    ({'average': 'votes'}, r"evaluation\.average must be 'probabilities' or 'logits', not 'votes'"),
+  ],
+)
+def test_what_is_no_protocol(fields, match):
+  with pytest.raises(UserError, match=match):
+    EvaluationConfig(**fields)

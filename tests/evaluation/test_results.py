@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mevit_jax.errors import UserError
 from mevit_jax.evaluation import report
+from mevit_jax.evaluation import results as results_module
+from mevit_jax.evaluation.metrics import wilson
 from mevit_jax.evaluation.protocol import Predictions
-from mevit_jax.evaluation.results import summarise, write_results
+from mevit_jax.evaluation.results import read_results, summarise, write_results
 
 NAMES = ('a', 'b', 'ça, "c"', '$d$ \\frac', 'e', 'f')
 
@@ -29,28 +32,39 @@ def predictions():
   return Predictions(
     ids=np.asarray([f'v{i}' for i in range(6)]),
     labels=np.asarray([0, 2, 5, 0, 3, -1]),
-    probabilities=np.asarray(probabilities, np.float32),
+    logits=np.log(np.asarray(probabilities, np.float32) + 1e-9)[:, None],  # n v c
     errors=np.asarray(['', '', '', 'it is empty', '', '']),
   )
 
 
 def without_labels(predictions):
-  return Predictions(predictions.ids, np.full(6, -1), predictions.probabilities, predictions.errors)
+  return dataclasses.replace(predictions, labels=np.full(6, -1))
 
 
 def test_unreadable_videos_are_counted_both_ways_and_unlabelled_ones_in_neither(predictions):
-  assert summarise(predictions) == {
+  found = summarise(predictions)
+  assert {name: found[name] for name in found if not name.startswith(('mean', 'inter', 'calib', 'aver'))} == {
     'videos': 6,
     'unlabelled': 1,
     'unreadable': 1,
     'unreadable_videos': {'v3': 'it is empty'},
     'top1_correct': 2,
     'top1': 2 / 4,
+    'top1_interval': wilson(2, 4),
     'top1_unreadable_wrong': 2 / 5,
     'top5_correct': 3,
     'top5': 3 / 4,
+    'top5_interval': wilson(3, 4),
     'top5_unreadable_wrong': 3 / 5,
   }
+  assert found['mean_class'] == (1 + 0 + 0 + 1) / 4  # classes 0, 2, 5 and 3
+  assert found['mean_class_unreadable_wrong'] == (1 / 2 + 0 + 0 + 1) / 4
+  low, high = found['mean_class_interval']
+  assert 0 <= low < 0.5 < high <= 1
+  assert found['averages'] == {average: {'top1': 0.5, 'top5': 0.75} for average in ('probabilities', 'logits')}
+  assert found['calibration']['mean_confidence'] == pytest.approx((0.5 + 0.4 + 0.4 + 0.9) / 4)
+  # Bins of their own: 0.5 and 0.9 are right, 0.4 is wrong twice.
+  assert found['calibration']['ece'] == pytest.approx((0.5 + 2 * 0.4 + 0.1) / 4)
 
 
 def test_no_labels_is_no_accuracy(predictions):
@@ -81,19 +95,54 @@ def test_a_submission(predictions, tmp_path):
 
 def test_nothing_readable_is_no_accuracy(predictions):
   errors = np.asarray(['gone'] * 6)
-  summary = summarise(Predictions(predictions.ids, predictions.labels, 0 * predictions.probabilities, errors))
-  assert (summary['top1'], summary['top5'], summary['unreadable']) == (0.0, 0.0, 6)
+  nothing = dataclasses.replace(predictions, logits=0 * predictions.logits, errors=errors)
+  summary = summarise(nothing)
+  assert (summary['top1'], summary['top5'], summary['unreadable'], summary['mean_class']) == (0.0, 0.0, 6, 0.0)
+  assert summary['top1_interval'] == summary['mean_class_interval'] == (0.0, 1.0)
+  json.dumps(summary, allow_nan=False)
+
+
+def test_what_was_written_is_read(predictions, tmp_path):
+  several = dataclasses.replace(predictions, logits=np.repeat(predictions.logits, 3, axis=1), average='logits')
+  results = write_results(tmp_path, several, NAMES, {'checkpoint': {'step': 3}})
+  found, read, names = read_results(tmp_path)
+  assert (found, names, read.average) == (json.loads(json.dumps(results)), NAMES, 'logits')
+  for name in ('ids', 'labels', 'logits', 'errors'):
+    np.testing.assert_array_equal(getattr(read, name), getattr(several, name))
+  assert summarise(read) == summarise(several)
+
+
+@pytest.mark.parametrize('name', ['results.json', 'logits.npz'])
+def test_an_evaluation_that_is_not_whole(predictions, tmp_path, name):
+  write_results(tmp_path, predictions, NAMES, {})
+  whole = (tmp_path / name).read_bytes()
+  (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(UserError, match='is damaged, evaluate again'):
+    read_results(tmp_path)
+  (tmp_path / name).unlink()
+  with pytest.raises(UserError, match=f'no whole evaluation: {name} is not there'):
+    read_results(tmp_path)
+
+
+def test_an_evaluation_that_is_killed_leaves_no_results_of_the_one_before(predictions, tmp_path, monkeypatch):
+  write_results(tmp_path, predictions, NAMES, {})
+  monkeypatch.setattr(results_module, '_write_csv', lambda *arguments: 1 / 0)
+  (tmp_path / 'report.html').write_text('of the one before')
+  with pytest.raises(ZeroDivisionError):
+    write_results(tmp_path, predictions, NAMES, {})
+  assert not (tmp_path / 'results.json').exists()
+  assert not (tmp_path / 'report.html').exists()
 
 
 def test_files(predictions, tmp_path):
   results = write_results(tmp_path / 'new/folder', predictions, NAMES, {'checkpoint': {'step': 3}, 'size': (2, 2)})
   folder = tmp_path / 'new/folder'
   assert {path.name for path in folder.iterdir()} == {
-    'results.json', 'predictions.csv', 'probabilities.npz', 'submission.csv',  # of the one without a label
+    'results.json', 'predictions.csv', 'logits.npz', 'submission.csv',  # of the one without a label
   }  # fmt: skip
   stored = json.loads((folder / 'results.json').read_text())
   assert stored == json.loads(json.dumps(results))
-  assert stored == {**summarise(predictions), 'checkpoint': {'step': 3}, 'size': [2, 2]}
+  assert stored == json.loads(json.dumps({**summarise(predictions), 'checkpoint': {'step': 3}, 'size': [2, 2]}))
   with (folder / 'predictions.csv').open(newline='') as file:
     rows = list(csv.DictReader(file))
   assert [row['id'] for row in rows] == [f'v{i}' for i in range(6)]
@@ -104,9 +153,10 @@ def test_files(predictions, tmp_path):
   assert [row['confidence'] for row in rows] == ['0.5000', '0.4000', '0.4000', '', '0.9000', '0.9000']
   assert rows[3]['error'] == 'it is empty'
   assert rows[1]['top5'] == '|'.join(NAMES[:5])
-  with np.load(folder / 'probabilities.npz') as arrays:
-    for name in ('ids', 'labels', 'probabilities', 'errors'):
+  with np.load(folder / 'logits.npz') as arrays:
+    for name in ('ids', 'labels', 'logits', 'errors'):
       np.testing.assert_array_equal(arrays[name], getattr(predictions, name))
+    assert tuple(arrays['class_names']) == NAMES
 
 
 def test_mistakes_and_right_ones_are_shown(predictions):

@@ -1,0 +1,179 @@
+"""Two evaluations of the same videos, and the command that compares them."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up import ABOUT, predictions
+from scipy import stats
+
+from mevit_jax import compare, recipes
+from mevit_jax.errors import UserError
+from mevit_jax.evaluation import comparison
+from mevit_jax.evaluation.results import summarise, write_results
+from mevit_jax.training.checkpoint import write_workdir
+
+NAMES = tuple(f'class {i}' for i in range(12))
+ROOT = Path(__file__).parents[2]
+
+
+def shuffled(given):
+  order = np.random.default_rng(3).permutation(len(given.ids))
+  columns = {name: getattr(given, name)[order] for name in ('ids', 'labels', 'logits', 'errors')}
+  return dataclasses.replace(given, **columns)
+
+
+def test_the_numbers_are_those_of_each_evaluation():
+  one, other = predictions(seed=1), predictions(seed=2, skill=3.0)
+  found = comparison.compare(one, shuffled(other), NAMES)
+  for name in ('top1', 'top5', 'mean_class'):
+    assert (found[name]['one'], found[name]['other']) == (summarise(one)[name], summarise(other)[name])
+    assert found[name]['difference'] == found[name]['other'] - found[name]['one'] > 0
+    low, high = found[name]['interval']
+    assert low < found[name]['difference'] < high
+  assert (found['videos'], found['left_out']) == (300, 0)
+
+
+def test_the_interval_is_of_pairs():
+  """As wide as that of the mean of the differences, which is narrower than that of two sets of videos."""
+  one = predictions(videos=1000, seed=1)
+  logits = one.logits + 0.4 * np.random.default_rng(5).normal(size=one.logits.shape).astype(np.float32)
+  found = comparison.compare(one, dataclasses.replace(one, logits=logits), NAMES)['top1']
+  hits = [
+    (one.labels == one.ranked(1)[:, 0]).astype(int),
+    (one.labels == dataclasses.replace(one, logits=logits).ranked(1)[:, 0]).astype(int),
+  ]
+  error = (hits[1] - hits[0]).std() / np.sqrt(1000)
+  low, high = found['interval']
+  assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
+  assert high - low < 0.6 * 2 * 1.96 * np.hypot(hits[0].std(), hits[1].std()) / np.sqrt(1000)
+
+
+def test_a_model_and_itself():
+  found = comparison.compare(predictions(), predictions(), NAMES)
+  assert found['top1']['interval'] == (0.0, 0.0)
+  assert found['mcnemar_top1'] == {'right_to_wrong': 0, 'wrong_to_right': 0, 'p': 1.0}
+  assert (found['right_to_wrong'], found['wrong_to_right'], found['same_prediction']) == ([], [], 1.0)
+  assert found['ensemble'] == {name: found[name]['one'] for name in ('top1', 'top5', 'mean_class')}
+
+
+def test_videos_that_changed_are_named():
+  one, other = predictions(seed=1), predictions(seed=2)
+  found = comparison.compare(one, other, NAMES)
+  right = [of.ranked(1)[:, 0] == of.labels for of in (one, other)]
+  lost = set(one.ids[right[0] & ~right[1]].tolist())
+  won = set(one.ids[right[1] & ~right[0]].tolist())
+  assert {video['id'] for video in found['right_to_wrong']} == lost
+  assert {video['id'] for video in found['wrong_to_right']} == won
+  p = stats.binomtest(len(won), len(lost) + len(won)).pvalue
+  assert found['mcnemar_top1'] == {'right_to_wrong': len(lost), 'wrong_to_right': len(won), 'p': pytest.approx(p)}
+  surest = [video['other']['confidence'] for video in found['right_to_wrong']]
+  assert surest == sorted(surest, reverse=True)
+  first = found['right_to_wrong'][0]
+  i = one.ids.tolist().index(first['id'])
+  assert first['label'] == first['one']['prediction'] == NAMES[one.labels[i]] != first['other']['prediction']
+
+
+def test_an_ensemble_is_the_mean_of_probabilities():
+  one, other = predictions(seed=1), predictions(seed=2)
+  together = (one.probabilities + other.probabilities).argmax(1) == one.labels
+  found = comparison.compare(one, other, NAMES)
+  assert found['ensemble']['top1'] == together.mean() > max(found['top1']['one'], found['top1']['other'])
+
+
+def test_what_one_could_not_read_or_has_no_label_is_left_out():
+  one, other = predictions(seed=1, dead=(3, 4), unlabelled=(9,)), predictions(seed=2, dead=(4, 5), unlabelled=(9,))
+  found = comparison.compare(one, other, NAMES)
+  assert (found['videos'], found['left_out']) == (296, 4)
+
+
+@pytest.mark.parametrize(
+  ('other', 'match'),
+  [
+    (predictions(videos=299), 'not of the same videos and classes'),
+    (predictions(classes=14), 'not of the same videos and classes'),
+    (dataclasses.replace(predictions(), labels=np.zeros(300, int)), 'other labels for the same videos'),
+    (predictions(dead=range(300)), 'there is nothing to compare'),
+  ],
+)
+def test_what_cannot_be_compared(other, match):
+  with pytest.raises(UserError, match=match):
+    comparison.compare(predictions(), other, NAMES)
+
+
+@pytest.fixture
+def workdirs(tmp_path):
+  """Two runs with another seed and block size, evaluated alike, and the second in another way too."""
+  for seed, name in enumerate(('a', 'b')):
+    recipe = recipes.to_dict(recipes.Recipe())
+    recipe['training']['seed'] = seed
+    write_workdir(tmp_path / name, {'recipe': recipe, 'class_names': NAMES, 'fingerprint': 'f'})
+    write_results(tmp_path / name / 'evaluation/validation-2x1', predictions(seed=seed), NAMES, ABOUT)
+  return tmp_path
+
+
+def folders(workdirs):
+  return [workdirs / name / 'evaluation/validation-2x1' for name in ('a', 'b')]
+
+
+def test_the_command(workdirs):
+  command = [sys.executable, '-m', 'mevit_jax.compare', workdirs / 'a', workdirs / 'b', '--videos=2']
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+  assert (done.returncode, done.stderr) == (0, '')
+  found = compare.compare_evaluations(*folders(workdirs))
+  assert done.stdout == compare.in_words(found, 2) + '\n'
+
+
+def test_in_words(workdirs):
+  found = compare.compare_evaluations(*folders(workdirs))
+  lines = compare.in_words(found, 2).splitlines()
+  assert '300 videos of made_up/validation, fingerprint ffffffffffff; 0 left out' in lines[2]
+  numbers = [float(x) for x in next(line for line in lines if line.startswith('top-1')).replace('%', ' ').split()[1:4]]
+  expected = [100 * found['top1'][of] for of in ('one', 'other', 'difference')]
+  np.testing.assert_allclose(numbers, expected, atol=0.0051)
+  assert sum(line.startswith('  split/') for line in lines) == 4
+  assert lines[-1] == '  recipe.training.seed: 0, and 1'
+  assert not any('right in' in line for line in compare.in_words(found, 0).splitlines() if line.endswith(':'))
+
+
+def test_all_of_it_is_json(workdirs):
+  found = compare.compare_evaluations(*folders(workdirs))
+  stored = json.loads(json.dumps(found, allow_nan=False))
+  assert len(stored['right_to_wrong']) == stored['mcnemar_top1']['right_to_wrong'] > 2
+  assert stored['differing'] == ['recipe.training.seed: 0, and 1']
+
+
+def test_another_average_needs_no_second_run(workdirs):
+  found = compare.compare_evaluations(*folders(workdirs), average='logits')
+  assert (
+    found['top1']['one']
+    == json.loads((folders(workdirs)[0] / 'results.json').read_text())['averages']['logits']['top1']
+  )
+
+
+def test_which_evaluation(workdirs):
+  assert compare.find_evaluation(workdirs / 'a', None).name == 'validation-2x1'
+  write_results(workdirs / 'a/evaluation/test-1x1', predictions(), NAMES, ABOUT)
+  with pytest.raises(UserError, match='several evaluations, choose one by --name: test-1x1, validation-2x1'):
+    compare.find_evaluation(workdirs / 'a', None)
+  assert compare.find_evaluation(workdirs / 'a', 'test-1x1').name == 'test-1x1'
+  with pytest.raises(UserError, match='holds no evaluation test-9x9; there: test-1x1, validation-2x1'):
+    compare.find_evaluation(workdirs / 'a', 'test-9x9')
+
+
+def test_another_dataset_is_refused(workdirs):
+  other = {**ABOUT, 'dataset': {**ABOUT['dataset'], 'fingerprint': 'e' * 64}}
+  write_results(folders(workdirs)[0], predictions(), NAMES, other)
+  with pytest.raises(UserError, match='not of the same videos: fingerprint: eee'):
+    compare.compare_evaluations(*folders(workdirs))
+
+
+def test_what_the_command_refuses(workdirs):
+  with pytest.raises(UserError, match='two workdirs or evaluations are compared, not 1'):
+    compare.main(['compare', str(workdirs / 'a')])
+  with pytest.raises(UserError, match=r'nothing holds no evaluation: python main\.py'):
+    compare.find_evaluation(workdirs / 'nothing', None)

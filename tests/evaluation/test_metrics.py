@@ -1,0 +1,71 @@
+"""Statistics: against scipy, definitions read term by term, and what must hold of them."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mevit_jax.evaluation import metrics
+
+
+@pytest.mark.parametrize(('correct', 'total'), [(0, 7), (7, 7), (3, 10), (16000, 20000), (1, 1)])
+def test_wilson_is_scipys(correct, total):
+  expected = stats.binomtest(correct, total).proportion_ci(method='wilson')
+  np.testing.assert_allclose(metrics.wilson(correct, total), expected, rtol=1e-6, atol=1e-12)
+
+
+def test_nothing_counted_is_nothing_known():
+  assert metrics.wilson(0, 0) == (0.0, 1.0)
+
+
+def test_a_bootstrap_of_a_mean_is_as_wide_as_theory_says():
+  values = np.random.default_rng(1).random(400)
+  low, high = metrics.bootstrap(lambda times: np.average(values, weights=times), 400)
+  error = values.std() / 20
+  np.testing.assert_allclose((low, high), values.mean() + np.array([-1.96, 1.96]) * error, atol=0.25 * error)
+  assert metrics.bootstrap(lambda times: np.average(values, weights=times), 400) == (low, high)
+
+
+def test_mean_class_accuracy():
+  labels = np.array([0, 0, 0, 0, 2, 2])  # no video of class 1
+  right = np.array([True, False, False, False, True, True])
+  assert metrics.mean_class_accuracy(labels, right) == (1 / 4 + 1) / 2
+  assert metrics.mean_class_accuracy(labels, right, np.array([1, 1, 0, 0, 0, 0])) == 1 / 2
+  assert metrics.mean_class_accuracy(labels[:0], right[:0]) == 0
+
+
+def test_calibration_is_what_guo_et_al_write():
+  rng = np.random.default_rng(0)
+  confidence = np.concatenate([rng.random(60), np.arange(1, 16) / 15])
+  right = rng.random(75) < 0.5  # some bins too sure, some not sure enough
+  error = 0.0
+  for m in range(1, 16):  # bin m is ((m - 1) / 15, m / 15]
+    inside = (confidence > (m - 1) / 15) & (confidence <= m / 15)
+    error += inside.sum() / 75 * abs(right[inside].mean() - confidence[inside].mean())
+  found = metrics.calibrate(confidence, right)
+  assert found.error == pytest.approx(error, rel=1e-12)
+  assert found.counts.sum() == 75
+
+
+def test_calibration_of_nothing():
+  assert metrics.calibrate(np.zeros(0), np.zeros(0, bool)).error == 0
+
+
+def test_confusion():
+  found = metrics.confusion(np.array([0, 0, 2, 1]), np.array([1, 1, 2, 0]), 3)
+  assert found.tolist() == [[0, 2, 0], [1, 0, 0], [0, 0, 1]]
+
+
+def test_classes_that_are_taken_for_each_other_stand_together():
+  """Three groups of four, shuffled: the order puts each group in one run."""
+  groups = np.random.default_rng(0).permutation(np.repeat(np.arange(3), 4))
+  labels = np.repeat(np.arange(12), 5)
+  scores = np.exp(3.0 * (groups[labels][:, None] == groups[None]) + np.random.default_rng(1).random((60, 12)))
+  order = metrics.similar_together(labels, scores / scores.sum(1, keepdims=True))
+  assert sorted(order) == list(range(12))
+  assert np.count_nonzero(np.diff(groups[order])) == 2
+
+
+@pytest.mark.parametrize('classes', [1, 2, 3])
+def test_few_classes_have_an_order(classes):
+  found = metrics.similar_together(np.zeros(4, int), np.full((4, classes), 1 / classes))
+  assert sorted(found) == list(range(classes))
