@@ -15,7 +15,7 @@ from mevit_jax import compare, recipes
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation import comparison
 from mevit_jax.evaluation.results import summarise, write_results
-from mevit_jax.training.checkpoint import write_workdir
+from mevit_jax.training.workdir import write_workdir
 
 NAMES = tuple(f'class {i}' for i in range(12))
 ROOT = Path(__file__).parents[2]
