@@ -19,14 +19,36 @@ MAX_BYTES = 256 * 2**20  # of a video; an example's encoding ends at 2 GiB
 SHARD_BYTES = 256 * 2**20
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Found:
-  """A video as it was found: `split` is '' where none was given."""
+  """A video as a dataset's lists or folders name it.
+
+  Attributes:
+    id: names the video in its dataset, the same on every machine; of its own in the whole dataset.
+    path: its file; '' or one that is not there: it is counted as missing.
+    label: a class name; '' where the split has no labels.
+    split: train, validation or test; '' where none was given.
+  """
 
   id: str
   path: str
   label: str
   split: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+  """What a dataset's own lists, or its folders, say there is.
+
+  Attributes:
+    found: every video listed, whether its file is there or not; either all have a split or none.
+    class_names: label i is the i-th name; it may hold classes that no video here has.
+    notes: what else there is to say of it, a line each.
+  """
+
+  found: Sequence[Found]
+  class_names: tuple[str, ...]
+  notes: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
