@@ -129,8 +129,8 @@ def _video_folder(arguments: Sequence[str]) -> None:
   }
   if _already(name, asked, elsewhere='--name'):
     return
-  found, notes = video_folder.find(source)
-  names = video_folder.class_names(found)
+  listing = video_folder.find(source)
+  found, names, notes = listing.found, listing.class_names, listing.notes
   if len(names) < 2:
     raise UserError(f'{source} has one class only ({names[0]}): there is nothing to tell apart')
   print(f'{len(found)} videos of {len(names)} classes in {source}')

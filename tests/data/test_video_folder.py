@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from trees import lay
 
 from mevit_jax.data.builders import files, moving_shapes, report, video_folder
 from mevit_jax.errors import UserError
@@ -16,15 +17,6 @@ from mevit_jax.errors import UserError
 def video(seed: int, frames: int = 6) -> bytes:
   pixels = np.random.default_rng(seed).integers(0, 256, (frames, 16, 16, 3), np.uint8)
   return moving_shapes.encode(pixels)
-
-
-def lay(root: Path, *names: str) -> Path:
-  """Empty files: what is found does not depend on what is in them."""
-  for name in names:
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-  return root
 
 
 def item(name: str, label: str, sha256: str, split: str = '', dead: str = '', damage: str = '') -> files.Item:
@@ -37,7 +29,8 @@ def many(count: int = 40, classes: int = 3) -> list[files.Item]:
 
 def test_class_folders(tmp_path):
   root = lay(tmp_path, 'b/2.MP4', 'b/deep/er/1.avi', 'a/x.webm', 'a/notes.txt', 'a/.hidden.mp4', 'stray.mov')
-  found, notes = video_folder.find(root)
+  listing = video_folder.find(root)
+  found, notes = listing.found, listing.notes
   assert [(f.id, f.label, f.split) for f in found] == [
     ('a/x.webm', 'a', ''),
     ('b/2.MP4', 'b', ''),
@@ -45,12 +38,12 @@ def test_class_folders(tmp_path):
   ]
   assert [Path(f.path) for f in found] == [root / f.id for f in found]
   assert notes == ['files that are not videos, left out: 1 .txt', 'videos outside a class folder, left out: 1']
-  assert video_folder.class_names(found) == ('a', 'b')
+  assert listing.class_names == ('a', 'b')
 
 
 def test_split_folders(tmp_path):
   root = lay(tmp_path, 'train/a/1.mp4', 'val/a/2.mp4', 'Test/b/3.mkv', 'annotations/list.txt')
-  found, _ = video_folder.find(root)
+  found = video_folder.find(root).found
   assert {f.id: (f.split, f.label) for f in found} == {
     'train/a/1.mp4': ('train', 'a'),
     'val/a/2.mp4': ('validation', 'a'),
@@ -59,7 +52,8 @@ def test_split_folders(tmp_path):
 
 
 def test_a_train_split_alone_is_split(tmp_path):
-  found, notes = video_folder.find(lay(tmp_path, 'train/a/1.mp4', 'train/b/2.mp4'))
+  listing = video_folder.find(lay(tmp_path, 'train/a/1.mp4', 'train/b/2.mp4'))
+  found, notes = listing.found, listing.notes
   assert {f.split for f in found} == {''}
   assert {f.label for f in found} == {'a', 'b'}
   assert 'validation is taken out' in notes[0]
@@ -70,13 +64,13 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
   root = lay(tmp_path / 'root', 'b/2.mp4')
   (root / 'a').symlink_to(tmp_path / 'elsewhere')
   (root / 'b' / 'loop').symlink_to(root)
-  assert [f.id for f in video_folder.find(root)[0]] == ['a/1.mp4', 'b/2.mp4']
+  assert [f.id for f in video_folder.find(root).found] == ['a/1.mp4', 'b/2.mp4']
 
 
 def test_names_are_the_same_on_every_machine(tmp_path):
   decomposed = lay(tmp_path / 'mac', 'cafe\u0301  noir/1.mp4')  # as macOS spells it
   composed = lay(tmp_path / 'linux', 'caf\u00e9 noir/1.mp4')
-  labels = {video_folder.find(root)[0][0].label for root in (decomposed, composed)}
+  labels = {video_folder.find(root).found[0].label for root in (decomposed, composed)}
   assert labels == {'caf\u00e9 noir'}
 
 
@@ -104,7 +98,7 @@ def test_csv(tmp_path):
   table = tmp_path / 'v.csv'
   table.write_text('\ufeffpath,label,split\nd/1.mp4, "two, words" ,val\n2.mp4,b,TRAIN\n', 'utf-8')
   table.write_text('\ufefflabel,path,split\n"two,  words",d/1.mp4,val\nb,2.mp4,TRAIN\n', 'utf-8')
-  found, _ = video_folder.find(table)
+  found = video_folder.find(table).found
   assert found == [
     files.Found('2.mp4', str(tmp_path / '2.mp4'), 'b', 'train'),
     files.Found('d/1.mp4', str(tmp_path / 'd/1.mp4'), 'two, words', 'validation'),
@@ -113,7 +107,7 @@ def test_csv(tmp_path):
 
 def test_labels_that_are_numbers_are_sorted_as_numbers(tmp_path):
   (tmp_path / 'v.csv').write_text('path,label\n1.mp4,10\n2.mp4,2\n3.mp4,0\n')
-  assert video_folder.class_names(video_folder.find(tmp_path / 'v.csv')[0]) == ('0', '2', '10')
+  assert video_folder.find(tmp_path / 'v.csv').class_names == ('0', '2', '10')
 
 
 @pytest.mark.parametrize(

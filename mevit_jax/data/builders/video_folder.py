@@ -1,30 +1,15 @@
 """A user's own videos: found in class folders or listed in a CSV, and split."""
 
-import csv
 import dataclasses
 import hashlib
 import os
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from mevit_jax.data.builders.files import FilesBuilder, Found, Item
+from mevit_jax.data.builders import lists, split_files
+from mevit_jax.data.builders.files import FilesBuilder, Found, Item, Listing
 from mevit_jax.errors import UserError
-
-_SUFFIXES = """
-.3gp .asf .avi .divx .f4v .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm
-.wmv
-"""
-SUFFIXES = frozenset(_SUFFIXES.split())
-SPLITS = {
-  'train': 'train',
-  'validation': 'validation',
-  'val': 'validation',
-  'valid': 'validation',
-  'test': 'test',
-}
 
 
 class VideoFolder(FilesBuilder):
@@ -43,13 +28,20 @@ def without_usable(items: Sequence[Item]) -> list[str]:
   return sorted({i.found.label for i in items} - {i.found.label for i in items if not i.examined.dead})
 
 
-def find(source: str | Path) -> tuple[list[Found], list[str]]:
-  """The videos of ROOT/[SPLIT/]CLASS/... or of a CSV, sorted by id, and notes on what was left out.
+def find(source: str | Path, split_lists: str | Path | None = None, fold: int = 1) -> Listing:
+  """The videos of ROOT/[SPLIT/]CLASS/... or of a CSV, sorted by id.
+
+  Args:
+    source: the folder or the CSV.
+    split_lists: a folder with UCF101's or HMDB51's official split files, which then say each video's class and split.
+    fold: which of the official splits.
 
   Raises:
-    UserError: there is none; folders or columns that cannot be understood.
+    UserError: there is no video; folders, columns or split files that cannot be understood.
   """
   path = Path(source).expanduser()
+  if split_lists is not None:
+    return split_files.find(path, Path(split_lists).expanduser(), fold)
   if path.is_dir():
     found, notes = _find_in_folder(path)
   elif path.is_file():
@@ -59,21 +51,20 @@ def find(source: str | Path) -> tuple[list[Found], list[str]]:
   if {each.split for each in found} == {'train'}:
     notes.append('only a train split was given: validation is taken out of it')
     found = [dataclasses.replace(each, split='') for each in found]
-  return sorted(found, key=lambda each: each.id), notes
+  return Listing(sorted(found, key=lambda each: each.id), class_names(found), notes)
 
 
 def _find_in_folder(root: Path) -> tuple[list[Found], list[str]]:
-  files = list(_walk(root))
-  others = Counter(path.suffix.lower() or 'no suffix' for path in files if not _is_video(path))
-  kinds = ', '.join(f'{count} {suffix}' for suffix, count in others.most_common(5))
-  videos = [path.relative_to(root).parts for path in files if _is_video(path)]
+  files = list(lists.walk(root))
+  others = [path for path in files if not lists.is_video(path)]
+  videos = [path.split('/') for path in files if lists.is_video(path)]
   if not videos:
-    raise UserError(f'{root} holds no videos ({kinds or "it is empty"})')
+    raise UserError(f'{root} holds no videos ({lists.kinds(others) or "it is empty"})')
   tops = {parts[0] for parts in videos if len(parts) > 1}
-  named = {top for top in tops if top.lower() in SPLITS}
+  named = {top for top in tops if top.lower() in lists.SPLITS}
   if named and named != tops:
     raise UserError(
-      f'{root} holds folders of splits ({_few(named)}) beside others ({_few(tops - named)}):'
+      f'{root} holds folders of splits ({lists.few(named)}) beside others ({lists.few(tops - named)}):'
       ' is it ROOT/SPLIT/CLASS or ROOT/CLASS? A CSV (path,label,split) can say it'
     )
   depth = 2 if named else 1
@@ -81,7 +72,7 @@ def _find_in_folder(root: Path) -> tuple[list[Found], list[str]]:
   if not classed:
     wanted = 'ROOT/SPLIT/CLASS/VIDEO' if named else 'ROOT/CLASS/VIDEO'
     raise UserError(f'{root}: its {len(videos)} videos lie in no class folder; wanted: {wanted}')
-  notes = [f'files that are not videos, left out: {kinds}'] if others else []
+  notes = [f'files that are not videos, left out: {lists.kinds(others)}'] if others else []
   if len(classed) < len(videos):
     notes.append(f'videos outside a class folder, left out: {len(videos) - len(classed)}')
   found = [
@@ -89,64 +80,31 @@ def _find_in_folder(root: Path) -> tuple[list[Found], list[str]]:
       id=_clean('/'.join(parts)),
       path=str(root.joinpath(*parts)),
       label=_clean_label(parts[depth - 1]),
-      split=SPLITS[parts[0].lower()] if named else '',
+      split=lists.SPLITS[parts[0].lower()] if named else '',
     )
     for parts in classed
   ]
   return found, notes
 
 
-def _walk(root: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-  """All files below, through links, but round no loop of them; hidden ones are left out."""
-  real = root.resolve()
-  if real in above:
-    return
-  for path in sorted(root.iterdir()):
-    if path.name.startswith('.'):
-      continue
-    if path.is_dir():
-      yield from _walk(path, (*above, real))
-    else:
-      yield path
-
-
-def _is_video(path: Path) -> bool:
-  return path.suffix.lower() in SUFFIXES
-
-
 def _find_in_csv(path: Path) -> list[Found]:
   found: dict[str, Found] = {}
-  try:
-    with path.open(newline='', encoding='utf-8-sig') as file:
-      reader = csv.DictReader(file)
-      columns = reader.fieldnames or []
-      if not {'path', 'label'} <= set(columns):
-        raise UserError(f'{path} needs the columns path,label[,split]; found: {_few(columns)}')
-      for row in reader:
-        each = _csv_row(row, path, reader.line_num)
-        if each.id in found:
-          raise UserError(f'{path}, line {reader.line_num}: {each.id} is listed a second time')
-        found[each.id] = each
-  except (UnicodeDecodeError, csv.Error) as error:
-    raise UserError(f'{path} is not a CSV file in UTF-8: {error}') from error
+  for line, row in lists.read_csv(path, ('path', 'label'), ('split',)):
+    where = f'{path}, line {line}'
+    name, label, split = row['path'], row['label'], row.get('split', '').lower()
+    if not name or not label:
+      raise UserError(f'{where}: the path or the label is empty')
+    if split and split not in lists.SPLITS:
+      raise UserError(f'{where}: unknown split {split!r}; known: {", ".join(lists.SPLITS)}')
+    each = Found(_clean(name), str(path.parent / name), _clean_label(label), lists.SPLITS.get(split, ''))
+    if each.id in found:
+      raise UserError(f'{where}: {each.id} is listed a second time')
+    found[each.id] = each
   if not found:
     raise UserError(f'{path} lists no videos')
   if len({bool(each.split) for each in found.values()}) > 1:
     raise UserError(f'{path}: give every row a split, or none')
   return list(found.values())
-
-
-def _csv_row(row: Mapping[str | None, Any], path: Path, line: int) -> Found:
-  where = f'{path}, line {line}'
-  if None in row or None in row.values():
-    raise UserError(f'{where}: as many fields as columns, please (quote a label with a comma)')
-  cells = {column: ' '.join(value.split()) for column, value in row.items() if column}
-  name, label, split = row['path'].strip(), cells['label'], cells.get('split', '')
-  if not name or not label:
-    raise UserError(f'{where}: the path or the label is empty')
-  if split and split.lower() not in SPLITS:
-    raise UserError(f'{where}: unknown split {split!r}; known: {", ".join(SPLITS)}')
-  return Found(_clean(name), str(path.parent / name), _clean_label(label), SPLITS.get(split.lower(), ''))
 
 
 def split(items: Sequence[Item], fraction: float, seed: int) -> dict[str, list[Item]]:
@@ -173,7 +131,7 @@ def split(items: Sequence[Item], fraction: float, seed: int) -> dict[str, list[I
   small = sorted(label for label, members in classes.items() if len(members) < 2)
   if small:
     raise UserError(
-      f'too few usable videos to split, one to train on and one to validate on, in: {_few(small)};'
+      f'too few usable videos to split, one to train on and one to validate on, in: {lists.few(small)};'
       ' add videos, leave the class out, or give the splits yourself'
     )
   for members in classes.values():
@@ -204,9 +162,3 @@ def _clean(name: str) -> str:
 
 def _clean_label(name: str) -> str:
   return ' '.join(_clean(name).split())
-
-
-def _few(names: Iterable[str]) -> str:
-  names = sorted(names)
-  more = f' and {len(names) - 5} more' if len(names) > 5 else ''
-  return ', '.join(names[:5]) + more or 'none'
