@@ -16,19 +16,24 @@ WANTED = 'the CSV files of Kinetics (train.csv, val.csv or validate.csv, test.cs
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Clip:
-  """A row of a CSV file: `start` and `end` in seconds of the YouTube video; `label` is '' where it has none."""
+  """A row of a CSV file.
+
+  Attributes:
+    split: train, validation or test.
+    name: YOUTUBE-ID_START_END, with six digits each, as its file is mostly called.
+    youtube_id: eleven characters.
+    start, end: in seconds of the YouTube video.
+    label: '' where it has none.
+    where: the CSV file and the line.
+  """
 
   split: str
+  name: str
   youtube_id: str
   start: int
   end: int
   label: str
   where: str
-
-  @property
-  def name(self) -> str:
-    """What its file is mostly called, without suffix."""
-    return f'{self.youtube_id}_{self.start:06d}_{self.end:06d}'
 
 
 def class_names(classes: int) -> tuple[str, ...]:
@@ -88,9 +93,11 @@ def _read(path: Path, spellings: dict[str, str], classes: int) -> Iterator[Clip]
       raise UserError(
         f'{where}: time_start and time_end must be seconds, not {row["time_start"]!r} and {row["time_end"]!r}'
       ) from None
-    if not row['youtube_id']:
+    youtube_id = row['youtube_id']
+    if not youtube_id:
       raise UserError(f'{where}: the youtube_id is empty')
-    yield Clip(split, row['youtube_id'], start, end, labels.get(label, ''), where)
+    name = f'{youtube_id}_{start:06d}_{end:06d}'
+    yield Clip(split, name, youtube_id, start, end, labels.get(label, ''), where)
 
 
 def _class(label: str, spellings: dict[str, str], classes: int, where: str) -> str:

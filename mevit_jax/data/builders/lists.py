@@ -41,8 +41,8 @@ class Index:
     others: list[str] = []
     for path in walk(root):
       name = path.rpartition('/')[2]
-      if is_video(name):
-        self._paths.setdefault(stem(name), []).append(path)
+      if (short := stem(name)) != name:
+        self._paths.setdefault(short, []).append(path)
       else:
         others.append(name)
     if not self._paths:
@@ -56,14 +56,14 @@ class Index:
       split: a file in a folder of this split is better than in another's.
       label: likewise.
     """
-    paths = [path for name in names for path in sorted(self._paths.get(name, ()))]
+    paths = [path for name in dict.fromkeys(names) if name in self._paths for path in self._paths[name]]
     if not paths:
       return ''
     self._taken.update(paths)
     if len(paths) == 1:
       return f'{self.root}/{paths[0]}'
 
-    def worse(path: str) -> tuple[int, bool, int, bool]:
+    def worse(path: str) -> tuple[int, bool, int, bool, str]:
       folders = path.lower().split('/')
       splits = {SPLITS[folder] for folder in folders[:-1] if folder in SPLITS}
       return (
@@ -71,6 +71,7 @@ class Index:
         'replacement' not in path,  # for files that are broken elsewhere: so does CVDF hand them out
         0 if split in splits else 2 if splits else 1,
         fold(label) not in map(fold, folders[:-1]),
+        path,
       )
 
     best = min(paths, key=worse)
