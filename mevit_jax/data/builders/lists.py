@@ -63,14 +63,15 @@ class Index:
     if len(paths) == 1:
       return f'{self.root}/{paths[0]}'
 
-    def worse(path: str) -> tuple[int, bool, int, bool, str]:
-      folders = path.lower().split('/')
-      splits = {SPLITS[folder] for folder in folders[:-1] if folder in SPLITS}
+    def worse(path: str) -> tuple[bool, int, int, bool, str]:
+      *folders, name = path.split('/')
+      splits = {SPLITS[folder.lower()] for folder in folders if folder.lower() in SPLITS}
       return (
-        names.index(stem(path.rpartition('/')[2])),
-        'replacement' not in path,  # for files that are broken elsewhere: so does CVDF hand them out
+        # CVDF hands out a folder replacement_for_corrupted_k400 for files that are broken elsewhere.
+        not any(folder.startswith('replacement') for folder in folders),
+        names.index(stem(name)),
         0 if split in splits else 2 if splits else 1,
-        fold(label) not in map(fold, folders[:-1]),
+        fold(label) not in map(fold, folders),
         path,
       )
 
@@ -157,10 +158,10 @@ def gather(sources: Iterable[Path], suffixes: Sequence[str], wanted: str) -> lis
   """
   sources, found = list(sources), []
   for source in sources:
-    inside = [source / path for path in walk(source)] if source.is_dir() else [source]
-    found += [path for path in inside if path == source or path.suffix.lower() in suffixes]
     if not source.exists():
       raise UserError(f'{source} is not there; wanted: {wanted}')
+    inside = [source / path for path in walk(source)] if source.is_dir() else [source]
+    found += [path for path in inside if path == source or path.suffix.lower() in suffixes]
   if not found:
     raise UserError(f'no {" or ".join(suffixes)} file in {", ".join(map(str, sources))}; wanted: {wanted}')
   return sorted(set(found))
