@@ -5,35 +5,21 @@ decoded. So nothing depends on a container's index or on its seek function: the 
 timestamps say where to start. Whatever looks unsafe is decoded from the first packet to the last.
 """
 
-import contextlib
-import io
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from fractions import Fraction
 
 import av
-import av.logging
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
-from av.sidedata.sidedata import Type
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from mevit_jax.errors import UserError
+from mevit_jax.data.container import TIMED, Demux, Scan, VideoError, opened, tick_seconds, turns_of, upright
 
-av.logging.set_level(None)  # errors are raised; FFmpeg's own complaints would flood the terminal
-
-# These carry a display time for every packet. Others guess: AVI's are wrong where frames reorder.
-_TIMED = {'mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm'}
-_PICTURE = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 _TOLERANCE = 1e-6  # seconds: a time asked for may be a timestamp that went through float arithmetic
-
-
-class VideoError(UserError):
-  """A video that cannot be used: the message is its reason, in one line."""
 
 
 @dataclass(frozen=True)
@@ -53,24 +39,16 @@ class VideoInfo:
   damage: str
 
 
-def inspect(data: bytes) -> VideoInfo:
-  """Decodes every frame once. Raises VideoError if the file is no video or no frame decodes."""
-  with _opened(data) as (container, stream):
-    packets, end, torn = _demux(container, stream, everything=True)
-    scan = _Scan(stream, container.format.name in _TIMED)
-    scan.run(packets)
-    times, order = scan.timeline()
-    last = scan.lengths[order[-1]] or (times[-1] / (len(times) - 1) if len(times) > 1 else 0)
-    duration = float(times[-1] + (last or 1 / scan.rate))
-    declared = (container.duration or 0) / av.time_base
-    damage = ''
-    if torn or end < 0.9 * declared:
-      damage = f'the file ends at {end:.1f} s of {declared:.1f} s{torn and f": {torn}"}'
-    elif scan.errors:
-      damage = f'{len(scan.errors)} of {len(packets)} packets do not decode: {scan.errors[0]}'
-    height, width = scan.shape
-    codec = stream.codec_context.codec.canonical_name
-    return VideoInfo(len(times), len(times) / duration, duration, height, width, codec, damage)
+def inspect(data: bytes, time_limit: float | None = None) -> VideoInfo:
+  """Decodes every frame once, in memory that does not grow with their number.
+
+  Raises VideoError if the file is no video or no frame decodes; if less than half of what it declares is there, or less
+  than half of its packets decode; or if that takes longer than `time_limit` seconds.
+  """
+  walk = Walk(data, time_limit)
+  for _ in walk:
+    pass
+  return walk.info
 
 
 def decode(data: bytes, times: np.ndarray) -> list[np.ndarray]:
@@ -78,62 +56,61 @@ def decode(data: bytes, times: np.ndarray) -> list[np.ndarray]:
 
   A frame is displayed from its timestamp until the next one's; the first is displayed before its
   time too, and the last one for ever. Returns an RGB uint8 `h w 3` a time (a frame that is
-  displayed at several of them is one array). Raises VideoError if nothing decodes.
+  displayed at several of them is one array). Raises VideoError if it cannot, as `inspect` does.
   """
-  with _opened(data) as (container, stream):
-    packets, _, _ = _demux(container, stream)
-    timed = container.format.name in _TIMED
-    frames = _decode_runs(stream, packets, times) if timed else None
-    return frames or _decode_all(stream, packets, times, timed)
+  with opened(data) as (container, stream):
+    packets = list(Demux(container, stream))
+    frames = _decode_runs(stream, packets, times) if container.format.name in TIMED else None
+    if frames is not None:
+      return frames
+    stamps = np.sort([np.nan if packet.pts is None else packet.pts for packet in packets])
+    guess = _displayed((stamps - stamps[0]) * tick_seconds(stream), times)
+  return _decode_all(data, times, guess.tolist())
 
 
-@contextlib.contextmanager
-def _opened(data: bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
-  if not data:
-    raise VideoError('the file is empty')
-  try:
-    container = av.open(io.BytesIO(data), 'r', metadata_errors='replace')
-  except av.FFmpegError as error:
-    raise VideoError(f'not a video that FFmpeg can open: {_reason(error)}') from error
-  with container:
-    if container.format.name.endswith('_pipe'):
-      raise VideoError(f'a still image ({container.format.name.removesuffix("_pipe")})')
-    stream = _best_stream(container)
-    stream.thread_type = 'NONE'  # worker processes are the parallelism
-    stream.codec_context.thread_count = 1
-    yield container, stream
+class Walk:
+  """Iterating decodes every frame once, in the order in which the decoder puts them out; `inspect` says what it raises.
 
-
-def _best_stream(container: InputContainer) -> VideoStream:
-  streams = [stream for stream in container.streams.video if not stream.disposition & _PICTURE]
-  if not streams:
-    raise VideoError('no video stream')
-  streams = [stream for stream in streams if stream.codec_context is not None]
-  if not streams:
-    raise VideoError('no decoder for its video stream')
-  best = container.streams.best('video')
-  return best if best in streams else max(streams, key=lambda s: s.width * s.height)
-
-
-def _demux(container: InputContainer, stream: VideoStream, everything: bool = False) -> tuple[list[Packet], float, str]:
-  """The stream's packets, the end in seconds of what was read, and the error that ended it or ''.
-
-  `everything` reads the other streams too: sound may last longer than the pictures do.
+  When all have come, `info` says what they were, and `ticks`, int64, when each of them is displayed, in units of `tick`
+  seconds: from 0, and almost always rising.
   """
-  packets, end, torn = [], 0.0, ''
-  try:
-    for packet in container.demux() if everything else container.demux(stream):
-      if packet.size == 0 and packet.pts is None and packet.dts is None:
-        continue  # PyAV's own end marks
-      if packet.stream is stream:
-        packets.append(packet)
-      if packet.pts is not None:
-        end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-  except av.FFmpegError as error:
-    torn = _reason(error)
-  if not packets:
-    raise VideoError(f'no video packets{torn and f": {torn}"}')
-  return packets, end - (container.start_time or 0) / av.time_base, torn
+
+  info: VideoInfo
+  ticks: np.ndarray
+  tick: Fraction
+
+  def __init__(self, data: bytes, time_limit: float | None = None):
+    self._data, self._time_limit = data, time_limit
+
+  def __iter__(self) -> Iterator[VideoFrame]:
+    with opened(self._data) as (container, stream):
+      packets = Demux(container, stream, everything=True, time_limit=self._time_limit)
+      scan = Scan(stream, container.format.name in TIMED)
+      yield from scan.run(packets)
+      if len(scan.stamps) == 1:
+        raise VideoError('a single frame, as a still image is')
+      self.ticks, self.tick = scan.timeline()
+      order = np.argsort(self.ticks, kind='stable')
+      times = self.ticks[order] * float(self.tick)
+      last = scan.lengths[order[-1]] or times[-1] / (len(times) - 1) or 1 / scan.rate
+      duration = float(times[-1] + last)
+      damage = _damage(container, stream, packets, duration, scan.errors)
+      codec = stream.codec_context.codec.canonical_name
+      self.info = VideoInfo(len(times), len(times) / duration, duration, *scan.shape, codec, damage)
+
+
+def _damage(container: InputContainer, stream: VideoStream, packets: Demux, duration: float, errors: list[str]) -> str:
+  """What does not decode, or ''. Raises VideoError where it is more than half."""
+  declared = (container.duration or 0) / av.time_base
+  torn = bool(packets.torn) or packets.end < 0.9 * declared
+  pictures = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else declared * torn
+  if duration < pictures / 2:
+    raise VideoError(f'only {duration:.1f} s of {pictures:.1f} s are there{packets.torn and f": {packets.torn}"}')
+  if len(errors) > packets.count / 2:
+    raise VideoError(f'{len(errors)} of {packets.count} packets do not decode: {errors[0]}')
+  if torn:
+    return f'the file ends at {packets.end:.1f} s of {declared:.1f} s{packets.torn and f": {packets.torn}"}'
+  return f'{len(errors)} of {packets.count} packets do not decode: {errors[0]}' if errors else ''
 
 
 def _decode_runs(stream: VideoStream, packets: list[Packet], times: np.ndarray) -> list[np.ndarray] | None:
@@ -142,7 +119,7 @@ def _decode_runs(stream: VideoStream, packets: list[Packet], times: np.ndarray) 
   shown = np.sort([packet.pts for packet in packets if packet.pts is not None and not packet.is_discard])
   if len(set(stamps)) < len(packets) or stamps[0] != min(stamps) or not shown.size:
     return None
-  seconds = (shown - shown[0]) * _tick(stream)
+  seconds = (shown - shown[0]) * tick_seconds(stream)
   asked = shown[_displayed(seconds, times)].tolist()
   wanted = set(asked)
   size = stream.width, stream.height  # before decoding: a decoder changes them with its frames
@@ -182,80 +159,25 @@ def _runs(packets: list[Packet], stamps: list[int], wanted: set[int]) -> list[tu
   return sorted(runs.items())
 
 
-def _decode_all(stream: VideoStream, packets: list[Packet], times: np.ndarray, timed: bool) -> list[np.ndarray]:
-  """`decode` from the first packet to the last: again if the packets' timestamps misled."""
-  stream.codec_context.skip_frame = 'DEFAULT'
-  stamps = np.sort([np.nan if packet.pts is None else packet.pts for packet in packets])
-  index = _displayed((stamps - stamps[0]) * _tick(stream), times)
+def _decode_all(data: bytes, times: np.ndarray, guess: list[int]) -> list[np.ndarray]:
+  """`decode` from the first packet to the last: again if the frames shown are not those that the packets made guess."""
   while True:
-    stream.codec_context.flush_buffers()
-    scan = _Scan(stream, timed, keep=set(index.tolist()))
-    scan.run(packets)
-    seconds, order = scan.timeline()
-    shown = order[_displayed(seconds, times)]
-    if set(shown.tolist()) <= scan.kept.keys():
-      return [scan.kept[i] for i in shown.tolist()]
-    index = shown
+    walk, kept = Walk(data), dict[int, np.ndarray]()
+    for index, frame in enumerate(walk):
+      if index == 0:  # a video has its first frame's size, whatever comes later
+        to_rgb = _ToRGB(frame.width, frame.height)
+      if index in guess:
+        kept[index] = to_rgb(frame)
+    order = np.argsort(walk.ticks, kind='stable')
+    shown = order[_displayed(walk.ticks[order] * float(walk.tick), times)].tolist()
+    if set(shown) <= kept.keys():
+      return [kept[index] for index in shown]
+    guess = shown
 
 
 def _displayed(seconds: np.ndarray, times: np.ndarray) -> np.ndarray:
   """Index of the last of the sorted `seconds` that is at or before each time; the first at least"""
   return np.maximum(np.searchsorted(seconds, np.ravel(times) + _TOLERANCE, side='right') - 1, 0)
-
-
-@dataclass
-class _Scan:
-  """One decode of all packets; `keep` are the frames, by output order, that become RGB."""
-
-  stream: VideoStream
-  timed: bool
-  keep: set[int] = field(default_factory=set)
-  stamps: list[int | None] = field(default_factory=list)
-  lengths: list[float] = field(default_factory=list)
-  kept: dict[int, np.ndarray] = field(default_factory=dict)
-  errors: list[str] = field(default_factory=list)
-  shape: tuple[int, int] = (0, 0)
-
-  def run(self, packets: list[Packet]) -> None:
-    """Decodes the packets; a packet that fails is noted, and the next one tried."""
-    to_rgb = None
-    for packet in [*packets, None]:
-      try:
-        decoded = self.stream.decode(packet)
-      except av.FFmpegError as error:
-        self.errors.append(_reason(error))
-        continue
-      for frame in decoded:
-        if to_rgb is None:  # a video has its first frame's size, whatever comes later
-          to_rgb = _ToRGB(frame.width, frame.height)
-          self.shape = _upright(np.empty((frame.height, frame.width, 0)), frame).shape[:2]
-        if len(self.stamps) in self.keep:
-          self.kept[len(self.stamps)] = to_rgb(frame)
-        self.stamps.append(frame.pts)
-        self.lengths.append((frame.duration or 0) * _tick(self.stream))
-    if not self.stamps:
-      raise VideoError(': '.join(['no frame decodes', *self.errors[:1]]))
-
-  @property
-  def rate(self) -> float:
-    return float(self.stream.guessed_rate or self.stream.average_rate or 25)
-
-  def timeline(self) -> tuple[np.ndarray, np.ndarray]:
-    """Display times in seconds from 0, sorted, and which output frame each one belongs to.
-
-    Decoders put frames out in display order; where stamps contradict it, the container decides.
-    """
-    order = np.arange(len(self.stamps))
-    if None in self.stamps:
-      return order / self.rate, order
-    stamps = np.array(self.stamps, np.int64)
-    if self.timed:
-      order = np.argsort(stamps, kind='stable')
-    return (np.sort(stamps) - stamps.min()) * _tick(self.stream), order
-
-
-def _tick(stream: VideoStream) -> float:
-  return float(stream.time_base or 0)  # seconds
 
 
 class _ToRGB:
@@ -267,19 +189,4 @@ class _ToRGB:
 
   def __call__(self, frame: VideoFrame) -> np.ndarray:
     rgb = self._reformatter.reformat(frame, format='rgb24', threads=1, **self._size)
-    return np.ascontiguousarray(_upright(rgb.to_ndarray(), frame))  # h w 3
-
-
-def _upright(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
-  """Applies the display matrix: quarter turns, and mirrors (a phone's front camera), `h w 3`."""
-  notes: Any = frame.side_data
-  if Type.DISPLAYMATRIX not in notes:
-    return pixels
-  a, b, _, c, d, *_ = np.frombuffer(notes[Type.DISPLAYMATRIX], np.int32).tolist()
-  if abs(b) > abs(a):  # x and y change places
-    pixels, a, d = pixels.swapaxes(0, 1), c, b
-  return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-
-
-def _reason(error: av.FFmpegError) -> str:
-  return f'{type(error).__name__} ({error.strerror})'
+    return np.ascontiguousarray(upright(rgb.to_ndarray(), turns_of(frame)))  # h w 3

@@ -126,9 +126,9 @@ def test_no_duration_in_the_header():
 
 def test_truncated_tail_is_named_and_the_rest_used():
   whole = make_video(120, container='matroska')
-  cut = whole[: len(whole) // 2]
+  cut = whole[: int(len(whole) * 0.6)]
   info = inspect(cut)
-  assert 20 < info.num_frames < 100
+  assert 60 <= info.num_frames < 100
   assert 'ends at' in info.damage
   frames, _ = decode_all(whole)
   np.testing.assert_array_equal(decode(cut, np.array([0.5]))[0], frames[15])
@@ -136,17 +136,70 @@ def test_truncated_tail_is_named_and_the_rest_used():
   assert [number(frame) for frame in last] == [info.num_frames - 1] * 2
 
 
+@pytest.mark.parametrize(('container', 'codec'), [('matroska', 'libx264'), ('flv', 'flv1')])
+def test_less_than_half_of_a_video_is_none(container, codec):
+  whole = make_video(120, container=container, codec=codec)
+  with pytest.raises(VideoError, match=r'only 1\.\d s of 4\.0 s are there'):
+    inspect(whole[: int(len(whole) * 0.4)])
+
+
+@pytest.mark.parametrize('container', ['matroska', 'mp4', 'mpegts'])
+def test_sound_that_outlasts_the_pictures_is_no_damage(container):
+  info = inspect(make_video(6, container=container, sound=True))  # a second of sound
+  assert (info.num_frames, info.damage) == (6, '')
+
+
+def test_ten_declared_hours_of_four_seconds_are_none():
+  data = bytearray(make_video(120, container='matroska'))
+  place = data.index(b'\x44\x89\x88') + 3  # Duration, a float of eight bytes, in milliseconds
+  assert struct.unpack('>d', data[place : place + 8])[0] == pytest.approx(4000, abs=50)
+  data[place : place + 8] = struct.pack('>d', 36e6)
+  with pytest.raises(VideoError, match=r'only 4\.0 s of 36000\.0 s are there'):
+    inspect(bytes(data))
+
+
+@pytest.mark.parametrize('kind', ['gif', 'avif'])
+def test_a_single_frame_is_a_still_image(kind):
+  with pytest.raises(VideoError, match='single frame'):
+    inspect(_still(kind))
+
+
+def test_one_pixel():
+  data = make_video(3, codec='png', container='mov', pixels='rgb24', size=(1, 1))
+  info = inspect(data)
+  assert (info.num_frames, info.height, info.width) == (3, 1, 1)
+  assert decode(data, np.zeros(1))[0].shape == (1, 1, 3)
+
+
+def test_time_limit():
+  data = make_video(120)
+  assert inspect(data, time_limit=60).num_frames == 120
+  with pytest.raises(VideoError, match='longer than 1e-06 s'):
+    inspect(data, time_limit=1e-6)
+
+
+def _packets(data):
+  with av.open(io.BytesIO(bytes(data))) as container:
+    return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+
+
 def test_packets_that_do_not_decode_are_named_and_passed_over():
   data = bytearray(make_video(keyframes=10, options={'bf': '0'}))
-  with av.open(io.BytesIO(bytes(data))) as container:
-    packets = [(packet.pos, packet.size) for packet in container.demux(video=0)]
-  for position, size in packets[20:25]:
+  for position, size in _packets(data)[20:25]:
     data[position : position + size] = struct.pack('>I', size - 4) + bytes(size - 4)
   info = inspect(bytes(data))
   assert 'of 40 packets do not decode' in info.damage
   assert 30 <= info.num_frames < 40
   assert number(decode(bytes(data), np.array([35.5 / 30]))[0]) == 35
   assert decode(bytes(data), np.array([22 / 30]))[0].shape == (48, 64, 3)
+
+
+def test_a_video_most_of_which_does_not_decode_is_none():
+  data = bytearray(make_video(keyframes=10, options={'bf': '0'}))
+  for position, size in _packets(data)[1:35]:
+    data[position : position + size] = struct.pack('>I', size - 4) + bytes(size - 4)
+  with pytest.raises(VideoError, match='of 40 packets do not decode'):
+    inspect(bytes(data))
 
 
 def test_a_change_of_size_keeps_the_first_one():
@@ -162,9 +215,9 @@ def test_a_change_of_size_keeps_the_first_one():
   assert [(number(frame), frame.shape) for frame in frames] == [(index % 6, (48, 64, 3)) for index in range(12)]
 
 
-def _still() -> bytes:
+def _still(kind: str) -> bytes:
   file = io.BytesIO()
-  Image.fromarray(picture(1)).save(file, 'jpeg')
+  Image.fromarray(picture(1)).save(file, kind)
   return file.getvalue()
 
 
@@ -184,7 +237,7 @@ def _sound_only() -> bytes:
   [
     (b'', 'empty'),
     (b'no video at all' * 99, 'not a video'),
-    (_still(), 'still image'),
+    (_still('jpeg'), 'still image'),
     (_sound_only(), 'no video stream'),
     (make_video()[:2000], 'not a video'),  # its index is at the end
   ],
