@@ -16,7 +16,7 @@ from mevit_jax.data.tasks import Check, Engine, Progress, Row
 from mevit_jax.errors import UserError
 
 SHOWN = 20  # entries of a list on the terminal; report.txt has all
-TRIED = 16  # videos encoded again to know how much smaller they become
+TRIED = 8  # videos encoded again to know how much smaller they become
 
 
 @dataclasses.dataclass(frozen=True)
