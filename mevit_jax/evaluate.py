@@ -104,15 +104,19 @@ def evaluate_params(
   predictions = predict_split(recipe, predict, mesh, params, split)
   folder = workdir / 'evaluation' / protocol.name
   results = write_results(folder, predictions, split.class_names, _about(recipe, split, step))
-  dead = f'  unreadable {results["unreadable"]}' if results['unreadable'] else ''
-  print(
-    f'evaluation {protocol.name} at step {step}: top-1 {100 * results["top1"]:.2f} %  '
-    f'top-5 {100 * results["top5"]:.2f} %  of {results["videos"]} videos{dead}  {folder}',
-    flush=True,
-  )
+  print(f'evaluation {protocol.name} at step {step}: {_in_words(results)}  {folder}', flush=True)
   if picture and results['unreadable'] < results['videos']:
     _draw(folder / 'videos.png', recipe, split, predictions, results)
   return results
+
+
+def _in_words(results: dict[str, Any]) -> str:
+  """Accuracy where there is one, of how many videos, and how many do not count."""
+  words = [
+    f'{name} {100 * results[key]:.2f} %' for key, name in (('top1', 'top-1'), ('top5', 'top-5')) if key in results
+  ]
+  words.append(f'of {results["videos"]} videos' if words else f'{results["videos"]} videos')
+  return '  '.join([*words, *(f'{name} {results[name]}' for name in ('unlabelled', 'unreadable') if results[name])])
 
 
 def predict_split(
@@ -163,13 +167,11 @@ def _draw(path: Path, recipe: Recipe, split: datasets.Split, predictions: Predic
   strips = [
     report.Strip(
       frames=views[row, 0],
-      label=split.class_names[int(predictions.labels[i])],
+      label=split.class_names[int(predictions.labels[i])] if predictions.labels[i] >= 0 else '',
       likeliest=[(split.class_names[k], float(predictions.probabilities[i, k])) for k in ranked[i]],
     )
     for row, i in enumerate(shown)
   ]
-  title = (
-    f'{split.dataset}, {recipe.evaluation.name}: top-1 {100 * results["top1"]:.1f} % of {results["videos"]} videos'
-  )
+  title = f'{split.dataset}, {recipe.evaluation.name}: {_in_words(results)}'
   report.film_strips(path, strips, title)
   print(f'film strips: {path}', flush=True)

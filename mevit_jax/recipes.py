@@ -34,6 +34,10 @@ class DataConfig:
     sampling: 'dense' (frames `stride` apart) or 'uniform' (one frame of each of as many equal segments).
     stride: frames between two frames of a clip at 30 frames a second of the video's own clock (dense).
     short_side: training resizes a video's short side to a random length in this range (pixels), then crops at random.
+    repeats: clips that a video gives when it is drawn: it is decoded once, and each is another crop of the same frames,
+      augmented in another way. An epoch still draws every video once, and so has this many times the steps.
+    balance: 0 draws every video once an epoch, 1 every class equally often; between, a class is drawn as often as its
+      number of videos to the power of 1 - balance. For small datasets whose classes are uneven.
     mean: of the pixels in [0, 1], by channel; what the weights that training starts from were trained with.
     std: likewise.
     workers: processes that decode; 0 decodes in threads of this process.
@@ -45,6 +49,8 @@ class DataConfig:
   sampling: Literal['dense', 'uniform'] = 'dense'
   stride: int = 32
   short_side: tuple[int, ...] = (256, 320)
+  repeats: int = 1
+  balance: float = 0.0
   mean: tuple[float, ...] = (0.5, 0.5, 0.5)
   std: tuple[float, ...] = (0.5, 0.5, 0.5)
   workers: int = 0

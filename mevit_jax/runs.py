@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from mevit_jax import recipes
-from mevit_jax.data import datasets
+from mevit_jax.data import datasets, pipeline, sampling
 from mevit_jax.errors import UserError
 from mevit_jax.models.config import count_flops
 from mevit_jax.models.functional import Model, Params, build_model, count_parameters
@@ -62,8 +62,11 @@ def prepare_run(recipe: Recipe, workdir: Path) -> Run:
   """Opens the data and builds model, optimiser and step; computes and writes nothing."""
   split = datasets.open_split(recipe.data.data_dir, recipe.data.dataset, recipe.data.train_split)
   datasets.open_split(recipe.data.data_dir, recipe.data.dataset, recipe.evaluation.split)
+  if unlabelled := int((split.labels < 0).sum()):
+    raise UserError(f'{unlabelled:,} of {split} have no label, and cannot be trained on: see data.train_split')
   recipe = _with_source(recipes.with_classes(recipe, split.class_names), workdir)
   training = recipe.training
+  pipeline.check_batch(training.batch_size, recipe.data.repeats)
   mesh = make_mesh(recipe.mesh)
   rows = by_rows(mesh)
   host_rows(rows, training.batch_size)
@@ -73,9 +76,15 @@ def prepare_run(recipe: Recipe, workdir: Path) -> Run:
       f'training.batch_size {training.batch_size} in {training.accumulate} parts (training.accumulate) '
       f'is not divisible by the {mesh.size} devices that share it'
     )
+  if recipe.augment.mixes and training.batch_size // training.accumulate // mesh.size % 2:
+    raise UserError(
+      f'augment.mixup and augment.cutmix mix pairs of clips on one device: training.batch_size {training.batch_size} '
+      f'must be a multiple of {2 * training.accumulate * mesh.size} '
+      f'(2 x training.accumulate {training.accumulate} x {mesh.size} devices)'
+    )
   model = build_model(recipe.model)
   check_patterns(recipe.optimizer, model.abstract)
-  steps_per_epoch = len(split) / training.batch_size
+  steps_per_epoch = len(split) * recipe.data.repeats / training.batch_size
   steps = max(1, round(training.epochs * steps_per_epoch))
   schedule = make_schedule(recipe.optimizer, training.batch_size, steps_per_epoch, steps)
   optimizer = make_optimizer(recipe.optimizer, schedule)
@@ -91,6 +100,7 @@ def prepare_run(recipe: Recipe, workdir: Path) -> Run:
     label_smoothing=training.label_smoothing,
     accumulate=training.accumulate,
     seed=training.seed,
+    sharding=rows,
   )
   return Run(
     recipe, workdir, split, model, mesh, steps, steps_per_epoch, schedule,
@@ -166,12 +176,15 @@ def print_summary(run: Run) -> None:
   """Says what is trained, on what, and for how long."""
   recipe, devices = run.recipe, run.mesh.devices.ravel()
   flops, parameters = count_flops(recipe.model), count_parameters(run.model.abstract)
-  model = recipe.model
+  model, data = recipe.model, recipe.data
+  each = f', {data.repeats} of each video drawn' if data.repeats > 1 else ''
+  if data.balance:
+    each += f'; {sampling.describe(run.split.labels, run.split.class_names, data.balance)}'
   print(
     f'model: {model.space_blocks} space + {model.motion_blocks} motion + {model.class_blocks} class blocks, '
     f'block size {model.block_size}, {model.frames} frames of {model.image_size[0]}x{model.image_size[1]}; '
     f'{parameters:,} parameters, {flops / 1e9:.4g} GFLOPs a view ({flops / 2e9:.4g} G multiply-adds)\n'
-    f'data: {run.split}, {recipe.data.sampling} clips\n'
+    f'data: {run.split}, {data.sampling} clips{each}\n'
     f'training: {run.steps} steps of {recipe.training.batch_size} clips ({recipe.training.epochs:g} epochs), '
     f'{recipe.optimizer.name}, learning rate {float(run.schedule(min(run.steps - 1, _peak_step(run)))):.3g}, '
     f'{len(devices)} x {devices[0].device_kind}',

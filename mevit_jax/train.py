@@ -20,6 +20,7 @@ from mevit_jax.recipes import Recipe
 from mevit_jax.runs import Run, check_workdir, fresh_state, prepare_run, print_summary, restored_state
 from mevit_jax.training.checkpoint import Checkpoints, write_workdir
 from mevit_jax.training.state import TrainState
+from mevit_jax.training.unreadable import Unreadable
 from mevit_jax.training.writer import Progress, Writer
 
 # Steps that may be under way at once: enough to keep the devices busy, and few enough to bound memory.
@@ -76,6 +77,7 @@ def _loop(run: Run, state: TrainState, checkpoints: Checkpoints) -> dict[str, An
   batches = _batches(run, first)
   progress = Progress(first, run.steps, run.steps_per_epoch, training.batch_size)
   profiled = _profiled(training.profile, first, run.steps)
+  unreadable = Unreadable()
   metrics: collections.deque[dict] = collections.deque(maxlen=training.log_every)
   results: dict[str, Any] = {}
   try:
@@ -87,7 +89,7 @@ def _loop(run: Run, state: TrainState, checkpoints: Checkpoints) -> dict[str, An
       start = time.monotonic()
       batch = next(batches)
       progress.waited(time.monotonic() - start)
-      _name_unreadable(run, batch)
+      unreadable.look(batch)
       state, step_metrics = run.step(state, _inputs(batch, rows))
       metrics.append(step_metrics)
       if step == first + 1:  # compiled now: the line of progress speaks of what comes after
@@ -99,7 +101,7 @@ def _loop(run: Run, state: TrainState, checkpoints: Checkpoints) -> dict[str, An
         _end_profile(run, profiled, step_metrics)
       saves = step % training.save_every == 0 or step == run.steps
       if step % training.log_every == 0 or saves:  # a resumed run has the same lines: none spans a checkpoint
-        _log(run, step, metrics, progress, writer)
+        _log(run, step, metrics, progress, writer, unreadable.take())
       start = time.monotonic()
       if saves:
         checkpoints.save(state, run.about)
@@ -121,7 +123,8 @@ def _evaluate(run: Run, state: TrainState, step: int, writer: Writer) -> dict[st
   """Evaluates the state, and writes the accuracy to the metrics too."""
   last = step == run.steps
   results = evaluate_params(run.recipe, run.predict, run.workdir, run.mesh, state.params, step, picture=last)
-  writer.write(step, {name: results[name] for name in ('top1', 'top5')}, run.recipe.evaluation.name)
+  if 'top1' in results:  # a split without labels has none
+    writer.write(step, {name: results[name] for name in ('top1', 'top5')}, run.recipe.evaluation.name)
   return results
 
 
@@ -133,6 +136,9 @@ def _batches(run: Run, start_step: int):
     run.recipe.clip,
     batch_size=training.batch_size,
     seed=training.seed,
+    repeats=run.recipe.data.repeats,
+    balance=run.recipe.data.balance,
+    labels=run.split.labels,
     start_step=start_step,
     rows=host_rows(by_rows(run.mesh), training.batch_size),
     workers=run.recipe.data.workers,
@@ -144,7 +150,7 @@ def _inputs(batch, sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
   return global_batch({'video': batch['video'], 'label': batch['label']}, sharding)
 
 
-def _log(run: Run, step: int, metrics, progress: Progress, writer: Writer) -> None:
+def _log(run: Run, step: int, metrics, progress: Progress, writer: Writer, unreadable: int) -> None:
   """Writes and prints the means over the steps since the last line."""
   means = {name: float(np.mean([one[name] for one in metrics])) for name in metrics[0]}
   metrics.clear()
@@ -154,15 +160,9 @@ def _log(run: Run, step: int, metrics, progress: Progress, writer: Writer) -> No
       '(optimizer.learning_rate, .clip_norm); the checkpoints before it are kept'
     )
   values = {**means, **progress.measure(step), 'learning_rate': float(run.schedule(step - 1))}
+  values['unreadable'] = unreadable
   writer.write(step, values, 'train')
   print(progress.line(step, values), flush=True)
-
-
-def _name_unreadable(run: Run, batch) -> None:
-  for asked, used in zip(batch['index'], batch['used'], strict=True):
-    if asked != used:
-      video, other = (run.split.source[int(i)]['id'] for i in (asked, used))
-      print(f'unreadable video {video} was replaced by {other}', flush=True)
 
 
 def _profiled(steps: tuple[int, ...], first: int, last: int) -> range:

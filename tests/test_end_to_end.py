@@ -1,6 +1,7 @@
 """From files to results: training, killing, resuming, evaluating; and what is refused before anything is written."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from PIL import Image
 from mevit_jax import evaluate, recipes, runs, train
 from mevit_jax.data import datasets, pipeline, shards
 from mevit_jax.data.builders import moving_shapes
+from mevit_jax.data.video import VideoError
 from mevit_jax.errors import UserError
 from mevit_jax.models.functional import build_model, names_of
 from mevit_jax.training.checkpoint import Checkpoints
@@ -140,6 +142,7 @@ def test_metrics(whole):
     assert line['train/learning_rate'] == pytest.approx(0.1 * 8 / 64)
     assert 0 < line['train/loss'] < 10
     assert line['train/accuracy'] * 8 in range(9)
+    assert line['train/unreadable'] == 0
   assert [line for line in lines if f'{NAME}/top1' in line][-1] == {
     'step': 6, **{f'{NAME}/{top}': results(whole[0])[top] for top in ('top1', 'top5')},
   }  # fmt: skip
@@ -164,6 +167,28 @@ def test_evaluation_at_the_end(whole, shapes_dir):
   assert sum(row['correct'] == '1' for row in rows) == found['top1_correct'] == round(11 * found['top1'])
   with Image.open(folder / 'videos.png') as image:
     assert image.width > 500
+
+
+def test_videos_that_are_unreadable_while_training_are_counted_and_named_once(
+  tiny, shapes_dir, tmp_path, capsys, whole
+):
+  source = datasets.open_split(shapes_dir, 'moving_shapes', 'train').source
+  dead = source[3]
+  read = pipeline.decode
+
+  def decode(data, times):
+    if data == dead['video']:
+      raise VideoError('it has rotted')
+    return read(data, times)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(pipeline, 'decode', decode)
+    train.train(tiny(), str(tmp_path / 'run'))
+  counts = [line['train/unreadable'] for line in metrics(tmp_path / 'run') if 'train/loss' in line]
+  assert counts[:2] != counts[2:]
+  assert sum(counts) == 2  # it is asked for once an epoch
+  named = [line for line in capsys.readouterr().out.splitlines() if 'rotted' in line]
+  assert named == [f"unreadable, and another one was taken: video '{dead['id']}': it has rotted"]
 
 
 # Killed, and started again.
@@ -286,6 +311,40 @@ def test_another_protocol_has_a_folder_of_its_own(whole, tiny, tmp_path):
   assert (found['videos'], found['dataset']['split']) == (24, 'train')
 
 
+def without_labels(monkeypatch):
+  """Splits that have no labels, as a benchmark's test split."""
+  opened = datasets.open_split
+
+  def open_split(*arguments):
+    split = opened(*arguments)
+    return dataclasses.replace(split, source=[{**example, 'label': -1} for example in split.source])
+
+  monkeypatch.setattr(datasets, 'open_split', open_split)
+  monkeypatch.setattr(datasets.Split, 'labels', property(lambda split: np.full(len(split), -1)))
+
+
+def test_a_split_without_labels_gives_predictions_and_no_accuracy(whole, tiny, tmp_path, monkeypatch, capsys):
+  run = after(6, whole[0], tmp_path / 'run')
+  without_labels(monkeypatch)
+  found = evaluate.evaluate(tiny(), str(run))
+  assert (found['videos'], found['unlabelled']) == (11, 11)
+  assert 'top1' not in found
+  assert f'evaluation {NAME} at step 6: 11 videos  unlabelled 11  ' in capsys.readouterr().out
+  folder = run / 'evaluation' / NAME
+  assert {path.name for path in folder.iterdir()} == {
+    'results.json', 'predictions.csv', 'probabilities.npz', 'submission.csv', 'videos.png',
+  }  # fmt: skip
+  assert len((folder / 'submission.csv').read_text().splitlines()) == 11
+  for video, row in probabilities(whole[0]).items():
+    np.testing.assert_allclose(probabilities(run)[video], row, rtol=1e-5)
+
+
+def test_training_without_labels_is_refused(tiny, tmp_path, monkeypatch):
+  without_labels(monkeypatch)
+  refused(tiny(), tmp_path / 'run', r'24 of moving_shapes/train, .* have no label, .* see data\.train_split')
+  assert not (tmp_path / 'run').exists()
+
+
 def test_evaluating_another_model_is_refused(whole, tiny):
   with pytest.raises(UserError, match=r'another model \(there, and now\): model.block_size: 2, and 1'):
     evaluate.evaluate(tiny(**{'model.block_size': 1}), str(whole[0]))
@@ -319,6 +378,9 @@ def refused(recipe, workdir, match):
   [
     ({'training.batch_size': 12}, r'training\.batch_size 12 is not divisible by the 8 devices'),
     ({'training.batch_size': 24, 'training.accumulate': 2}, r'batch_size 24 in 2 parts .* not divisible by the 8'),
+    ({'augment.mixup': 0.8}, r'training\.batch_size 8 must be a multiple of 16 \(2 x training\.accumulate 1 x 8 dev'),
+    ({'data.repeats': 3}, r'batch_size 8 is not divisible by 6: 2 videos x 3 data\.repeats'),
+    ({'data.balance': 1.5}, r'data\.balance must be in \[0, 1\], not 1\.5'),
     ({'evaluation.batch_size': 9}, r'evaluation\.batch_size 9 is not divisible by the 8 devices'),
     ({'mesh.data': 9}, r'mesh\.data is 9, but there are 8 devices'),
     ({'model.classes': 5}, r"model\.classes is 5, but the dataset 'moving_shapes' has 8"),

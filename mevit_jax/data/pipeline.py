@@ -6,16 +6,14 @@ integer, the step: no iterator state is ever stored.
 """
 
 import contextlib
-import multiprocessing
 import os
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import grain
 import numpy as np
-from absl import flags
 
 from mevit_jax.data.clips import (
   Box,
@@ -26,7 +24,9 @@ from mevit_jax.data.clips import (
   view_boxes,
   view_times,
 )
+from mevit_jax.data.sampling import draws
 from mevit_jax.data.video import VideoError, decode
+from mevit_jax.data.workers import WorkerBatches, note_reading
 from mevit_jax.errors import UserError
 
 _DRAWS = 20  # unreadable videos in a row, for one row of a batch, that are replaced and no error
@@ -40,28 +40,62 @@ class Source(Protocol):
   def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
+class Batches(Protocol):
+  """An iterator over batches, this host's rows of each; `close()` it."""
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]: ...
+
+  def __next__(self) -> dict[str, np.ndarray]: ...
+
+  def close(self) -> None: ...
+
+
 def train_batches(
   source: Source,
   clip: ClipConfig,
   *,
   batch_size: int,
   seed: int,
+  repeats: int = 1,
+  balance: float = 0.0,
+  labels: np.ndarray | None = None,
   start_step: int = 0,
   rows: slice | None = None,
   workers: int = 0,
-) -> grain.DatasetIterator[dict[str, np.ndarray]]:
-  """Endless random clips: video uint8 `r t h w 3`, label int32, index and used int64 `r`.
+) -> Batches:
+  """Endless random clips: video uint8 `r t h w 3`, label int32, index and used int64, error `r`.
 
   `batch_size` is the global one, of which this host makes the `rows`. The same seed and step give
-  the same batch for any rows and workers. Each epoch is a new permutation. An unreadable video is
-  replaced by another one that the row's own random numbers name: `index` is the dataset index asked
-  for, `used` the one given. Raises VideoError where 20 in a row are unreadable. `close()` it.
+  the same batch for any rows and workers. Each epoch is a new permutation; for `balance` and `labels` see
+  `sampling.draws`. An unreadable video is replaced by another one that the row's own random numbers name: `index` is
+  the dataset index asked for, `used` the one given, and `error` says why, one line a video; it is '' for the others.
+
+  With `repeats` = k a video that is drawn gives k rows: it is decoded once, and each row is another crop of the same
+  frames. Rows stand in blocks of two videos, `a0 b0 a1 b1 ...`: neighbours are of different videos.
+
+  Raises VideoError where 20 in a row are unreadable. `close()` it.
   """
-  _check(source, batch_size)
-  examples = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-  # Random numbers belong to the example's place in the endless stream, whoever makes it.
-  examples = examples.random_map(_TrainClip(source, clip))[start_step * batch_size :]
-  return _batches(examples, batch_size, rows, workers)
+  check_batch(batch_size, repeats)
+  _check(source)
+  pair = 2 if repeats > 1 else 1
+  block = pair * repeats  # rows
+  start, stop, _ = (rows or slice(None)).indices(batch_size)
+  first, last = start // block * pair, -(-stop // block) * pair  # the draws that these rows are of
+  # Random numbers belong to the draw's place in the endless stream, whoever makes it.
+  clips = draws(len(source), seed, balance, labels).random_map(_TrainClips(source, clip, repeats))
+  clips = _HostRows(clips[start_step * batch_size // repeats :], first, last - first, batch_size // repeats)
+  picks = [(row // block * pair + row % pair - first, row % block // pair) for row in range(start, stop)]
+  return _batches(clips, last - first, source, workers, partial(_collate, picks))
+
+
+def check_batch(batch_size: int, repeats: int) -> None:
+  """Raises a UserError for a batch that does not hold whole blocks of rows."""
+  if batch_size < 1 or repeats < 1:
+    raise UserError(f'batch_size and data.repeats must be at least 1, not {batch_size} and {repeats}')
+  if repeats > 1 and batch_size % (2 * repeats):
+    raise UserError(
+      f'training.batch_size {batch_size} is not divisible by {2 * repeats}: 2 videos x {repeats} data.repeats'
+    )
 
 
 def eval_batches(
@@ -73,52 +107,36 @@ def eval_batches(
   batch_size: int,
   rows: slice | None = None,
   workers: int = 0,
-) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+) -> Batches:
   """Every example once, in order: video uint8 `r v t h w 3`, label int32, index int64, mask bool, id, error `r`.
 
   Views are `v = clips crops`. All batches are whole: what fills the last one has mask False, index and label -1. An
   unreadable video is zeros, and its error says why; it is '' for the others.
   """
-  _check(source, batch_size)
+  check_batch(batch_size, 1)
+  _check(source)
   padded = -(-len(source) // batch_size) * batch_size
+  start, stop, _ = (rows or slice(None)).indices(batch_size)
   examples = grain.MapDataset.range(padded).map(_EvalViews(source, clip, clips, crops))
-  return _batches(examples, batch_size, rows, workers)
+  return _batches(_HostRows(examples, start, stop - start, batch_size), stop - start, source, workers)
 
 
-def _check(source: Source, batch_size: int) -> None:
+def _check(source: Source) -> None:
   if len(source) == 0:
     raise UserError('the dataset has no examples')
-  if batch_size < 1:
-    raise UserError(f'batch_size is at least 1, not {batch_size}')
 
 
 def _batches(
-  examples: grain.MapDataset, batch_size: int, rows: slice | None, workers: int
-) -> grain.DatasetIterator[dict[str, np.ndarray]]:
-  """This host's rows of each global batch, made by worker processes, or by threads without any."""
-  start, stop, _ = (rows or slice(None)).indices(batch_size)
-  examples = _HostRows(examples, start, stop - start, batch_size)
+  examples: grain.MapDataset, count: int, source: Source, workers: int, collate: Callable[[Any], Any] | None = None
+) -> Batches:
+  """Batches of `count` examples, made by worker processes, or by threads without any."""
   if workers:
-    if not flags.FLAGS.is_parsed():  # in a notebook or a test: Grain reads its flags to start them
-      flags.FLAGS.mark_as_parsed()
     # Batches before processes: Grain deals what comes out here to the workers in turn.
-    batches = examples.batch(stop - start).to_iter_dataset(grain.ReadOptions(0, 0))
-    return iter(batches.mp_prefetch(grain.MultiprocessingOptions(workers, 1), worker_init_fn=_end_with_parent))
+    batches = examples.batch(count, batch_fn=collate).to_iter_dataset(grain.ReadOptions(0, 0))
+    return WorkerBatches(batches, workers, partial(_name, source))
   threads = len(os.sched_getaffinity(0))  # decoding and resizing let go of Python's lock
   # Two batches ahead: what is made while the devices are busy is there when they are not.
-  return iter(examples.to_iter_dataset(grain.ReadOptions(threads, 2 * (stop - start))).batch(stop - start))
-
-
-def _end_with_parent(index: int, count: int) -> None:
-  """Ends this worker when its parent is gone: a parent that was killed cannot tell it to."""
-  del index, count
-
-  def wait() -> None:
-    if (parent := multiprocessing.parent_process()) is not None:
-      parent.join()
-      os._exit(1)
-
-  threading.Thread(target=wait, daemon=True).start()
+  return iter(examples.to_iter_dataset(grain.ReadOptions(threads, 2 * count)).batch(count, batch_fn=collate))
 
 
 class _HostRows(grain.MapDataset):
@@ -139,32 +157,43 @@ class _HostRows(grain.MapDataset):
 
 
 @dataclass(frozen=True)
-class _TrainClip(grain.transforms.RandomMap):
-  """A random clip and crop of an example, or of another one where its video is unreadable."""
+class _TrainClips(grain.transforms.RandomMap):
+  """Random crops of a random clip of an example, or of another one where its video is unreadable."""
 
   source: Source
   clip: ClipConfig
+  repeats: int
 
   def random_map(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
     asked, unreadable = index, []
     for _ in range(_DRAWS):
       example = _read(self.source, index)
-      times = train_times(rng, self.clip, example['duration'], example['num_frames'])
       try:
-        frames = _decode(example, times)
+        with _named(example):
+          video = self._crops(example, rng)  # k t h w 3
       except VideoError as error:
         unreadable.append(str(error))
         index = int(rng.integers(len(self.source)))
         continue
-      height, width = frames[0].shape[:2]
-      box = train_box(rng, self.clip, height, width)
       return {
-        'video': _crop(frames, box, self.clip.size),  # t h w 3
+        'video': video,
         'label': np.int32(example['label']),
         'index': np.int64(asked),
         'used': np.int64(index),
+        'error': np.str_('\n'.join(unreadable)),
       }
     raise VideoError(f'{_DRAWS} videos in a row are unreadable: {"; ".join(unreadable)}')
+
+  def _crops(self, example: Mapping[str, Any], rng: np.random.Generator) -> list[np.ndarray]:
+    frames = decode(example['video'], train_times(rng, self.clip, example['duration'], example['num_frames']))
+    boxes = [train_box(rng, self.clip, *frames[0].shape[:2]) for _ in range(self.repeats)]
+    return [_crop(frames, box, self.clip.size) for box in boxes]
+
+
+def _collate(picks: Sequence[tuple[int, int]], drawn: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+  """The rows of a batch: of which draw, and which of its crops."""
+  batch = {name: np.stack([drawn[i][name] for i, _ in picks]) for name in drawn[0] if name != 'video'}
+  return {'video': np.stack([drawn[i]['video'][k] for i, k in picks]), **batch}  # r t h w 3
 
 
 @dataclass(frozen=True)
@@ -182,7 +211,8 @@ class _EvalViews(grain.transforms.Map):
     example: Mapping[str, Any] = {'id': '', 'label': -1} if padding else _read(self.source, index)
     views, error = np.zeros(shape, np.uint8), ''
     try:
-      views = views if padding else self._views(example)
+      with _named(example):
+        views = views if padding else self._views(example)
     except VideoError as unreadable:
       error = str(unreadable)
     return {
@@ -196,7 +226,7 @@ class _EvalViews(grain.transforms.Map):
 
   def _views(self, example: Mapping[str, Any]) -> np.ndarray:
     times = view_times(self.clip, example['duration'], example['num_frames'], self.clips)
-    frames = _decode(example, times.ravel())
+    frames = decode(example['video'], times.ravel())
     height, width = frames[0].shape[:2]
     boxes = view_boxes(self.clip, height, width, self.crops)
     crops = np.stack([_crop(frames, box, self.clip.size) for box in boxes])  # crops clips*t h w 3
@@ -205,24 +235,33 @@ class _EvalViews(grain.transforms.Map):
 
 
 def _read(source: Source, index: int) -> Mapping[str, Any]:
-  with _named(f'dataset index {index}'):
+  note_reading(index)
+  try:
     return source[index]
+  except Exception as error:  # of whatever kind: it is the disk, or what stands there
+    raise UserError(f'dataset index {index} cannot be read: {_line(error)}') from error
 
 
-def _decode(example: Mapping[str, Any], times: np.ndarray) -> list[np.ndarray]:
-  with _named(f"video '{example['id']}'"):
-    return decode(example['video'], times)
+def _name(source: Source, index: int) -> str:
+  return f"video '{_read(source, index)['id']}'"
 
 
 @contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
-  """Says what an error is about: it may come out of a worker process, far from its cause."""
+def _named(example: Mapping[str, Any]) -> Iterator[None]:
+  """Says which video an error is about: it may come out of a worker process, far from its cause."""
+  what = f"video '{example['id']}'"
   try:
     yield
   except VideoError as error:
     raise VideoError(f'{what}: {error}') from error
+  except MemoryError as error:
+    raise UserError(f'{what}: there is no memory to decode it; fewer data.workers need less') from error
   except Exception as error:
-    raise RuntimeError(f'{what}: {type(error).__name__}: {error}') from error
+    raise RuntimeError(f'{what}: {_line(error)}') from error
+
+
+def _line(error: Exception) -> str:
+  return f'{type(error).__name__}: {" ".join(str(error).split())}'
 
 
 def _crop(frames: list[np.ndarray], box: Box, size: tuple[int, int]) -> np.ndarray:

@@ -9,13 +9,16 @@ import numpy as np
 
 from mevit_jax.evaluation.protocol import Predictions
 
-_RIGHT, _WRONG = '#1a7f37', '#cf222e'
+_RIGHT, _WRONG, _NEUTRAL = '#1a7f37', '#cf222e', '#8c959f'
 _FRAMES = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Strip:
-  """One video in the picture: frames `t h w 3` uint8, its label, and the likeliest classes with their probabilities."""
+  """One video in the picture: frames `t h w 3` uint8, its label, and the likeliest classes with their probabilities.
+
+  The label is '' where the video has none.
+  """
 
   frames: np.ndarray
   label: str
@@ -23,12 +26,16 @@ class Strip:
 
 
 def choose(predictions: Predictions, count: int = 8) -> list[int]:
-  """Which videos to show: up to half are the most confident mistakes, the others are right, of many classes."""
+  """Which videos to show: up to half are the most confident mistakes, the others are right, of many classes.
+
+  A video without a label is taken to be right.
+  """
   best = predictions.ranked(1)[:, 0]
   confidence = predictions.probabilities.max(axis=1)
-  right = best == predictions.labels
+  labels = np.where(predictions.labels < 0, best, predictions.labels)
+  right = best == labels
   mistakes = [int(i) for i in np.argsort(-confidence, kind='stable') if predictions.readable[i] and not right[i]]
-  first_of = {int(predictions.labels[i]): int(i) for i in reversed(np.flatnonzero(right & predictions.readable))}
+  first_of = {int(labels[i]): int(i) for i in reversed(np.flatnonzero(right & predictions.readable))}
   others = [int(i) for i in np.flatnonzero(right & predictions.readable) if int(i) not in first_of.values()]
   shown = mistakes[: count // 2]
   return ([first_of[label] for label in sorted(first_of)] + others)[: count - len(shown)] + shown
@@ -66,13 +73,15 @@ def _write_labels(figure, strip: Strip, where: tuple[float, float], size: tuple[
   x, y = where
   (best, _), label = strip.likeliest[0], strip.label
   mark, colour = ('✓', _RIGHT) if best == label else ('✗', _WRONG)
+  if not label:
+    mark, label, colour = '', 'no label', _NEUTRAL
   style: dict[str, Any] = {'va': 'center', 'parse_math': False}  # a name with two dollars is no formula
   where_label = x / size[0], (y + 0.27) / size[1]
-  figure.text(*where_label, f'{mark} {label}', fontsize=9, color=colour, weight='bold', **style)
+  figure.text(*where_label, f'{mark} {label}'.strip(), fontsize=9, color=colour, weight='bold', **style)
   for k, (name, probability) in enumerate(strip.likeliest[:2]):
     line = (y + 0.02 - 0.24 * k) / size[1]
     bar = figure.add_axes((x / size[0], line - 0.075 / size[1], 0.8 * probability / size[0] + 1e-4, 0.15 / size[1]))
-    bar.set_facecolor(_RIGHT if name == label else _WRONG if k == 0 else '#8c959f')
+    bar.set_facecolor(_RIGHT if name == strip.label else _WRONG if k == 0 and strip.label else _NEUTRAL)
     bar.set_xticks([])
     bar.set_yticks([])
     bar.spines[:].set_visible(False)

@@ -1,13 +1,16 @@
 """The step functions: pure, jitted by the caller with donated state."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mevit_jax.models.functional import Model, Params
 from mevit_jax.training.augment import AugmentConfig, augment, normalise
+from mevit_jax.training.mixing import mix
 from mevit_jax.training.objectives import count_correct, cross_entropy, smooth_targets
 from mevit_jax.training.state import TrainState
 
@@ -25,22 +28,30 @@ def make_train_step(
   label_smoothing: float,
   accumulate: int,
   seed: int,
+  sharding: NamedSharding | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
   """The training step: (state, batch) -> (state, metrics).
 
   A batch is `video` uint8 `b t h w 3` and `label` int32 `b`. Randomness is keyed by (seed, step, row), so that it does
   not depend on devices or hosts. With `accumulate` = k the gradient is the mean over k parts of the batch, part i being
-  rows i, i + k, ...: each device works on its own rows in every part. Metrics are sums over the batch and scalars.
+  rows i, i + k, ..., or pairs of rows where neighbours are mixed: each device works on its own rows in every part. With
+  `sharding`, how rows are spread over devices, each augments its own and nothing is sent. Metrics are sums over the
+  batch and scalars; under mixup and cutmix the accuracy is that of the label with the larger share.
   """
+
+  prepare = partial(
+    _prepare, augmentation=augmentation, mirrors=mirrors, mean=mean, std=std, label_smoothing=label_smoothing,
+    classes=model.config.classes, dtype=model.config.dtype,
+  )  # fmt: skip
+  if sharding is not None:
+    spec = sharding.spec
+    prepare = jax.shard_map(prepare, mesh=sharding.mesh, in_specs=(spec, spec, spec, PartitionSpec()), out_specs=spec)
 
   def loss_of(params: Params, video: jax.Array, labels: jax.Array, rows: jax.Array, key: jax.Array):
     augment_key, model_key = jax.random.split(key)
-    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(augment_key, rows)
-    video, labels = augment(video, labels, row_keys, augmentation, mirrors)
-    video = normalise(video, mean, std, model.config.dtype)
+    video, targets = prepare(video, labels, rows, augment_key)
     logits = model.apply(params, video, jax.random.fold_in(model_key, rows[0]))  # b classes
-    targets = smooth_targets(labels, model.config.classes, label_smoothing)
-    return cross_entropy(logits, targets), count_correct(logits, labels)
+    return cross_entropy(logits, targets), count_correct(logits, targets.argmax(-1))
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -50,7 +61,8 @@ def make_train_step(
     if accumulate == 1:
       (loss, correct), gradient = grad_of(state.params, *inputs, key)
     else:
-      (loss, correct), gradient = _accumulated(lambda part: grad_of(state.params, *part, key), inputs, accumulate)
+      unit = 2 if augmentation.mixes else 1
+      (loss, correct), gradient = _accumulated(lambda part: grad_of(state.params, *part, key), inputs, accumulate, unit)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {
@@ -78,9 +90,39 @@ def make_evaluation_step(
   return step
 
 
-def _accumulated(grad_of: Callable, inputs: tuple, parts: int):
+def _prepare(
+  video: jax.Array,
+  labels: jax.Array,
+  rows: jax.Array,
+  key: jax.Array,
+  *,
+  augmentation: AugmentConfig,
+  mirrors: Sequence[int],
+  mean: Sequence[float],
+  std: Sequence[float],
+  label_smoothing: float,
+  classes: int,
+  dtype,
+) -> tuple[jax.Array, jax.Array]:
+  """Rows of a batch, whose numbers in it are `rows` -> what the model is given, and its targets `b classes`."""
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+  augment_keys, mix_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
+  video, labels = augment(video, labels, augment_keys, augmentation, mirrors, mean, std)
+  targets = smooth_targets(labels, classes, label_smoothing)
+  if augmentation.mixes:
+    a = augmentation
+    video, targets = mix(video, targets, mix_keys, a.mixup, a.cutmix, a.mix_probability, a.cutmix_share)
+  return normalise(video, mean, std, dtype), targets
+
+
+def _accumulated(grad_of: Callable, inputs: tuple, parts: int, unit: int):
   """The mean loss and gradient, and the sum of what is correct, over parts of a batch; a loop, compiled once."""
-  split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), inputs)  # k b/k ...
+
+  def part(x: jax.Array) -> jax.Array:
+    units = x.reshape(-1, parts, unit, *x.shape[1:])  # b/ku k u ...
+    return units.swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])  # k b/k ...
+
+  split = jax.tree.map(part, inputs)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad_of, jax.tree.map(lambda x: x[0], split))
   )

@@ -1,22 +1,20 @@
 import itertools
-import subprocess
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from videos import make_video, picture
 
 from mevit_jax.data import pipeline
 from mevit_jax.data.clips import ClipConfig
 from mevit_jax.data.pipeline import eval_batches, train_batches
-from mevit_jax.data.video import VideoError
+from mevit_jax.data.video import VideoError, decode
 from mevit_jax.errors import UserError
 
 CLIP = ClipConfig(frames=3, size=(16, 16), stride=4, short_side=(20, 24))
 VIDEO = make_video([picture(i) for i in range(20)])
+LABELS = np.array([0, 0, 0, 1, 0, 0, 0])
+REPEATED = {'repeats': 3, 'batch_size': 12, 'balance': 0.6, 'labels': LABELS}
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,7 @@ def test_train_batches():
       'label': ((4,), 'int32'),
       'index': ((4,), 'int64'),
       'used': ((4,), 'int64'),
+      'error': ((4,), 'str32'),  # of one letter: there is none
     }
   index = column(batches, 'index').reshape(8, 7)  # epochs examples
   np.testing.assert_array_equal(np.sort(index, axis=1), np.tile(np.arange(7), (8, 1)))
@@ -97,29 +96,88 @@ def test_the_seed_decides():
   assert not np.array_equal(column(train(), 'index'), column(train(seed=6), 'index'))
 
 
-@pytest.mark.parametrize('hosts', [1, 2, 4])
-def test_rows_of_all_hosts_are_the_batch(hosts):
-  share = 4 // hosts
-  parts = [train(rows=slice(h * share, (h + 1) * share)) for h in range(hosts)]
+@pytest.mark.parametrize('options', [{}, REPEATED], ids=['plain', 'repeated'])
+@pytest.mark.parametrize('hosts', [1, 2, 4, 12])
+def test_rows_of_all_hosts_are_the_batch(hosts, options):
+  """Where a host's rows begin within a block of repeats, too."""
+  share = 12 // hosts
+  options = {'batch_size': 12, **options}
+  parts = [train(rows=slice(h * share, (h + 1) * share), **options) for h in range(hosts)]
   joined = [
     {name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in zip(*parts, strict=True)
   ]
-  assert_equal(joined, train())
+  assert_equal(joined, train(**options))
 
 
+@pytest.mark.parametrize('options', [{}, REPEATED], ids=['plain', 'repeated'])
 @pytest.mark.parametrize('step', [1, 2, 7])
-def test_a_restart_goes_on_with_the_next_batch(step):
-  assert_equal(train(steps=3, start_step=step), train(steps=step + 3)[step:])
+def test_a_restart_goes_on_with_the_next_batch(step, options):
+  assert_equal(train(steps=3, start_step=step, **options), train(steps=step + 3, **options)[step:])
   rows = slice(1, 3)
-  assert_equal(train(3, start_step=step, rows=rows), train(step + 3, rows=rows)[step:])
+  assert_equal(train(3, start_step=step, rows=rows, **options), train(step + 3, rows=rows, **options)[step:])
 
 
 def test_workers_change_nothing():
   source = Videos(dead=(2, 5))
-  alone = train(6, source)
-  assert_equal(train(6, source, workers=1), alone)
-  assert_equal(train(4, source, workers=2, start_step=2), alone[2:])
+  alone = train(6, source, **REPEATED)
+  assert_equal(train(6, source, workers=1, **REPEATED), alone)
+  assert_equal(train(4, source, workers=2, start_step=2, **REPEATED), alone[2:])
   assert_equal(evaluate(source, workers=2), evaluate(source))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('workers', [1, 2, 4])
+@pytest.mark.parametrize('options', [{}, REPEATED], ids=['plain', 'repeated'])
+def test_any_number_of_workers(workers, options):
+  source = Videos(dead=(2, 5))
+  alone = train(20, source, **options)
+  assert_equal(train(13, source, workers=workers, start_step=7, **options), alone[7:])
+  rows = [train(9, source, workers=workers, rows=slice(start, start + 2), **options) for start in (0, 2)]
+  for a, b, both in zip(*rows, alone, strict=False):
+    for name in both:
+      np.testing.assert_array_equal(np.concatenate([a[name], b[name]]), both[name][:4], err_msg=name)
+
+
+# Repeated augmentation and balance.
+
+
+def test_a_video_gives_neighbouring_blocks_and_is_decoded_once(monkeypatch):
+  decoded = []
+
+  def count(data, times):
+    decoded.append(times)
+    return decode(data, times)
+
+  monkeypatch.setattr(pipeline, 'decode', count)
+  monkeypatch.setattr(pipeline.os, 'sched_getaffinity', lambda _: [0])  # one thread reads ahead, and no further
+  once = column(train(7, batch_size=4), 'index')  # the draws
+  decoded.clear()
+  batches = train(7, repeats=3, batch_size=12)
+  assert 28 <= len(decoded) <= 28 + 2 * 4 + 1
+  index = column(batches, 'index').reshape(-1, 3, 2)  # blocks repeats pair
+  np.testing.assert_array_equal(index, np.repeat(once.reshape(-1, 1, 2), 3, axis=1))
+  np.testing.assert_array_equal(column(batches, 'label'), index.ravel() * 10)
+  clips = column(batches, 'video')
+  assert len({clip.tobytes() for clip in clips}) == len(clips)  # another crop every time
+
+
+def test_the_first_repeat_is_the_plain_clip():
+  """Of the same frames: the others differ in their crop alone."""
+  whole = ClipConfig(frames=3, size=(48, 64), stride=4, short_side=(48, 48))  # nothing is left to crop
+  batches = [pipeline.train_batches(Videos(), whole, batch_size=b, seed=5, repeats=r) for b, r in ((4, 1), (12, 3))]
+  plain, repeated = (next(each)['video'] for each in batches)
+  for each in batches:
+    each.close()
+  blocks = repeated.reshape(2, 3, 2, *repeated.shape[1:])  # blocks repeats pair t h w 3
+  for k in range(3):
+    np.testing.assert_array_equal(blocks[:, k].reshape(plain.shape), plain)
+
+
+def test_rare_classes_come_as_often():
+  index = column(train(14, balance=1.0, labels=LABELS), 'index').reshape(8, 7)  # epochs draws
+  for epoch in index:
+    assert np.bincount(LABELS[epoch]).tolist() == [4, 3]  # the one video of class 1 comes three times
+  assert set(index.ravel()) == set(range(7))
 
 
 def test_a_dataset_smaller_than_a_batch():
@@ -136,6 +194,12 @@ def test_unreadable_videos_are_replaced_and_said():
   assert not np.isin(used, (2, 5)).any()
   np.testing.assert_array_equal(used[~dead], index[~dead])
   assert len(set(used[dead].tolist())) > 2
+  errors = column(batches, 'error')
+  assert set(errors[~dead]) == {''}
+  for asked, error in zip(index[dead], errors[dead], strict=True):
+    first, *more = error.splitlines()
+    assert first == f"video 'clip{asked}': the file is empty"
+    assert set(more) <= {f"video 'clip{other}': the file is empty" for other in (2, 5)}
   np.testing.assert_array_equal(column(batches, 'label'), used * 10)
 
 
@@ -143,16 +207,23 @@ def test_unreadable_videos_are_replaced_and_said():
 def test_errors_name_the_video(workers):
   with pytest.raises(VideoError, match=r"20 videos in a row.*'clip1': the file is empty"):
     train(source=Videos(length=2, dead=(0, 1)), workers=workers)
-  with pytest.raises(RuntimeError, match='dataset index 0: OSError: the disk is on fire'):
+  with pytest.raises(UserError, match='dataset index 0 cannot be read: OSError: the disk is on fire'):
     train(source=Videos(length=1, broken=(0,)), workers=workers)
 
 
-def test_a_failure_that_is_no_bad_video_is_not_hidden(monkeypatch):
+@pytest.mark.parametrize(
+  ('failure', 'raised', 'message'),
+  [
+    (MemoryError('no room'), UserError, "video 'clip0': there is no memory to decode it"),
+    (TypeError('two\nlines'), RuntimeError, "video 'clip0': TypeError: two lines"),
+  ],
+)
+def test_a_failure_that_is_no_bad_video_is_not_hidden(monkeypatch, failure, raised, message):
   def fail(*_):
-    raise MemoryError('no room')
+    raise failure
 
   monkeypatch.setattr(pipeline, 'decode', fail)
-  with pytest.raises(RuntimeError, match="video 'clip0': MemoryError: no room"):
+  with pytest.raises(raised, match=message):
     evaluate()
 
 
@@ -199,21 +270,5 @@ def test_refuses():
     train(source=Videos(length=0))
   with pytest.raises(UserError, match='batch_size'):
     train(batch_size=0)
-
-
-def test_workers_end_with_a_parent_that_was_killed():
-  here = Path(__file__).parent
-  program = (
-    f'import sys; sys.path[:0] = [{str(here)!r}, {str(here.parents[1])!r}]\n'
-    'import time, test_pipeline as t\n'
-    'batches = t.train_batches(t.Videos(), t.CLIP, batch_size=4, seed=5, workers=1)\n'
-    'next(batches); print("ready", flush=True); time.sleep(60)\n'
-  )
-  parent = subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True)
-  with parent:
-    assert parent.stdout.readline() == 'ready\n'
-    children = psutil.Process(parent.pid).children(recursive=True)
-    assert children
-    parent.kill()
-  _, alive = psutil.wait_procs(children, timeout=20)
-  assert not alive
+  with pytest.raises(UserError, match=r'batch_size 8 is not divisible by 6: 2 videos x 3 data\.repeats'):
+    train(batch_size=8, repeats=3)

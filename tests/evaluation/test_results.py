@@ -1,6 +1,7 @@
 """What an evaluation leaves behind: numbers, a table, a picture."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -33,18 +34,49 @@ def predictions():
   )
 
 
-def test_unreadable_videos_are_counted_both_ways(predictions):
+def without_labels(predictions):
+  return Predictions(predictions.ids, np.full(6, -1), predictions.probabilities, predictions.errors)
+
+
+def test_unreadable_videos_are_counted_both_ways_and_unlabelled_ones_in_neither(predictions):
   assert summarise(predictions) == {
     'videos': 6,
+    'unlabelled': 1,
     'unreadable': 1,
     'unreadable_videos': {'v3': 'it is empty'},
     'top1_correct': 2,
-    'top1': 2 / 5,
-    'top1_unreadable_wrong': 2 / 6,
+    'top1': 2 / 4,
+    'top1_unreadable_wrong': 2 / 5,
     'top5_correct': 3,
-    'top5': 3 / 5,
-    'top5_unreadable_wrong': 3 / 6,
+    'top5': 3 / 4,
+    'top5_unreadable_wrong': 3 / 5,
   }
+
+
+def test_no_labels_is_no_accuracy(predictions):
+  assert summarise(without_labels(predictions)) == {
+    'videos': 6,
+    'unlabelled': 6,
+    'unreadable': 1,
+    'unreadable_videos': {'v3': 'it is empty'},
+  }
+
+
+def test_a_submission(predictions, tmp_path):
+  """As the dataset's own baseline writes it: number and five class ids, semicolons, no header."""
+  ids = np.asarray([f'test/{100 + i}' for i in range(6)])
+  unlabelled = dataclasses.replace(without_labels(predictions), ids=ids)
+  write_results(tmp_path, unlabelled, NAMES, {})
+  assert (tmp_path / 'submission.csv').read_text().splitlines() == [
+    '100;0;1;2;3;4',
+    '101;0;1;2;3;4',
+    '102;0;1;2;3;4',
+    '104;3;4;0;1;2',  # 103 cannot be read
+    '105;0;1;2;3;4',
+  ]
+  with (tmp_path / 'predictions.csv').open(newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert {(row['label'], row['correct']) for row in rows} == {('', '')}
 
 
 def test_nothing_readable_is_no_accuracy(predictions):
@@ -56,7 +88,9 @@ def test_nothing_readable_is_no_accuracy(predictions):
 def test_files(predictions, tmp_path):
   results = write_results(tmp_path / 'new/folder', predictions, NAMES, {'checkpoint': {'step': 3}, 'size': (2, 2)})
   folder = tmp_path / 'new/folder'
-  assert {path.name for path in folder.iterdir()} == {'results.json', 'predictions.csv', 'probabilities.npz'}
+  assert {path.name for path in folder.iterdir()} == {
+    'results.json', 'predictions.csv', 'probabilities.npz', 'submission.csv',  # of the one without a label
+  }  # fmt: skip
   stored = json.loads((folder / 'results.json').read_text())
   assert stored == json.loads(json.dumps(results))
   assert stored == {**summarise(predictions), 'checkpoint': {'step': 3}, 'size': [2, 2]}
@@ -65,7 +99,8 @@ def test_files(predictions, tmp_path):
   assert [row['id'] for row in rows] == [f'v{i}' for i in range(6)]
   assert [row['label'] for row in rows] == ['a', NAMES[2], 'f', 'a', NAMES[3], '']
   assert [row['prediction'] for row in rows] == ['a', 'a', 'a', '', NAMES[3], 'a']
-  assert [row['correct'] for row in rows] == ['1', '0', '0', '', '1', '0']
+  assert [row['correct'] for row in rows] == ['1', '0', '0', '', '1', '']
+  assert (folder / 'submission.csv').read_text() == 'v5;0;1;2;3;4\n'
   assert [row['confidence'] for row in rows] == ['0.5000', '0.4000', '0.4000', '', '0.9000', '0.9000']
   assert rows[3]['error'] == 'it is empty'
   assert rows[1]['top5'] == '|'.join(NAMES[:5])
@@ -76,9 +111,27 @@ def test_files(predictions, tmp_path):
 
 def test_mistakes_and_right_ones_are_shown(predictions):
   shown = report.choose(predictions, 4)
-  assert sorted(shown) == [0, 1, 4, 5]  # of the mistakes, the most confident; v1 before v2, as sure as it
+  assert sorted(shown) == [0, 1, 2, 4]  # the mistakes, and one of each class that is right
   assert 3 not in report.choose(predictions, 8)
   assert len(set(report.choose(predictions, 8))) == len(report.choose(predictions, 8))
+
+
+def test_what_has_no_label_is_shown_by_what_is_said_of_it(predictions):
+  assert report.choose(without_labels(predictions), 2) == [0, 4]  # one of class 0, one of class 3
+  assert report.choose(predictions, 8)[-2:] == [1, 2]  # v5 has no label: it is no mistake
+
+
+def colours(path):
+  with Image.open(path) as image:
+    return set(map(tuple, np.asarray(image.convert('RGB')).reshape(-1, 3).tolist()))
+
+
+def test_a_strip_without_a_label_is_neither_right_nor_wrong(tmp_path):
+  frames = np.zeros((2, 8, 8, 3), np.uint8)
+  green, red = (0x1A, 0x7F, 0x37), (0xCF, 0x22, 0x2E)
+  for label, shown in (('', set()), ('b', {green, red})):
+    report.film_strips(tmp_path / 'a.png', [report.Strip(frames, label, [('a', 0.6), ('b', 0.3)])], 'title')
+    assert colours(tmp_path / 'a.png') & {green, red} == shown, label
 
 
 @pytest.mark.parametrize(('frames', 'height', 'width'), [(2, 16, 16), (20, 12, 24)])

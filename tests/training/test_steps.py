@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from mevit_jax.training.steps import make_evaluation_step, make_train_step
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
-CLASSES, BATCH, RATE = 5, 16, 0.1
+CLASSES, BATCH, RATE = 5, 32, 0.1
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 CONFIG = MEViTConfig(
   classes=CLASSES, frames=2, image_size=(8, 8), patch_size=(4, 4), width=8, heads=2, mlp_dim=16,
@@ -30,24 +31,30 @@ DROPPING = dataclasses.replace(CONFIG, space_blocks=2, motion_blocks=0, drop_pat
 OPTIMIZER = make_optimizer(OptimizerConfig(weight_decay=0.01), lambda step: RATE)
 VIDEO = np.random.default_rng(0).integers(0, 256, (BATCH, 2, 8, 8, 3), np.uint8)
 LABELS = np.random.default_rng(1).integers(0, CLASSES, BATCH).astype(np.int32)
+BATCHED = {'video': VIDEO, 'label': LABELS}
+PLAIN, FLIPS = AugmentConfig(), AugmentConfig(flip=True)
+ALL = AugmentConfig(flip=True, color_jitter=0.8, mixup=0.8, cutmix=1.0)
 
 
 @functools.cache
-def compiled_step(config, devices, accumulate, flip):
+def compiled_step(config, devices, accumulate, augmentation):
   mesh = make_mesh(MeshConfig(data=devices))
+  rows = by_rows(mesh)
   step = make_train_step(
-    build_model(config), OPTIMIZER, augmentation=AugmentConfig(flip), mirrors=(1, 0, 2, 3, -1), mean=MEAN, std=STD,
-    label_smoothing=0.2, accumulate=accumulate, seed=4,
+    build_model(config), OPTIMIZER, augmentation=augmentation, mirrors=(1, 0, 2, 3, -1), mean=MEAN, std=STD,
+    label_smoothing=0.2, accumulate=accumulate, seed=4, sharding=rows,
   )  # fmt: skip
   shardings = place(first_state(config), mesh)
-  return jax.jit(step, in_shardings=(shardings, by_rows(mesh)), out_shardings=(shardings, None))
+  step = jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, None))
+  return step.lower(first_state(config), BATCHED).compile()
 
 
 @functools.cache
-def step_once(config=CONFIG, devices=1, accumulate=1, flip=True, step=0):
+def step_once(config=CONFIG, devices=1, accumulate=1, augmentation=FLIPS, step=0):
   """The state after one step on this many devices and in as many parts, and its metrics."""
   state = dataclasses.replace(first_state(config), step=np.int32(step))
-  return compiled_step(config, devices, accumulate, flip)(state, {'video': VIDEO, 'label': LABELS})
+  compiled = compiled_step(config, devices, accumulate, augmentation)
+  return compiled(*jax.device_put((state, BATCHED), compiled.input_shardings[0]))
 
 
 @functools.cache
@@ -72,7 +79,7 @@ def assert_same_update(params, others, tolerance=2e-6):
 
 
 def test_a_step_is_sgd_on_the_mean_cross_entropy():
-  before, (state, metrics) = first_state().params, step_once(flip=False)
+  before, (state, metrics) = first_state().params, step_once(augmentation=PLAIN)
   targets = 0.8 * np.eye(CLASSES)[LABELS] + 0.2 / CLASSES
   video = ((VIDEO / 255 - np.asarray(MEAN)) / np.asarray(STD)).astype(np.float32)
 
@@ -105,17 +112,30 @@ def test_devices_and_parts_of_a_batch_change_nothing(devices, accumulate):
   np.testing.assert_allclose(metrics['gradient_norm'], others['gradient_norm'], rtol=1e-5)
 
 
+def test_devices_and_parts_of_a_batch_change_nothing_of_augmentation():
+  """Nor of what is mixed: neighbours stay together. No device is sent another's clips."""
+  state, metrics = step_once(CONFIG, 8, 2, ALL)
+  expected, others = step_once(augmentation=ALL)
+  assert_same_update(state.params, expected.params)
+  np.testing.assert_allclose(metrics['loss'], others['loss'], rtol=1e-6)
+  assert float(metrics['accuracy']) == float(others['accuracy'])
+  compiled = compiled_step(CONFIG, 8, 2, ALL).as_text()
+  sent = re.findall(r' (all-gather|all-to-all|collective-permute|all-reduce)(?:-start)?\(', compiled)
+  assert set(sent) == {'all-reduce'}
+  assert 'u8[4,2,8,8,3]' in compiled  # a device's clips
+
+
 def test_flips_happen():
-  assert abs(step_once()[1]['loss'] - step_once(flip=False)[1]['loss']) > 1e-4
+  assert abs(step_once()[1]['loss'] - step_once(augmentation=PLAIN)[1]['loss']) > 1e-4
 
 
 def test_drop_path_is_the_same_on_many_devices():
-  one, many = (step_once(DROPPING, devices, flip=False) for devices in (1, 8))
+  one, many = (step_once(DROPPING, devices, augmentation=PLAIN) for devices in (1, 8))
   assert_same_update(many[0].params, one[0].params)
 
 
 def test_another_step_drops_others():
-  one, other = (step_once(DROPPING, flip=False, step=step)[1]['loss'] for step in (0, 1))
+  one, other = (step_once(DROPPING, augmentation=PLAIN, step=step)[1]['loss'] for step in (0, 1))
   assert abs(one - other) > 1e-4
 
 
@@ -133,7 +153,7 @@ def test_ties_go_to_the_lowest_class():
 
 @pytest.mark.parametrize('devices', [1, 8])
 def test_evaluation_is_the_mean_of_probabilities_over_views(devices):
-  video = VIDEO.reshape(8, 2, *VIDEO.shape[1:])  # b v t h w 3
+  video = VIDEO.reshape(-1, 2, *VIDEO.shape[1:])  # b v t h w 3
   mesh = make_mesh(MeshConfig(data=devices))
   params = jax.device_put(first_state().params, place(first_state().params, mesh))
   step = jax.jit(make_evaluation_step(build_model(CONFIG), mean=MEAN, std=STD), out_shardings=by_rows(mesh))
@@ -141,5 +161,5 @@ def test_evaluation_is_the_mean_of_probabilities_over_views(devices):
   pixels = ((VIDEO / 255 - np.asarray(MEAN)) / np.asarray(STD)).astype(np.float32)
   logits = np.float64(jax.jit(build_model(CONFIG).apply)(first_state().params, pixels))
   views = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-  np.testing.assert_allclose(output, views.reshape(8, 2, CLASSES).mean(1), rtol=2e-6)
+  np.testing.assert_allclose(output, views.reshape(-1, 2, CLASSES).mean(1), rtol=2e-6)
   assert output.dtype == jnp.float32
