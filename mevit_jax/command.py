@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -70,3 +71,29 @@ def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None
     sys.exit(f'error: {error.strerror}: {error.filename}' if error.filename else f'error: {lines[-1].strip()}')
   except KeyboardInterrupt:
     sys.exit('interrupted')
+
+
+class Progress:
+  """Prints how far it is and when it ends: over itself on a terminal, else a line now and then."""
+
+  def __init__(self, what: str):
+    self._what = what
+    self._start = time.monotonic()
+    self._first: int | None = None
+    self._shown = float('-inf')
+
+  def __call__(self, done: int, total: int) -> None:
+    now = time.monotonic()
+    if self._first is None:  # What an earlier run did says nothing of this one's speed.
+      self._first = done
+    terminal = sys.stdout.isatty()
+    if done < total and now - self._shown < (0.2 if terminal else 10):
+      return
+    self._shown = now
+    line = f'{self._what}: {done} of {total}'
+    if done > self._first:
+      each = (now - self._start) / (done - self._first)
+      end = time.strftime('%H:%M:%S', time.localtime(time.time() + each * (total - done)))
+      line += f', {1 / each:.1f}/s, ' + (f'ends at {end}' if done < total else f'ended at {end}')
+    ending = '\n' if done == total or not terminal else ''
+    print(f'\r\033[K{line}' if terminal else line, end=ending, flush=True)

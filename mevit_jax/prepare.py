@@ -3,26 +3,40 @@
   python -m mevit_jax.prepare moving_shapes --data_dir=DIR
   python -m mevit_jax.prepare video_folder ROOT --data_dir=DIR
   python -m mevit_jax.prepare video_folder videos.csv --data_dir=DIR --name=my_videos
+  python -m mevit_jax.prepare video_folder UCF-101 --lists=ucfTrainTestlist --fold=1 --data_dir=DIR --name=ucf101
+  python -m mevit_jax.prepare kinetics400 VIDEOS --annotations=CSVS --data_dir=DIR
+  python -m mevit_jax.prepare something_something_v2 VIDEOS --annotations=JSONS --data_dir=DIR
 
 moving_shapes: draws short videos of moving shapes, to try things out on.
 
 video_folder: your own videos, laid out as ROOT/CLASS/video.mp4 or ROOT/SPLIT/CLASS/video.mp4 (SPLIT
 is train, validation or test; val and valid mean validation), or listed in a CSV file with the
 columns path, label and, if you like, split; paths start at the CSV's folder. Where no split is
-given, every class is split in two. Every video is decoded once; those that do not decode are left
-out and listed, with the reason, in report.txt.
+given, every class is split in two. --lists takes a folder with UCF101's or HMDB51's split files.
 
-The dataset is written to DIR/NAME/1.0.0. A run that was killed goes on where it stopped: give the
-same command again. What is complete is left alone; a command that asks for something else under the
-same name is refused, unless with --overwrite.
+kinetics400, kinetics600, kinetics700: VIDEOS is a folder of the clips in any layout (class folders,
+split folders, flat); CSVS are the official CSV files, or folders with them, separated by commas.
+
+something_something_v2: VIDEOS is the folder of numbered files; JSONS are the official files
+(labels, train, validation, test), or folders with them.
+
+Every video is decoded once; those that do not decode, or take longer than --time_limit, are left out
+and listed, with the reason, in report.txt and report.json. Where more are missing than --max_missing
+or dead than --max_dead allows, it stops.
+
+The dataset is written to DIR/NAME/1.0.0. A run that was stopped or killed goes on where it was: give
+the same command again. What is complete is left alone (a shard that was lost is made again); a
+command that asks for something else under the same name is refused, unless with --overwrite.
+
+On more machines than this one (requirements-beam.txt; all see the same folders under the same names):
+  --beam='--runner=DirectRunner --direct_running_mode=multi_processing --direct_num_workers=8'
 """
 
 import difflib
+import functools
 import os
 import re
-import shutil
-import sys
-import time
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,14 +44,42 @@ from typing import Any
 from absl import flags
 
 from mevit_jax import command
-from mevit_jax.data import builders, datasets, shards
-from mevit_jax.data.builders import files, moving_shapes, report, video_folder
+from mevit_jax.command import Progress
+from mevit_jax.data import builders, datasets, preparation, shards, tasks
+from mevit_jax.data.builders import files, kinetics, moving_shapes, report, something_something, video_folder
+from mevit_jax.data.builders.files import Listing
+from mevit_jax.data.reencode import KINDS, Encoding
 from mevit_jax.errors import UserError
 
 DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where datasets lie, each in a folder of its own.')
 OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Prepare again what is already complete.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of the videos drawn, or of the split.', lower_bound=0)
 WORKERS = flags.DEFINE_integer('workers', 0, 'Processes; 0: one for each core.', lower_bound=0)
+BEAM = flags.DEFINE_string(
+  'beam', None, 'Do the work on Apache Beam, with these options of its own, not with --workers.'
+)
+NAME = flags.DEFINE_string('name', None, "The dataset's name; of video_folder the folder's or file's if not given.")
+
+MAX_DEAD = flags.DEFINE_float(
+  'max_dead', 0.1, 'Stop if more than this share of the videos is dead.', lower_bound=0.0, upper_bound=1.0
+)
+MAX_MISSING = flags.DEFINE_float(
+  'max_missing',
+  0.2,
+  'Stop if more than this share of the videos listed is not there.',
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
+TIME_LIMIT = flags.DEFINE_float(
+  'time_limit', 120, 'Seconds to decode a video in: what takes longer is dead; 0: any.', lower_bound=0.0
+)
+
+ENCODING = flags.DEFINE_enum(
+  'encoding', 'keep', KINDS, 'How videos are stored: keep their bytes, or encode them again to be read fast.'
+)
+SHORT_SIDE = flags.DEFINE_integer('short_side', Encoding.short_side, 'Encoded again: at most; 0: as it is.')
+KEYFRAMES = flags.DEFINE_integer('keyframes', Encoding.keyframes, 'Encoded again: frames from one to the next.')
+QUALITY = flags.DEFINE_integer('quality', Encoding.quality, "Encoded again: x264's crf; less is better, and larger.")
 
 TRAIN_VIDEOS = flags.DEFINE_integer('train_videos', 8192, 'moving_shapes: videos to train on.', lower_bound=8)
 VALIDATION_VIDEOS = flags.DEFINE_integer(
@@ -45,7 +87,7 @@ VALIDATION_VIDEOS = flags.DEFINE_integer(
 )
 FRAMES = flags.DEFINE_integer('frames', 16, 'moving_shapes: frames of a video (30 a second).', lower_bound=2)
 SIZE = flags.DEFINE_integer('size', 48, 'moving_shapes: height and width in pixels; even.', lower_bound=16)
-NAME = flags.DEFINE_string('name', None, "video_folder: the dataset's name; the folder's or file's name if not given.")
+
 VALIDATION_FRACTION = flags.DEFINE_float(
   'validation_fraction',
   0.2,
@@ -53,117 +95,104 @@ VALIDATION_FRACTION = flags.DEFINE_float(
   lower_bound=0.0,
   upper_bound=1.0,
 )
-MAX_DEAD = flags.DEFINE_float(
-  'max_dead',
-  0.1,
-  'video_folder: stop, with a summary, if more than this share of the videos is dead.',
-  lower_bound=0.0,
-  upper_bound=1.0,
-)
-SHOWN = 20  # entries of a list on the terminal; report.txt has all
+LISTS = flags.DEFINE_string('lists', None, "video_folder: a folder with UCF101's or HMDB51's split files.")
+FOLD = flags.DEFINE_integer('fold', 1, 'video_folder: which of the official splits in --lists.', lower_bound=1)
+ANNOTATIONS = flags.DEFINE_list('annotations', None, 'kinetics, something_something_v2: the lists, or folders of them.')
 
 
-class Progress:
-  """Prints how far it is and when it ends: over itself on a terminal, else a line now and then."""
-
-  def __init__(self, what: str):
-    self._what = what
-    self._start = time.monotonic()
-    self._first: int | None = None
-    self._shown = float('-inf')
-
-  def __call__(self, done: int, total: int) -> None:
-    now = time.monotonic()
-    if self._first is None:  # What an earlier run did says nothing of this one's speed.
-      self._first = done
-    terminal = sys.stdout.isatty()
-    if done < total and now - self._shown < (0.2 if terminal else 10):
-      return
-    self._shown = now
-    line = f'{self._what}: {done} of {total}'
-    if done > self._first:
-      each = (now - self._start) / (done - self._first)
-      end = time.strftime('%H:%M:%S', time.localtime(time.time() + each * (total - done)))
-      line += f', {1 / each:.1f}/s, ' + (f'ends at {end}' if done < total else f'ended at {end}')
-    ending = '\n' if done == total or not terminal else ''
-    print(f'\r\033[K{line}' if terminal else line, end=ending, flush=True)
-
-
-def _moving_shapes(arguments: Sequence[str]) -> None:
+def _moving_shapes(name: str, arguments: Sequence[str]) -> None:
   if arguments:
     raise UserError(f'moving_shapes takes no further argument, but got: {" ".join(arguments)}')
   if SIZE.value % 2:
     raise UserError(f'--size must be even, for the codec, but is {SIZE.value}')
   asked = {
-    'kind': 'moving_shapes',
+    'kind': name,
     'train_videos': TRAIN_VIDEOS.value,
     'validation_videos': VALIDATION_VIDEOS.value,
     'seed': SEED.value,
     'frames': FRAMES.value,
     'size': SIZE.value,
   }
-  if _already('moving_shapes', asked, elsewhere='--data_dir'):
+  if _already(name, asked, elsewhere='--data_dir'):
     return
-  shards.begin(_directory('moving_shapes'))
-  builder = moving_shapes.build(
-    _data_dir(),
-    {'train': TRAIN_VIDEOS.value, 'validation': VALIDATION_VIDEOS.value},
-    SEED.value,
-    FRAMES.value,
-    SIZE.value,
-  )
-  shards.write(builder, _workers(), Progress('videos written'), asked)
-  _summary('moving_shapes', 'configs/demo.py')
+  with shards.alone(_directory(name)):
+    shards.begin(_directory(name), _afresh(name))
+    builder = moving_shapes.build(
+      _data_dir(),
+      {'train': TRAIN_VIDEOS.value, 'validation': VALIDATION_VIDEOS.value},
+      SEED.value,
+      FRAMES.value,
+      SIZE.value,
+    )
+    shards.write(builder, _engine(), Progress('videos written'), asked=asked)
+  _summary(name, 'configs/demo.py')
 
 
-def _video_folder(arguments: Sequence[str]) -> None:
+def _video_folder(kind: str, arguments: Sequence[str]) -> None:
   if len(arguments) != 1:
     raise UserError('video_folder takes one folder or one CSV file: see --help')
   source = Path(arguments[0]).expanduser()
   name = _name(source)
-  asked = {
-    'kind': 'video_folder',
-    'source': str(source.resolve()),
-    'seed': SEED.value,
-    'validation_fraction': VALIDATION_FRACTION.value,
-  }
-  if _already(name, asked, elsewhere='--name'):
+  asked = {'kind': kind, 'source': str(source.resolve()), 'encoding': files.described(_encoding())}
+  chance = {'seed': SEED.value, 'validation_fraction': VALIDATION_FRACTION.value}
+  if LISTS.value is not None:
+    asked |= {'lists': str(Path(LISTS.value).expanduser().resolve()), 'fold': str(FOLD.value)}
+  if _already(name, {**asked, **chance}, elsewhere='--name'):
     return
-  listing = video_folder.find(source)
-  found, names, notes = listing.found, listing.class_names, listing.notes
-  if len(names) < 2:
-    raise UserError(f'{source} has one class only ({names[0]}): there is nothing to tell apart')
-  print(f'{len(found)} videos of {len(names)} classes in {source}')
-  memory = _data_dir() / name / '.examined.jsonl'
-  examined = files.examine_all(
-    list(dict.fromkeys(each.path for each in found)),
-    memory,
-    _workers(),
-    Progress('videos examined'),
+  listing = video_folder.find(source, LISTS.value, FOLD.value)
+  if len(listing.class_names) < 2:
+    raise UserError(f'{source} has one class only ({listing.class_names[0]}): there is nothing to tell apart')
+  if any(each.split for each in listing.found):  # Nothing is left to chance.
+    chance = {}
+  _files(name, listing, {**asked, **chance}, 'configs/video_folder.py', all_classes=True)
+
+
+def _benchmark(
+  find: Callable[[Path, Sequence[Path]], Listing], config: str, kind: str, arguments: Sequence[str]
+) -> None:
+  """Prepares a dataset that comes with lists of its own."""
+  if len(arguments) != 1 or not ANNOTATIONS.value:
+    raise UserError(f'{kind} takes one folder of videos, and --annotations=FILES_OR_FOLDERS: see --help')
+  videos, *lists = (Path(path).expanduser() for path in (arguments[0], *ANNOTATIONS.value))
+  name = _name(Path(kind))
+  asked = {
+    'kind': kind,
+    'source': str(videos.resolve()),
+    'annotations': [str(path.resolve()) for path in lists],
+    'encoding': files.described(_encoding()),
+  }
+  if not _already(name, asked, elsewhere='--name'):
+    _files(name, find(videos, lists), asked, config, all_classes=False)
+
+
+def _files(name: str, listing: Listing, asked: Mapping[str, Any], config: str, all_classes: bool) -> None:
+  options = preparation.Options(
+    engine=_engine(),
+    progress=Progress,
+    max_dead=MAX_DEAD.value,
+    max_missing=MAX_MISSING.value,
+    encoding=_encoding(),
+    time_limit=TIME_LIMIT.value,
+    validation_fraction=VALIDATION_FRACTION.value,
+    seed=SEED.value,
+    all_classes=all_classes,
+    afresh=_afresh(name),
   )
-  items = [files.Item(each, examined[each.path]) for each in found]
-  _check_dead(items, notes)
-  _check_classes(items, notes)
-  usable = [item for item in items if not item.examined.dead]
-  splits = video_folder.split(usable, VALIDATION_FRACTION.value, SEED.value)
-  summary = report.make(items, splits, notes)
-  _check_room(_directory(name), sum(item.examined.bytes for item in usable))
-  shards.begin(_directory(name))
-  report.save(summary, _directory(name))
-  builder = video_folder.VideoFolder(_data_dir(), name, names, splits)
-  if any(each.split for each in found):  # Nothing was left to chance.
-    asked = {key: asked[key] for key in ('kind', 'source')}
-  shards.write(builder, _workers(), Progress('videos written'), asked)
-  memory.unlink()
-  print('\n' + report.text(summary, at_most=SHOWN))
-  _summary(name, 'configs/video_folder.py')
+  with shards.alone(_directory(name)):
+    summary = preparation.prepare(_directory(name), listing, asked, options)
+  print('\n' + report.text(summary, at_most=preparation.SHOWN))
+  _summary(name, config)
   print(f'all that was found: {_directory(name) / "report.txt"}')
 
 
-# Every dataset that this command prepares, and how; each takes the arguments after its name.
-DATASETS: dict[str, Callable[[Sequence[str]], None]] = {
+# Every dataset that this command prepares, and how; each takes its name and the arguments after it.
+DATASETS: dict[str, Callable[[str, Sequence[str]], None]] = {
   'moving_shapes': _moving_shapes,
   'video_folder': _video_folder,
+  'kinetics400': functools.partial(_benchmark, functools.partial(kinetics.find, classes=400), 'configs/k400.py'),
+  'kinetics600': functools.partial(_benchmark, functools.partial(kinetics.find, classes=600), 'configs/k600.py'),
+  'kinetics700': functools.partial(_benchmark, functools.partial(kinetics.find, classes=700), 'configs/k600.py'),
+  'something_something_v2': functools.partial(_benchmark, something_something.find, 'configs/ssv2.py'),
 }
 
 
@@ -179,37 +208,8 @@ def _name(source: Path) -> str:
   return NAME.value
 
 
-def _check_dead(items: Sequence[files.Item], notes: Sequence[str]) -> None:
-  dead = sum(bool(item.examined.dead) for item in items)
-  if dead <= MAX_DEAD.value * len(items) and dead < len(items):
-    return
-  print('\n' + report.text(report.make(items, {}, notes), at_most=SHOWN))
-  raise UserError(
-    f'{dead} of {len(items)} videos are dead, more than --max_dead={MAX_DEAD.value:g} allows; nothing was written'
-  )
-
-
-def _check_classes(items: Sequence[files.Item], notes: Sequence[str]) -> None:
-  """A class without any example would be one that the model can never be right about."""
-  gone = video_folder.without_usable(items)
-  if not gone:
-    return
-  print('\n' + report.text(report.make(items, {}, notes), at_most=SHOWN))
-  raise UserError(
-    f'all videos are dead of: {", ".join(gone)}; mend or add some, or leave the class out; nothing was written'
-  )
-
-
-def _check_room(directory: Path, needed: int) -> None:
-  there = directory
-  while not there.exists():
-    there = there.parent
-  old = sum(path.stat().st_size for path in directory.glob('*.array_record-*'))
-  room = shutil.disk_usage(there).free + old
-  if needed * 1.01 > room:  # keys, lengths and the index
-    raise UserError(
-      f'{_data_dir()} has {room / 1e9:.1f} GB free, and {needed * 1.01 / 1e9:.1f} GB are needed; nothing was written'
-    )
+def _encoding() -> Encoding:
+  return Encoding(ENCODING.value, SHORT_SIDE.value, KEYFRAMES.value, QUALITY.value)
 
 
 def _data_dir() -> Path:
@@ -218,6 +218,19 @@ def _data_dir() -> Path:
 
 def _directory(name: str) -> Path:
   return _data_dir() / name / builders.VERSION
+
+
+def _afresh(name: str) -> bool:
+  """Whether shards that are there are written again; those of a run that did not end are not."""
+  return OVERWRITE.value and datasets.is_complete(_directory(name))
+
+
+def _engine() -> tasks.Engine:
+  if BEAM.value is None:
+    return functools.partial(tasks.supervise, workers=_workers())
+  from mevit_jax.data import beam  # only where it is asked for: it may not be installed
+
+  return functools.partial(beam.run, options=shlex.split(BEAM.value))
 
 
 def _workers() -> int:
@@ -238,10 +251,8 @@ def _already(name: str, asked: Mapping[str, Any], elsewhere: str) -> bool:
   directory = _directory(name)
   if OVERWRITE.value or not datasets.is_complete(directory):
     return False
-  try:
-    before = datasets.read_asked(directory)
-  except (OSError, ValueError) as error:
-    raise UserError(f'{directory} is damaged ({error}): give --overwrite') from error
+  datasets.check_format(directory)
+  before = datasets.read_asked(directory)
   # What was not written down did not matter, or nobody knows.
   other = {key: value for key, value in before.items() if value != asked.get(key)}
   if 'kind' in other:
@@ -249,6 +260,9 @@ def _already(name: str, asked: Mapping[str, Any], elsewhere: str) -> bool:
   if other:
     difference = ', '.join(f'{key} {value}, not {asked.get(key)}' for key, value in other.items())
     raise UserError(f'{directory} is of {difference}: give {elsewhere} or --overwrite')
+  if gone := shards.lost(directory):
+    print(f'{directory} has lost {len(gone)} shards ({gone[0]}, ...): making them again')
+    return False
   print(f'{directory} is already complete: nothing to do (--overwrite prepares it again).')
   return True
 
@@ -275,7 +289,7 @@ def main(argv: Sequence[str]) -> None:
     near = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.4)
     hint = f'; did you mean {near[0]}?' if near else ''
     raise UserError(f'no dataset {name!r} to prepare; known: {known}{hint}')
-  DATASETS[name](arguments)
+  DATASETS[name](name, arguments)
 
 
 if __name__ == '__main__':

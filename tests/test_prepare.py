@@ -1,19 +1,24 @@
 """The command: whole runs, what it says, and that what a user can cause ends in one line."""
 
+import fcntl
+import importlib.util
 import json
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import types
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from mevit_jax import prepare
+from mevit_jax import command, prepare
 from mevit_jax.data import datasets, shards
 from mevit_jax.data.builders import moving_shapes
 from mevit_jax.errors import UserError
@@ -76,17 +81,17 @@ def test_the_command_from_end_to_end(folder, tmp_path):
     assert example['fps'] == pytest.approx(30)
   directory = tmp_path / 'my_videos' / '1.0.0'
   report = json.loads((directory / 'report.json').read_text())
-  assert report['total'] == {'found': 10, 'usable': 9, 'damaged': 0, 'dead': 1}
+  assert report['total'] == {'found': 10, 'usable': 9, 'damaged': 0, 'short': 9, 'dead': 1, 'missing': 0}
   assert list(report['dead']) == ['dogs/9.mp4']
   copies = report['same_bytes_across_splits'] + report['same_bytes_within_a_split']
   assert [name.split(': ')[1] for name in copies[0]] == ['cats/0.mp4', 'cats/8.mp4']
   assert 'dogs/9.mp4' in (directory / 'report.txt').read_text()
-  assert not (tmp_path / 'my_videos' / '.examined.jsonl').exists()
+  assert not (tmp_path / 'my_videos' / '.examined').exists()
 
 
 def test_too_many_dead_stop_it_with_a_summary_and_nothing_written(folder, tmp_path, run, capsys):
   (folder / 'cats' / '0.mp4').write_bytes(b'')
-  with pytest.raises(UserError, match=r'2 of 10 videos are dead, more than --max_dead=0\.1'):
+  with pytest.raises(UserError, match=r'2 of 10 videos are dead already, more than --max_dead=0\.1'):
     run('video_folder', folder, f'--data_dir={tmp_path}')
   printed = capsys.readouterr().out
   assert 'cats/0.mp4: ' in printed
@@ -100,7 +105,8 @@ def test_a_csv_with_a_missing_file(folder, tmp_path, run):
   rows = [f'My Videos/{c}/{i}.mp4,{c},{("train", "test")[i > 4]}' for i in range(9) for c in [('cats', 'dogs')[i % 2]]]
   (tmp_path / 'list.csv').write_text('\n'.join(['path,label,split', *rows, 'gone.mp4,dogs,train']))
   printed = run('video_folder', tmp_path / 'list.csv', f'--data_dir={tmp_path}', '--name=Pets', '--max_dead=0.2')
-  assert 'gone.mp4: missing' in printed
+  assert '10 videos of 2 classes, 1 of them missing' in printed
+  assert 'missing, listed but not there (1):\n  gone.mp4' in printed
   assert 'the same bytes in two splits' in printed
   counts = {name: len(datasets.open_split(tmp_path, 'Pets', name)) for name in ('train', 'test')}
   assert counts == {'train': 5, 'test': 4}
@@ -154,7 +160,7 @@ def test_the_seed_of_a_split_that_was_given_does_not_matter(folder, tmp_path, ru
 def test_a_complete_dataset_whose_fingerprint_is_broken_is_one_line(tmp_path, run):
   run(*small(tmp_path))
   (tmp_path / 'moving_shapes' / '1.0.0' / 'fingerprint.json').write_text('{')
-  with pytest.raises(UserError, match=r'is damaged.*: give --overwrite'):
+  with pytest.raises(UserError, match=r'is damaged.*: prepare it again, with --overwrite'):
     run(*small(tmp_path))
 
 
@@ -169,7 +175,7 @@ def test_a_class_of_dead_videos_alone_is_named_and_nothing_written(folder, tmp_p
     path = folder / 'newts' / f'{name}.mp4'
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b'')
-  with pytest.raises(UserError, match=r'all videos are dead of: newts; .*nothing was written'):
+  with pytest.raises(UserError, match=r'all videos are dead or missing of: newts; '):
     run('video_folder', folder, f'--data_dir={tmp_path}', '--max_dead=0.5')
   assert 'newts/1.mp4: ' in capsys.readouterr().out
   assert not (tmp_path / 'my_videos' / '1.0.0').exists()
@@ -195,6 +201,107 @@ def test_a_run_that_broke_off_goes_on(tmp_path, run, monkeypatch):
   assert len(marks) == 1
 
 
+def test_a_command_that_is_killed_goes_on_where_it_was(tmp_path):
+  """The shards that were whole are kept as they are, and the end is what it is without a kill."""
+  command = [sys.executable, '-m', 'mevit_jax.prepare', *small(tmp_path / 'a'), '--train_videos=900', '--workers=1']
+  directory, before = tmp_path / 'a' / 'moving_shapes' / '1.0.0', {}
+  for ending, whole in ((signal.SIGINT, 1), (signal.SIGKILL, 2)):
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as killed:
+      while len(receipts := list(directory.glob('receipts/*.json'))) < whole:
+        assert killed.poll() is None
+        time.sleep(0.01)
+      killed.send_signal(ending)
+      _, errors = killed.communicate(timeout=30)
+      assert errors == ('' if ending == signal.SIGKILL else 'interrupted\n')
+    assert not datasets.is_complete(directory)
+    for path in (*receipts, *(directory / each.stem for each in receipts)):
+      assert before.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
+  done = subprocess.run([*command, '--workers=2'], capture_output=True, text=True, check=True)
+  assert not done.stderr
+  assert re.match(r'videos written: (512|768|900) of 908', done.stdout)
+  assert {path: path.stat().st_mtime_ns for path in before} == before
+  builder = moving_shapes.build(tmp_path / 'b', {'train': 900, 'validation': 8}, frames=2, size=16)
+  shards.write(builder)
+  a, b = ({p.name: p.read_bytes() for p in d.iterdir() if p.is_file()} for d in (directory, Path(builder.data_path)))
+  del a['fingerprint.json'], b['fingerprint.json']  # which says what was asked for
+  assert a == b
+
+
+def test_two_commands_do_not_write_the_same_dataset(tmp_path, run):
+  (tmp_path / 'moving_shapes').mkdir()
+  with (tmp_path / 'moving_shapes' / '.lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match=r'another command is preparing .*moving_shapes: wait'):
+      run(*small(tmp_path))
+  run(*small(tmp_path))
+
+
+@pytest.mark.skipif(importlib.util.find_spec('apache_beam') is None, reason='Apache Beam is not installed')
+@pytest.mark.filterwarnings('default')  # Beam's own
+def test_on_beam_it_is_the_same_bytes(folder, tmp_path):
+  """On Beam's own processes, with a shard that a process dies of, and again with nothing left to do."""
+  options = '--runner=DirectRunner --direct_running_mode=multi_processing --direct_num_workers=2'
+  command = [sys.executable, '-m', 'mevit_jax.prepare', 'video_folder', folder]
+  for arguments in ([f'--data_dir={tmp_path}/a', '--workers=2'], [f'--data_dir={tmp_path}/b', f'--beam={options}']):
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
+    assert 'videos written: 9 of 9' in done.stdout
+  a, b = (
+    {p.relative_to(d): p.read_bytes() for p in d.rglob('*') if p.is_file()} for d in (tmp_path / 'a', tmp_path / 'b')
+  )
+  assert a == b
+
+
+def test_without_beam_it_says_what_to_install(tmp_path, run, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'apache_beam', None)
+  with pytest.raises(UserError, match=r'Apache Beam is not installed .*: pip install -r requirements-beam\.txt'):
+    run(*small(tmp_path), '--beam=--runner=DirectRunner')
+
+
+def test_kinetics_and_something_something(tmp_path, run):
+  """Each from its own lists, with some of its classes, a missing video and a split without labels."""
+  videos, lists = tmp_path / 'videos', tmp_path / 'lists'
+  for path in (videos, lists):
+    path.mkdir()
+  rows = [('abseiling', 'aaaaaaaaaaa', 'train'), ('zumba', 'bbbbbbbbbbb', 'train'), ('zumba', 'ccccccccccc', 'val')]
+  for i, (_, name, _) in enumerate(rows):
+    (videos / f'{name}_000001_000011.mp4').write_bytes(video(i))
+  for split in ('train', 'val'):
+    lines = [f'{label},{name},1,11,{split}' for label, name, each in rows if each == split]
+    (lists / f'{split}.csv').write_text('\n'.join(['label,youtube_id,time_start,time_end,split', *lines]))
+  (lists / 'test.csv').write_text('youtube_id,time_start,time_end,split\nddddddddddd,1,11,test\n')
+  printed = run('kinetics400', videos, f'--annotations={lists}', f'--data_dir={tmp_path}')
+  assert '398 classes have no usable video' in printed
+  assert '--config=configs/k400.py' in printed
+  assert datasets.open_split(tmp_path, 'kinetics400', 'train').labels.tolist() == [0, 399]
+  assert datasets.open_split(tmp_path, 'kinetics400', 'validation').videos == {'train': 2, 'validation': 1}
+
+  (lists / 'labels.json').write_text(json.dumps({'Pushing something': '1', 'Pulling something': '0'}))
+  for split, numbers in {'train': (1, 2), 'validation': (3, 4, 5)}.items():
+    templates = [{'id': str(i), 'template': ('Pulling [something]', 'Pushing [something]')[i % 2]} for i in numbers]
+    (lists / f'{split}.json').write_text(json.dumps(templates))
+  (lists / 'test.json').write_text(json.dumps([{'id': '6'}]))
+  for i in (1, 2, 3, 4, 6):
+    (videos / f'{i}.webm').write_bytes(video(i))
+  arguments = ('something_something_v2', videos, f'--annotations={lists}', f'--data_dir={tmp_path}')
+  printed = run(*arguments)
+  assert 'missing, listed but not there (1):\n  5\n' in printed
+  assert datasets.open_split(tmp_path, 'something_something_v2', 'validation').labels.tolist() == [1, 0]
+  assert datasets.open_split(tmp_path, 'something_something_v2', 'test').labels.tolist() == [-1]
+  assert 'already complete' in run(*arguments)
+  with pytest.raises(UserError, match=r'is of annotations .*lists.*, not .*labels\.json'):
+    run(*arguments[:2], f'--annotations={lists}/labels.json', f'--data_dir={tmp_path}')
+
+
+def test_a_lost_shard_is_made_again_without_being_asked_to(folder, tmp_path, run):
+  arguments = ('video_folder', folder, f'--data_dir={tmp_path}')
+  run(*arguments)
+  directory = tmp_path / 'my_videos' / '1.0.0'
+  before = {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
+  next(directory.glob('*validation.array_record*')).unlink()
+  assert 'has lost 1 shards (my_videos-validation.array_record' in run(*arguments)
+  assert {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()} == before
+
+
 def test_the_disk_is_asked_before_anything_is_written(folder, tmp_path, run, monkeypatch):
   usage = namedtuple('usage', 'free')
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(100))
@@ -207,12 +314,13 @@ def test_the_disk_is_asked_before_anything_is_written(folder, tmp_path, run, mon
   ('arguments', 'message'),
   [
     ((), 'name a dataset to prepare: moving_shapes, video_folder'),
-    (('video_foldr',), "no dataset 'video_foldr'.*known: moving_shapes, video_folder; did you mean video_folder"),
+    (('video_foldr',), "no dataset 'video_foldr'.*known: moving_shapes, video_folder, .*; did you mean video_folder"),
     (('moving_shapes', 'x'), 'takes no further argument'),
     (('moving_shapes', '--size=33'), '--size must be even'),
     (('video_folder',), 'takes one folder or one CSV file'),
     (('video_folder', '.', '--name=my-videos'), '--name takes letters'),
     (('video_folder', 'nowhere'), 'it is not there'),
+    (('kinetics400', 'videos'), 'kinetics400 takes one folder of videos, and --annotations='),
   ],
 )
 def test_what_a_user_can_get_wrong(tmp_path, run, arguments, message):
@@ -240,8 +348,8 @@ def test_progress_tells_the_end_from_this_run_alone(capsys, monkeypatch):
   clock = types.SimpleNamespace(
     monotonic=lambda: next(now), time=time.time, localtime=time.localtime, strftime=time.strftime
   )
-  monkeypatch.setattr(prepare, 'time', clock)
-  progress = prepare.Progress('videos')
+  monkeypatch.setattr(command, 'time', clock)
+  progress = command.Progress('videos')
   for done in (100, 110, 120):
     progress(done, 200)
   lines = capsys.readouterr().out.splitlines()

@@ -1,9 +1,15 @@
-"""Reads prepared datasets: `open_split` gives what Grain, or a plain loop, takes examples from."""
+"""Reads prepared datasets: `open_split` gives what Grain, or a plain loop, takes examples from.
 
+Beside its shards and TFDS's metadata, a dataset's directory holds `fingerprint.json` (what it is)
+and `videos.csv` (a line for each video).
+"""
+
+import csv
 import dataclasses
 import functools
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -11,7 +17,11 @@ import numpy as np
 
 from mevit_jax.errors import UserError
 
+FORMAT = 2  # of a dataset's directory; another one is prepared again
 UNFINISHED = 'unfinished'  # A folder that is in a dataset's directory while it is written.
+COLUMNS = (  # of videos.csv; label is a number, -1 for none, sha256 is of the file as it was found
+  'split', 'id', 'label', 'bytes', 'sha256', 'num_frames', 'fps', 'duration', 'height', 'width', 'damage',
+)  # fmt: skip
 
 
 class Videos(Sequence[dict[str, Any]]):
@@ -48,6 +58,8 @@ class Split:
     fingerprint: sha256 over the names, ids, labels and bytes of all splits.
     name: the split's name.
     dataset: the dataset's name.
+    directory: where the dataset lies.
+    videos: how many videos each of the dataset's splits has.
   """
 
   source: Sequence[dict[str, Any]]
@@ -55,6 +67,19 @@ class Split:
   fingerprint: str
   name: str
   dataset: str
+  directory: Path
+  videos: Mapping[str, int]
+
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    """Every example's label, int32, -1 where it has none: read from videos.csv when first asked for."""
+    labels = read_labels(self.directory, self.name)
+    if len(labels) != len(self):
+      raise UserError(
+        f'{self.directory / "videos.csv"} is damaged, prepare it again: it has {len(labels)} {self.name}'
+        f' videos, and the shards have {len(self)}'
+      )
+    return labels
 
   def __str__(self) -> str:
     classes = len(self.class_names)
@@ -62,11 +87,6 @@ class Split:
 
   def __len__(self) -> int:
     return len(self.source)
-
-  @functools.cached_property
-  def labels(self) -> np.ndarray:
-    """The label of every video, int32 `n`; -1 where there is none."""
-    return np.array([example['label'] for example in self.source], np.int32)
 
 
 def open_split(data_dir: str | Path, dataset: str, split: str) -> Split:
@@ -80,9 +100,10 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> Split:
   from google.protobuf.json_format import ParseError
 
   directory = _version(Path(data_dir).expanduser(), dataset)
+  check_format(directory)
   try:
     builder = tfds.builder_from_directory(directory)
-    mark, _ = read_fingerprint(directory)
+    mark, videos = read_fingerprint(directory)
   except (OSError, ValueError, KeyError, ParseError) as error:
     reason = str(error).splitlines()[0]
     raise UserError(f'{directory} is damaged, prepare it again: {reason}') from error
@@ -97,6 +118,8 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> Split:
     fingerprint=mark,
     name=split,
     dataset=dataset,
+    directory=directory,
+    videos=videos,
   )
 
 
@@ -108,7 +131,10 @@ def _version(data_dir: Path, dataset: str) -> Path:
     return max(complete, key=lambda path: [int(part) for part in path.name.split('.')])
   if found:  # By which command is not known before it is complete.
     raise UserError(f'{found[0]} is not complete; to go on with it, give the same prepare command again')
-  what = dataset if dataset == 'moving_shapes' else f'video_folder ROOT --name={dataset}'
+  if dataset.startswith(('kinetics', 'something_something')):
+    what = f'{dataset} VIDEOS --annotations=LISTS'
+  else:
+    what = dataset if dataset == 'moving_shapes' else f'video_folder ROOT --name={dataset}'
   prepare = f'python -m mevit_jax.prepare {what} --data_dir={data_dir}'
   names = {path.parent.parent.name for path in data_dir.glob('*/*/dataset_info.json')}
   raise UserError(f'no dataset {dataset!r} in {data_dir}; there: {_list(names)}; prepare it first: {prepare}')
@@ -119,15 +145,71 @@ def is_complete(directory: Path) -> bool:
   return (directory / 'dataset_info.json').is_file() and not (directory / UNFINISHED).exists()
 
 
+def check_format(directory: Path) -> None:
+  """Raises a UserError if a complete dataset was written by a program that laid it out otherwise."""
+  try:
+    found = _about(directory).get('format', 1)
+  except (OSError, ValueError) as error:
+    raise UserError(f'{directory} is damaged ({error}): prepare it again, with --overwrite') from error
+  if found != FORMAT:
+    raise UserError(
+      f'{directory} is of format {found}, and this program reads {FORMAT}: prepare it again, with --overwrite'
+    )
+
+
 def read_fingerprint(directory: Path) -> tuple[str, dict[str, int]]:
   """A complete dataset's fingerprint and how many videos each split has, without its data."""
-  content = json.loads((directory / 'fingerprint.json').read_text())
-  return content['fingerprint'], content['videos']
+  about = _about(directory)
+  return about['fingerprint'], about['videos']
 
 
 def read_asked(directory: Path) -> dict[str, Any]:
   """The arguments that decided what a complete dataset holds; empty where nobody wrote them down."""
-  return json.loads((directory / 'fingerprint.json').read_text()).get('asked', {})
+  return _about(directory).get('asked', {})
+
+
+def read_labels(directory: Path, split: str) -> np.ndarray:
+  """The labels of a split's examples in their order, int32, -1 where there is none, without its data."""
+  return np.array([int(row['label']) for row in read_videos(directory, split)], np.int32)
+
+
+def read_videos(directory: Path, split: str) -> Iterator[dict[str, str]]:
+  """The lines of videos.csv on a split's examples, in their order."""
+  with (directory / 'videos.csv').open(newline='', encoding='utf-8') as file:
+    yield from (row for row in csv.DictReader(file) if row['split'] == split)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], at_most: int = 3) -> list[str]:
+  """What differs between two datasets, a line each: how many classes, the first of other names, counts, content.
+
+  Args:
+    before, now: each with `class_names`, `fingerprint` and, where it is known, `videos`, how many
+      videos each split has.
+    at_most: how many class names are compared by name.
+  """
+  lines, names = [], (before['class_names'], now['class_names'])
+  if len(names[0]) != len(names[1]):
+    lines.append(f'{len(names[0])} classes, and {len(names[1])}')
+  others = [
+    f'class {i} is {"not there" if a is None else repr(a)}, and {"not there" if b is None else repr(b)}'
+    for i, (a, b) in enumerate(itertools.zip_longest(*names))
+    if a != b
+  ]
+  lines += others[:at_most]
+  if len(others) > at_most:
+    lines.append(f'{len(others) - at_most} more classes')
+  counts = before.get('videos', {}), now.get('videos', {})
+  if all(counts):
+    splits = dict.fromkeys([*counts[0], *counts[1]])
+    pairs = ((split, *(count.get(split, 0) for count in counts)) for split in splits)
+    lines += [f'{a} {split} videos, and {b}' for split, a, b in pairs if a != b]
+  if before['fingerprint'] != now['fingerprint']:
+    lines.append(f'dataset fingerprint: {before["fingerprint"][:12]}, and {now["fingerprint"][:12]}')
+  return lines
+
+
+def _about(directory: Path) -> dict[str, Any]:
+  return json.loads((directory / 'fingerprint.json').read_text())
 
 
 def _list(names: Iterable[str]) -> str:

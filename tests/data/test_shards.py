@@ -1,5 +1,8 @@
 """Shards: what is written is read back; what was killed goes on; what is incomplete says so."""
 
+import dataclasses
+import functools
+import hashlib
 import json
 import pickle
 import re
@@ -7,9 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from mevit_jax.data import builders, datasets, shards
+from mevit_jax.data import builders, datasets, shards, tasks
 from mevit_jax.errors import UserError
 
 NAMES = ('cat', 'dog')
@@ -98,9 +102,8 @@ def test_a_torn_shard_and_one_of_another_plan_are_written_again(tmp_path):
   assert sorted(Toys.made) == [4, 5, 6, 7, 100, 101, 102]
 
   Toys.made = []
-  shards.begin(directory)
   shards.write(toys(tmp_path, train=5))
-  assert sorted(Toys.made) == [0, 1, 2, 3, 4, 100, 101, 102]
+  assert sorted(Toys.made) == [0, 1, 2, 3, 4]
   assert len(list(directory.glob('*train.array_record*'))) == 2
   assert [e['num_frames'] for e in datasets.open_split(tmp_path, 'toys', 'train').source] == [0, 1, 2, 3, 4]
 
@@ -122,35 +125,128 @@ def test_shards_do_not_depend_on_how_many_processes_write_them(tmp_path):
   written = []
   for workers in (0, 2):
     builder = moving_shapes.build(tmp_path / str(workers), {'train': 9, 'validation': 8}, frames=2, size=16)
-    shards.write(builder, workers)
-    written.append({path.name: path.read_bytes() for path in Path(builder.data_path).iterdir()})
+    shards.write(builder, functools.partial(tasks.supervise, workers=workers))
+    written.append({path.name: path.read_bytes() for path in Path(builder.data_path).rglob('*') if path.is_file()})
   assert written[0] == written[1]
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
-  class Full(shards.ArrayRecordWriter):
+  class Full(tasks.ArrayRecordWriter):
     def close(self):
       super().close()
       raise RuntimeError('write() failed: No space left on device; writing somewhere; at byte 4')
 
-  monkeypatch.setattr(shards, 'ArrayRecordWriter', Full)
-  with pytest.raises(UserError, match=r'00000-of-00003\.tmp cannot be written: .*No space left on device$'):
+  monkeypatch.setattr(tasks, 'ArrayRecordWriter', Full)
+  with pytest.raises(UserError, match=r'00000-of-00003 cannot be written: .*No space left on device$'):
+    shards.write(toys(tmp_path))
+  assert not list((tmp_path / 'toys' / '1.0.0').glob('*.tmp'))
+
+
+def test_what_is_drawn_is_never_dead_but_an_error(tmp_path, monkeypatch):
+  """Where a process dies over a video that no file holds, the next one that is at the shard says so."""
+  died = iter([True])
+
+  def in_processes(function, calls, workers):
+    while calls:
+      call = calls.popleft()
+      if next(died, None):
+        (call[0] / shards.UNFINISHED / f'{call[1].name}.doing').write_text('1 0.0')
+        yield call, tasks.DIED
+      else:
+        yield call, function(*call)
+
+  monkeypatch.setattr(tasks, 'in_processes', in_processes)
+  with pytest.raises(UserError, match=r'a process that made 1 ended: the decoder crashed.*again to go on'):
     shards.write(toys(tmp_path))
 
 
-def test_a_process_that_dies_is_one_line(tmp_path, monkeypatch):
-  def die(*_):
-    raise shards.BrokenProcessPool
+def test_a_process_that_dies_over_no_item_is_one_line(tmp_path, monkeypatch):
+  def in_processes(function, calls, workers):
+    yield calls.popleft(), tasks.DIED
 
-  monkeypatch.setattr(shards, 'in_processes', die)
-  with pytest.raises(UserError, match='run the command again to go on'):
+  monkeypatch.setattr(tasks, 'in_processes', in_processes)
+  with pytest.raises(UserError, match='died, perhaps of too little memory: run the command again'):
     shards.write(toys(tmp_path))
 
 
-def test_a_fingerprint_knows_names_ids_labels_and_bytes_but_no_order():
+def test_a_shard_that_is_lost_later_is_known_and_alone_made_again(tmp_path):
+  mark = shards.write(toys(tmp_path))
+  directory = tmp_path / 'toys' / '1.0.0'
+  before = {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
+  assert shards.lost(directory) == []
+  gone, torn = (
+    directory / f'toys-{part}'
+    for part in ('train.array_record-00002-of-00003', 'validation.array_record-00000-of-00001')
+  )
+  gone.unlink()
+  torn.write_bytes(torn.read_bytes()[:1000])
+  assert shards.lost(directory) == [gone.name, torn.name]
+  Toys.made = []
+  assert shards.write(toys(tmp_path)) == mark
+  assert sorted(Toys.made) == [8, 9, 100, 101, 102]
+  assert {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()} == before
+  shards.begin(directory, afresh=True)
+  Toys.made = []
+  shards.write(toys(tmp_path))
+  assert len(Toys.made) == 13
+
+
+def test_labels_are_read_without_the_records(tmp_path):
+  shards.write(toys(tmp_path))
+  directory = tmp_path / 'toys' / '1.0.0'
+  split = datasets.open_split(tmp_path, 'toys', 'train')
+  for path in directory.glob('*.array_record-*'):
+    path.unlink()
+  assert split.labels.dtype == np.int32
+  assert split.labels.tolist() == [i % 2 for i in range(10)]
+  assert datasets.read_labels(directory, 'validation').tolist() == [0, 1, 0]
+  rows = list(datasets.read_videos(directory, 'train'))
+  assert [(row['id'], row['num_frames'], row['bytes']) for row in rows[:2]] == [
+    ('toy/é/0', '0', '5'),
+    ('toy/é/1', '1', '5'),
+  ]
+  table = directory / 'videos.csv'
+  table.write_text(''.join(table.read_text('utf-8').splitlines(keepends=True)[:5]), 'utf-8')
+  other = dataclasses.replace(split)
+  with pytest.raises(
+    UserError, match=r'videos\.csv is damaged, prepare it again: it has 4 train videos, and the shards'
+  ):
+    _ = other.labels
+
+
+@pytest.mark.parametrize('text', ['{"fingerprint": "x", "videos": {}}', '{"format": 99}', '{'])
+def test_a_dataset_of_another_format_is_one_line(tmp_path, text):
+  shards.write(toys(tmp_path))
+  (tmp_path / 'toys' / '1.0.0' / 'fingerprint.json').write_text(text)
+  with pytest.raises(
+    UserError, match=r'1\.0\.0 is (of format (1|99), and this program reads 2|damaged .*): prepare it again'
+  ):
+    datasets.open_split(tmp_path, 'toys', 'train')
+
+
+def test_differences_show_the_first():
+  before = {'class_names': list('abcdefg'), 'fingerprint': 'f' * 64, 'videos': {'train': 5, 'test': 2}}
+  assert datasets.differences(before, before) == []
+  now = {'class_names': list('abxyzw'), 'fingerprint': 'e' * 64, 'videos': {'train': 5, 'validation': 1}}
+  assert datasets.differences(before, now) == [
+    '7 classes, and 6',
+    "class 2 is 'c', and 'x'",
+    "class 3 is 'd', and 'y'",
+    "class 4 is 'e', and 'z'",
+    '2 more classes',
+    '2 test videos, and 0',
+    '0 validation videos, and 1',
+    'dataset fingerprint: ffffffffffff, and eeeeeeeeeeee',
+  ]
+  del before['videos']  # as older checkpoints have it
+  assert len(datasets.differences(before, now)) == 6
+
+
+def test_a_fingerprint_knows_names_ids_labels_bytes_and_encoding():
   rows = {'train': [('a', 0, 'x'), ('b', 1, 'y')], 'test': [('c', 0, 'z')]}
   mark = shards.fingerprint(NAMES, rows)
-  assert mark == shards.fingerprint(list(NAMES), {'test': rows['test'], 'train': rows['train'][::-1]})
+  assert mark == shards.fingerprint(list(NAMES), {'test': iter(rows['test']), 'train': iter(rows['train'])}, {})
+  assert mark == hashlib.sha256(json.dumps([NAMES, rows], sort_keys=True).encode()).hexdigest()
   others = [
     (('cat', 'cow'), rows),
     (NAMES, {**rows, 'train': [('a', 0, 'x'), ('b', 0, 'y')]}),
@@ -158,7 +254,8 @@ def test_a_fingerprint_knows_names_ids_labels_and_bytes_but_no_order():
     (NAMES, {**rows, 'train': [('A', 0, 'x'), ('b', 1, 'y')]}),
     (NAMES, {'train': [*rows['train'], *rows['test']]}),
   ]
-  assert len({mark, *(shards.fingerprint(*other) for other in others)}) == 6
+  encoded = [shards.fingerprint(NAMES, rows, {'kind': 'h264', 'quality': quality}) for quality in (20, 30)]
+  assert len({mark, *encoded, *(shards.fingerprint(*other) for other in others)}) == 8
 
 
 def test_the_fingerprint_is_read_without_the_data(tmp_path):
@@ -195,7 +292,8 @@ def test_the_newest_complete_version_is_read(tmp_path):
   new = tmp_path / 'toys' / '1.10.0'
   new.mkdir()
   for path in old.iterdir():
-    (new / path.name).write_bytes(path.read_bytes().replace(b'"1.0.0"', b'"1.10.0"'))
+    if path.is_file():
+      (new / path.name).write_bytes(path.read_bytes().replace(b'"1.0.0"', b'"1.10.0"'))
   (tmp_path / 'toys' / '1.9.0').mkdir()  # never finished
   assert '1.10.0' in str(datasets._version(tmp_path, 'toys'))
   assert len(datasets.open_split(tmp_path, 'toys', 'train')) == 5

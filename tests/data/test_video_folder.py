@@ -1,26 +1,19 @@
 """A user's videos: what is found, what it is split into, what is dead, damaged or there twice."""
 
 import dataclasses
-import os
 import random
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 from trees import lay
 
-from mevit_jax.data.builders import files, moving_shapes, report, video_folder
+from mevit_jax.data.builders import files, video_folder
 from mevit_jax.errors import UserError
 
 
-def video(seed: int, frames: int = 6) -> bytes:
-  pixels = np.random.default_rng(seed).integers(0, 256, (frames, 16, 16, 3), np.uint8)
-  return moving_shapes.encode(pixels)
-
-
-def item(name: str, label: str, sha256: str, split: str = '', dead: str = '', damage: str = '') -> files.Item:
-  return files.Item(files.Found(name, name, label, split), files.Examined(sha256=sha256, dead=dead, damage=damage))
+def item(name: str, label: str, sha256: str) -> files.Item:
+  return files.Item(files.Found(name, name, label, ''), 1, 1, {'sha256': sha256})
 
 
 def many(count: int = 40, classes: int = 3) -> list[files.Item]:
@@ -164,112 +157,11 @@ def test_copies_of_a_video_stay_on_one_side():
   for seed in range(20):
     items = [item(f'v{i}', 'a', f'bytes {i // 4}') for i in range(20)]
     splits = video_folder.split(items, 0.3, seed)
-    sides = [{i.examined.sha256 for i in rows} for rows in splits.values()]
+    sides = [{i.examined['sha256'] for i in rows} for rows in splits.values()]
     assert all(sides)
     assert not sides[0] & sides[1]
-
-
-def test_given_splits_are_kept():
-  items = [item('1', 'a', 'x', 'test'), item('2', 'a', 'y', 'train')]
-  assert video_folder.split(items, 0.5, 0) == {'train': [items[1]], 'test': [items[0]]}
 
 
 def test_a_class_that_cannot_be_split_is_named():
   with pytest.raises(UserError, match=r'too few usable videos to split.* in: lonely;'):
     video_folder.split([*many(), item('z', 'lonely', 'q')], 0.2, 0)
-
-
-def test_every_file_is_examined_and_remembered(tmp_path, monkeypatch):
-  good = video(0)
-  contents = {'good.mp4': good, 'torn.mp4': good[: len(good) // 2], 'text.mp4': b'hello', 'empty.mp4': b''}
-  for name, data in contents.items():
-    (tmp_path / name).write_bytes(data)
-  paths = [str(tmp_path / name) for name in (*contents, 'gone.mp4')]
-  memory = tmp_path / 'memory' / 'm.jsonl'
-  results = files.examine_all(paths, memory, 0, lambda *at: None)
-  first, *others = (results[path] for path in paths)
-  assert (first.num_frames, first.height, first.width, first.bytes) == (6, 16, 16, len(good))
-  assert first.fps == pytest.approx(30)
-  assert not first.dead
-  assert not first.damage
-  assert all(each.dead and '\n' not in each.dead for each in others)
-  assert 'missing' in others[-1].dead
-
-  seen = []
-  monkeypatch.setattr(files, 'examine', lambda path: seen.append(path) or first)
-  memory.write_text(memory.read_text() + '[["half a li')
-  assert files.examine_all(paths[:-1], memory, 0, lambda *at: None) == {p: results[p] for p in paths[:-1]}
-  assert not seen
-  (tmp_path / 'empty.mp4').write_bytes(video(1))  # mended in between
-  files.examine_all(paths, memory, 0, lambda *at: None)
-  assert seen == [str(tmp_path / 'empty.mp4')]
-
-
-def test_a_file_that_is_too_large_is_not_read(tmp_path):
-  with (tmp_path / 'long.mp4').open('wb') as file:
-    file.truncate(files.MAX_BYTES + 1)
-  assert 'cut it into clips' in files.examine(str(tmp_path / 'long.mp4')).dead
-
-
-def test_a_crash_of_the_decoder_costs_one_video(tmp_path, monkeypatch):
-  """The pool's processes die where the file says so; what is left is done, and the one is named."""
-  paths = [str(tmp_path / f'{i}.mp4') for i in range(4)]
-  for i, path in enumerate(paths):
-    Path(path).write_bytes(video(i))
-  calls = []
-
-  def pool(function, arguments, workers):
-    calls.append(len(arguments))
-    yield 0, function(*arguments[0])
-    raise files.BrokenProcessPool
-
-  def alone(path):
-    return files.Examined(dead='crashed') if path == paths[2] else files.examine(path)
-
-  monkeypatch.setattr(files, 'in_processes', pool)
-  monkeypatch.setattr(files, '_examine_alone', alone)
-  results = files.examine_all(paths, tmp_path / 'm.jsonl', 1, lambda *at: None)
-  assert [path for path in paths if results[path].dead] == [paths[2]]
-  assert calls == [4]
-
-
-def test_a_file_that_changed_is_not_written(tmp_path):
-  path = tmp_path / '1.mp4'
-  path.write_bytes(video(0))
-  found = files.Found('1.mp4', str(path), 'a', '')
-  one = files.Item(found, files.examine(str(path)))
-  assert video_folder.VideoFolder.make(one)['video'] == video(0)
-  path.write_bytes(video(1))
-  with pytest.raises(UserError, match='changed while it was prepared'):
-    video_folder.VideoFolder.make(one)
-
-
-def test_a_report_counts_everything_and_names_copies_and_gaps():
-  items = [
-    item('a1', 'a', 'x', 'train'),
-    item('a2', 'a', 'y', 'train', damage='the end is missing'),
-    item('b1', 'b', 'z', 'train', dead='no frame decodes'),
-    item('a3', 'a', 'x', 'validation'),
-    item('b2', 'b', 'w', 'validation'),
-    item('b3', 'b', 'w', 'validation'),
-  ]
-  splits = video_folder.split([i for i in items if not i.examined.dead], 0.2, 0)
-  made = report.make(items, splits, ['a note'])
-  assert made['total'] == {'found': 6, 'usable': 5, 'damaged': 1, 'dead': 1}
-  assert made['counts']['train']['b'] == {'found': 1, 'usable': 0, 'damaged': 0, 'dead': 1}
-  assert made['dead'] == {'b1': 'no frame decodes'}
-  assert made['damaged'] == {'a2': 'the end is missing'}
-  assert made['same_bytes_across_splits'] == [['train: a1', 'validation: a3']]
-  assert made['same_bytes_within_a_split'] == [['validation: b2', 'validation: b3']]
-  assert made['notes'] == ['a note', 'train has no usable video of: b']
-  text = report.text(made)
-  for part in ('b1: no frame decodes', 'train: a1 = validation: a3', 'WARNING', 'a note'):
-    assert part in text
-  assert 'and 1 more' in report.text({**made, 'dead': {'p': 'q', 'r': 's'}}, at_most=1)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
-def test_a_file_that_may_not_be_read_is_dead(tmp_path):
-  path = lay(tmp_path, '1.mp4') / '1.mp4'
-  path.chmod(0)
-  assert files.examine(str(path)).dead == 'Permission denied'

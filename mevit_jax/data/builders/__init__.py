@@ -1,12 +1,14 @@
 """The datasets: TFDS builders that declare names, features and splits; `data/shards.py` writes."""
 
-import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+
+from mevit_jax.errors import UserError
 
 VERSION = '1.0.0'
 
@@ -15,8 +17,8 @@ def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
   """What an example of every dataset holds: a video file's bytes, its label, and what it is."""
   return tfds.features.FeaturesDict(
     {
-      'video': tfds.features.Scalar(np.object_, doc='The encoded file, as it was found.'),
-      'label': tfds.features.ClassLabel(names=list(class_names)),
+      'video': tfds.features.Scalar(np.object_, doc='The encoded file.'),
+      'label': tfds.features.ClassLabel(names=list(class_names)),  # -1: none
       'id': tfds.features.Text(doc='Names the video, the same on every machine.'),
       'num_frames': tfds.features.Scalar(np.int64, doc='Frames that decode.'),
       'fps': tfds.features.Scalar(np.float32, doc='Frames a second.'),
@@ -27,16 +29,32 @@ def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
   )
 
 
+def _no_video(item: Any, reason: str) -> dict[str, Any]:
+  raise UserError(f'a process that made {item} ended: {reason}; run the command again to go on')
+
+
 class VideoBuilder(tfds.core.GeneratorBasedBuilder):
   """A dataset of labelled videos.
 
   Attributes:
     class_names: label i is the i-th name.
-    shards: for each split, for each shard, its items, in order. An item's repr says all that its
-      example depends on: by it a shard of an earlier run is known to be the same.
+    shards: for each split, for each shard, its items, in an order that is the same on every
+      machine. An item's repr, together with `encoding`, says all that its example depends on: by
+      it a shard of an earlier run is known to be the same.
+    make: turns an item into an example; other processes call it. Beside what is in `features`, the
+      example may hold `sha256`, of the bytes as they were found (of `video` if it is not there),
+      `damage`, a line on what of it does not decode, and `dead`, a line on why it is left out: then
+      only `id` and `label` must be there.
+    dead: likewise, for an item that took its process down, and a line on how.
+    encoding: how videos were encoded anew; empty where their bytes are kept.
+    time_limit: seconds after which the process that makes an example is ended; 0: never.
   """
 
   VERSION = tfds.core.Version(VERSION)
+  make: Callable[[Any], dict[str, Any]]
+  dead: Callable[[Any, str], dict[str, Any]] = staticmethod(_no_video)
+  encoding: Mapping[str, Any] = MappingProxyType({})
+  time_limit: float = 0
 
   def __init__(
     self,
@@ -49,11 +67,6 @@ class VideoBuilder(tfds.core.GeneratorBasedBuilder):
     self.class_names = tuple(class_names)
     self.shards = shards
     super().__init__(data_dir=data_dir, file_format='array_record')
-
-  @staticmethod
-  @abc.abstractmethod
-  def make(item: Any) -> dict[str, Any]:
-    """Turns an item into an example; other processes call it."""
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(

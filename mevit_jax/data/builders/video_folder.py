@@ -8,12 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mevit_jax.data.builders import lists, split_files
-from mevit_jax.data.builders.files import FilesBuilder, Found, Item, Listing
+from mevit_jax.data.builders.files import Found, Item, Listing
 from mevit_jax.errors import UserError
-
-
-class VideoFolder(FilesBuilder):
-  """Videos from a folder, or from a CSV file that lists them."""
 
 
 def class_names(found: Sequence[Found]) -> tuple[str, ...]:
@@ -21,11 +17,6 @@ def class_names(found: Sequence[Found]) -> tuple[str, ...]:
   labels = {each.label for each in found}
   numbers = all(label.isdecimal() for label in labels)
   return tuple(sorted(labels, key=lambda label: (int(label) if numbers else 0, label)))
-
-
-def without_usable(items: Sequence[Item]) -> list[str]:
-  """The labels all of whose videos are dead, sorted."""
-  return sorted({i.found.label for i in items} - {i.found.label for i in items if not i.examined.dead})
 
 
 def find(source: str | Path, split_lists: str | Path | None = None, fold: int = 1) -> Listing:
@@ -108,43 +99,40 @@ def _find_in_csv(path: Path) -> list[Found]:
 
 
 def split(items: Sequence[Item], fraction: float, seed: int) -> dict[str, list[Item]]:
-  """Splits items as their folders or CSV say, else every class by chance; each split sorted by id.
+  """Splits every class in two by chance; each split sorted by id.
 
   Chance is a hash of the seed and the video's bytes: it depends on no order, name or machine, and
   copies of a video stay together wherever a class allows it.
 
   Args:
-    items: usable videos, all with a given split or none.
+    items: usable videos, examined.
     fraction: how much of each class goes to validation; at least one video on either side.
     seed: another one, another split.
 
   Raises:
     UserError: a class has fewer than two videos to split.
   """
-  rows: dict[str, list[Item]] = {}
   classes: dict[str, list[Item]] = {}
   for item in items:
-    if item.found.split:
-      rows.setdefault(item.found.split, []).append(item)
-    else:
-      classes.setdefault(item.found.label, []).append(item)
+    classes.setdefault(item.found.label, []).append(item)
   small = sorted(label for label, members in classes.items() if len(members) < 2)
   if small:
     raise UserError(
       f'too few usable videos to split, one to train on and one to validate on, in: {lists.few(small)};'
       ' add videos, leave the class out, or give the splits yourself'
     )
+  rows: dict[str, list[Item]] = {'train': [], 'validation': []}
   for members in classes.values():
     validation, train = _split_class(members, fraction, seed)
-    rows.setdefault('train', []).extend(train)
-    rows.setdefault('validation', []).extend(validation)
-  order = ('train', 'validation', 'test')
-  return {name: sorted(rows[name], key=lambda i: i.found.id) for name in order if name in rows}
+    rows['train'] += train
+    rows['validation'] += validation
+  return {name: sorted(each, key=lambda item: item.found.id) for name, each in rows.items()}
 
 
 def _split_class(items: Sequence[Item], fraction: float, seed: int) -> tuple[Sequence[Item], Sequence[Item]]:
   def chance(item: Item) -> tuple[str, str]:
-    mixed = hashlib.sha256(f'{seed} {item.examined.sha256}'.encode()).hexdigest()
+    assert item.examined is not None
+    mixed = hashlib.sha256(f'{seed} {item.examined["sha256"]}'.encode()).hexdigest()
     return mixed, item.found.id
 
   items = sorted(items, key=chance)
