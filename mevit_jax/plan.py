@@ -155,7 +155,8 @@ def _split_of(recipe: Recipe) -> datasets.Split:
     )
   classes, videos = _PUBLISHED[data.dataset]
   names = tuple(f'class {i}' for i in range(classes))
-  return datasets.Split([{}] * videos, names, 'published', data.train_split, data.dataset)
+  split = data.train_split
+  return datasets.Split([{}] * videos, names, 'published', split, data.dataset, Path(data.data_dir), {split: videos})
 
 
 def _state_of(run: Run):

@@ -60,6 +60,7 @@ class Run:
       'recipe': recipes.to_dict(self.recipe),
       'class_names': list(self.split.class_names),
       'fingerprint': self.split.fingerprint,
+      'videos': dict(self.split.videos),
     }
 
 
@@ -177,11 +178,7 @@ def check_workdir(run: Run) -> None:
   found = recipes.differences(recipes.to_dict(recipes.recipe_of(before['recipe'])), about['recipe'])
   started = any((run.workdir / 'checkpoints').glob('*'))  # then what it started from is read no more
   found = [line for line in found if not line.startswith((*_MAY_DIFFER, *(('init_',) if started else ())))]
-  if before['class_names'] != about['class_names']:
-    names = zip(before['class_names'], about['class_names'], strict=False)
-    found.append('class names: ' + next((f'{a!r}, and {b!r}' for a, b in names if a != b), 'another number of them'))
-  if before['fingerprint'] != about['fingerprint']:
-    found.append(f'dataset fingerprint: {before["fingerprint"][:12]}, and {about["fingerprint"][:12]}')
+  found += datasets.differences(before, about)
   if found:
     raise UserError(f'{run.workdir} is of another run (there, and now): {"; ".join(found[:5])}. Use another workdir')
 
