@@ -38,7 +38,7 @@ def happens():
   print(f'accident at {time.time()}', file=sys.stderr, flush=True)
   if what == 'raise':
     raise OSError(5, 'Input/output error', '/a/bad/disk')
-  os.kill(os.getpid(), {'kill': signal.SIGKILL, 'stop': signal.SIGSTOP}[what])
+  os.kill(os.getpid(), {'kill': signal.SIGKILL, 'stop': signal.SIGSTOP, 'term': signal.SIGTERM}[what])
 
 if what == 'late':
   from mevit_jax.parallel import distributed
@@ -203,6 +203,16 @@ def test_a_process_that_goes_without_a_word_ends_the_other(whole, tiny, start, t
   assert words in other.errors
   assert other.time - gone.accident < 60
   print(f'{what} {process}: the other one ended after {other.time - gone.accident:.1f} s')
+  train.train(tiny(**{'mesh.data': 2}), str(tmp_path / 'run'))
+  assert_same_run(tmp_path / 'run', whole)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_saves_and_ends_both(whole, tiny, start, tmp_path):
+  first, second = ends(start([tiny(**{'training.save_every': 100})] * 2, tmp_path / 'run', accident=(1, 'term', 2)))
+  assert (first.status, second.status) == (143, 143)
+  assert 'stopped by SIGTERM at step' in first.output
+  assert stored(tmp_path / 'run')[0] < 6
   train.train(tiny(**{'mesh.data': 2}), str(tmp_path / 'run'))
   assert_same_run(tmp_path / 'run', whole)
 

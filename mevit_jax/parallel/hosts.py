@@ -21,6 +21,10 @@ def host_rows(sharding: jax.sharding.NamedSharding, batch_size: int, name: str =
     raise UserError(f'{name} {batch_size} is not divisible by the {parts} {what} that share it')
   indices = sharding.addressable_devices_indices_map((batch_size,)).values()
   rows = {index[0].indices(batch_size)[:2] for index in indices if index}
+  if not rows:
+    raise UserError(
+      f'mesh.data leaves process {jax.process_index()} without devices: use fewer processes, or all devices'
+    )
   start, stop = min(rows)[0], max(rows)[1]
   if sum(b - a for a, b in rows) != stop - start:
     raise UserError(f'this host has rows {sorted(rows)} of a batch, not a run of them: choose other mesh.* sizes')

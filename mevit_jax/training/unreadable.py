@@ -1,11 +1,13 @@
 """Videos that turn out unreadable while training: counted, named once each, and an end where there are too many."""
 
 import collections
+import sys
 from collections.abc import Mapping
 
 import numpy as np
 
 from mevit_jax.errors import UserError
+from mevit_jax.parallel.distributed import gathered, is_first
 
 # Preparation has decoded every video: so many that are unreadable now are a damaged disk, not a few bad videos.
 _WINDOW, _MOST = 1000, 100  # clips
@@ -29,7 +31,9 @@ class Unreadable:
     for line in (line for error in errors for line in error.splitlines()):
       if line not in self._named:
         self._named.add(line)
-        print(f'unreadable, and another one was taken: {line}', flush=True)
+        print(
+          f'unreadable, and another one was taken: {line}', file=sys.stdout if is_first() else sys.stderr, flush=True
+        )
     replaced = [bool(error) for error in errors]
     self._count += sum(replaced)
     self._recent.extend(replaced)
@@ -40,6 +44,6 @@ class Unreadable:
       )
 
   def take(self) -> int:
-    """How many clips were replaced since the last call."""
+    """How many clips were replaced since the last call, on all hosts; all of them call it."""
     count, self._count = self._count, 0
-    return count
+    return sum(int(each) for each in gathered(str(count).encode()))
