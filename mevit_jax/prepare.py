@@ -75,7 +75,11 @@ TIME_LIMIT = flags.DEFINE_float(
 )
 
 ENCODING = flags.DEFINE_enum(
-  'encoding', 'keep', KINDS, 'How videos are stored: keep their bytes, or encode them again to be read fast.'
+  'encoding',
+  None,
+  KINDS,
+  'How videos are stored: keep their bytes (as video_folder does), or encode them again to be read fast (h264, as the'
+  ' others do).',
 )
 SHORT_SIDE = flags.DEFINE_integer('short_side', Encoding.short_side, 'Encoded again: at most; 0: as it is.')
 KEYFRAMES = flags.DEFINE_integer('keyframes', Encoding.keyframes, 'Encoded again: frames from one to the next.')
@@ -133,7 +137,8 @@ def _video_folder(kind: str, arguments: Sequence[str]) -> None:
     raise UserError('video_folder takes one folder or one CSV file: see --help')
   source = Path(arguments[0]).expanduser()
   name = _name(source)
-  asked = {'kind': kind, 'source': str(source.resolve()), 'encoding': files.described(_encoding())}
+  encoding = _encoding(ENCODING.value or 'keep')
+  asked = {'kind': kind, 'source': str(source.resolve()), 'encoding': files.described(encoding)}
   chance = {'seed': SEED.value, 'validation_fraction': VALIDATION_FRACTION.value}
   if LISTS.value is not None:
     asked |= {'lists': str(Path(LISTS.value).expanduser().resolve()), 'fold': str(FOLD.value)}
@@ -144,7 +149,7 @@ def _video_folder(kind: str, arguments: Sequence[str]) -> None:
     raise UserError(f'{source} has one class only ({listing.class_names[0]}): there is nothing to tell apart')
   if any(each.split for each in listing.found):  # Nothing is left to chance.
     chance = {}
-  _files(name, listing, {**asked, **chance}, 'configs/video_folder.py', all_classes=True)
+  _files(name, listing, encoding, {**asked, **chance}, 'configs/video_folder.py', all_classes=True)
 
 
 def _benchmark(
@@ -154,24 +159,26 @@ def _benchmark(
   if len(arguments) != 1 or not ANNOTATIONS.value:
     raise UserError(f'{kind} takes one folder of videos, and --annotations=FILES_OR_FOLDERS: see --help')
   videos, *lists = (Path(path).expanduser() for path in (arguments[0], *ANNOTATIONS.value))
-  name = _name(Path(kind))
+  name, encoding = _name(Path(kind)), _encoding(ENCODING.value or 'h264')
   asked = {
     'kind': kind,
     'source': str(videos.resolve()),
     'annotations': [str(path.resolve()) for path in lists],
-    'encoding': files.described(_encoding()),
+    'encoding': files.described(encoding),
   }
   if not _already(name, asked, elsewhere='--name'):
-    _files(name, find(videos, lists), asked, config, all_classes=False)
+    _files(name, find(videos, lists), encoding, asked, config, all_classes=False)
 
 
-def _files(name: str, listing: Listing, asked: Mapping[str, Any], config: str, all_classes: bool) -> None:
+def _files(
+  name: str, listing: Listing, encoding: Encoding, asked: Mapping[str, Any], config: str, all_classes: bool
+) -> None:
   options = preparation.Options(
     engine=_engine(),
     progress=Progress,
     max_dead=MAX_DEAD.value,
     max_missing=MAX_MISSING.value,
-    encoding=_encoding(),
+    encoding=encoding,
     time_limit=TIME_LIMIT.value,
     validation_fraction=VALIDATION_FRACTION.value,
     seed=SEED.value,
@@ -208,8 +215,8 @@ def _name(source: Path) -> str:
   return NAME.value
 
 
-def _encoding() -> Encoding:
-  return Encoding(ENCODING.value, SHORT_SIDE.value, KEYFRAMES.value, QUALITY.value)
+def _encoding(kind: str) -> Encoding:
+  return Encoding(kind, SHORT_SIDE.value, KEYFRAMES.value, QUALITY.value)
 
 
 def _data_dir() -> Path:
