@@ -12,6 +12,7 @@ environment .venv requirements.txt
 .venv/bin/python main.py --config=configs/demo.py --workdir="$folder/run" --config.data.data_dir="$folder/data"
 
 echo
-echo "Look at  $folder/run/evaluation/validation-1x1/videos.png       what it says of some videos"
+echo "Look at  $folder/run/evaluation/validation-1x1/report.html      curves, classes, mistakes: open it in a browser"
+echo "         $folder/run/evaluation/validation-1x1/videos.png       what it says of some videos"
 echo "         $folder/run/evaluation/validation-1x1/results.json     and of all"
 echo "         .venv/bin/python -m tensorboard.main --logdir=$folder/run/tensorboard   (pip install tensorboard)"
