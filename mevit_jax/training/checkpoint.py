@@ -54,6 +54,9 @@ class Checkpoints:
       async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
     )
     self._manager = ocp.CheckpointManager(self._folder, options=options)
+    steps = sorted(self._manager.all_steps())
+    for step in set(steps) - self.kept(steps):  # a run that was killed had no time to
+      self._manager.delete(step)
 
   def save(self, state: TrainState, about: dict[str, Any]) -> None:
     """Starts saving; the state may be donated to the next step once this returns.

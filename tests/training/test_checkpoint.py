@@ -132,6 +132,15 @@ def test_the_newest_are_kept(tmp_path):
   assert_same_bits(restore(tmp_path), state_at(4))
 
 
+def test_what_a_killed_run_had_no_time_to_delete_is_deleted(workdir):
+  """Whole or in part."""
+  old = shutil.copytree(workdir / 'checkpoints/3', workdir / 'checkpoints/1')
+  shutil.rmtree(old / 'params')
+  save(workdir, keep=2)
+  assert names_in(workdir) == {'3', '5'}
+  assert_same_bits(restore(workdir), state_at(5))
+
+
 @pytest.mark.parametrize('keeps', [True, False])
 def test_the_best_is_kept(tmp_path, keeps):
   for steps in ((1, 2, 3), (4, 5)):  # and by a run that goes on
