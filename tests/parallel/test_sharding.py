@@ -101,7 +101,9 @@ def assert_close(tree, expected, tolerance):
 def assert_same_training(shape, **changes):
   """In float64: losses, one gradient, and the parameters after 20 steps."""
   losses, gradient, params, _, _ = trained(shape, **changes)
-  expected = trained((1, 1, 1, 1))
+  # Each part of an accumulated batch drops paths of its own: there one device does the same.
+  parts = {name: value for name, value in changes.items() if name == 'accumulate'}
+  expected = trained((1, 1, 1, 1), **parts)
   assert expected[0][-1] < expected[0][0] - 0.1  # it learns: these are no numbers at rest
   np.testing.assert_allclose(losses, expected[0], rtol=1e-12)
   assert_close(gradient, expected[1], 1e-12)
@@ -201,7 +203,7 @@ def test_meshes_train_alike_in_float32(shape):
   """As near as float32 goes: the gradients' own rounding is 1e-6 of their largest."""
   losses, gradient, _, _, _ = trained(shape, dtype='float32')
   expected = trained((1, 1, 1, 1), dtype='float32')
-  np.testing.assert_allclose(losses[0], expected[0][0], rtol=3e-7)
+  np.testing.assert_allclose(losses[0], expected[0][0], rtol=1e-6)
   np.testing.assert_allclose(losses, expected[0], rtol=2e-6)
   assert_close(gradient, expected[1], 2e-6)
 
