@@ -1,11 +1,15 @@
 """Shared by all tests: small devices' worth of settings, before jax starts."""
 
 import os
+import signal
 
 import pytest
 
 # Eight devices on one CPU: what holds for one device must hold for many. Set before jax is imported.
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+
+# A shell's background job ignores it, and so would all that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = {
   'model.image_size': (16, 16),
