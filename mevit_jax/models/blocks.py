@@ -14,7 +14,7 @@ from mevit_jax.models.config import MEViTConfig
 Tokens = tuple[jax.Array, jax.Array | None]
 
 # What a block's attentions read, by name. 'space' and 'motion': of the patches `b t n h k`, in block order, and of the
-# class token `b h k` where it joins. 'class': the class token's query `b 1 h k`, the patches' keys and values `b t·n h k`.
+# class token `b h k` where it joins. 'class': the class token's query `b 1 h k`, and `b t·n h k` of the patches.
 Traced = dict[str, tuple[Heads, Heads | None]]
 
 # What keeps an activation `b ...` where it is to be; it changes no number.

@@ -1,0 +1,118 @@
+"""Heat maps over a clip: as film strips in a picture, and on the frames of a video."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+_SIDE = 112  # pixels: frames are enlarged to this many at least
+_FRAMES = 16  # in a strip, at most
+_COLOURS = 'inferno'
+_COVER = 0.75  # of a frame, by the colour of the largest weight
+
+
+@dataclasses.dataclass(frozen=True)
+class HeatMap:
+  """Weights over a clip's patches.
+
+  Attributes:
+    title: what they are, a line or two.
+    weights: `t rows columns`.
+    query: the patch that reads, (frame, row, column), or None.
+  """
+
+  title: str
+  weights: np.ndarray
+  query: tuple[int, int, int] | None = None
+
+
+def shade(frames: np.ndarray, weights: np.ndarray) -> np.ndarray:
+  """Frames `t h w 3` uint8 in grey under the colours of weights `t rows columns` in 0..1; small ones are enlarged."""
+  import matplotlib
+
+  colours = matplotlib.colormaps[_COLOURS](weights, bytes=True)[..., :3]  # t rows columns 3
+  size = _size(frames)
+  shaded = []
+  for frame, heat, weight in zip(frames, colours, weights, strict=True):
+    grey = np.asarray(_enlarged(frame, size).convert('L'), np.float32)[..., None]
+    # Patches stay squares: nothing is known between them.
+    heat, weight = (_stretched(x, size) for x in (heat, (255 * weight).astype(np.uint8)))
+    share = _COVER * np.sqrt(weight[..., None] / 255)
+    shaded.append((0.8 * grey * (1 - share) + heat * share).round().astype(np.uint8))
+  return np.stack(shaded)
+
+
+def scaled(weights: np.ndarray) -> np.ndarray:
+  """Weights in 0..1: the largest of the clip is 1."""
+  return weights / max(float(weights.max()), 1e-12)
+
+
+def draw(path: Path, frames: np.ndarray, maps: Sequence[HeatMap], title: str) -> None:
+  """A PNG: a strip of the clip's frames `t h w 3`, and one below it for each heat map."""
+  import matplotlib.figure  # takes a while: only where a picture is drawn
+
+  shown = np.unique(np.linspace(0, len(frames) - 1, min(_FRAMES, len(frames))).round().astype(int))
+  if query := next((heat.query for heat in maps if heat.query), None):
+    shown = np.unique([*shown, query[0]])  # its frame is always there
+  size = _size(frames)
+  strips = [('the clip', np.stack([np.asarray(_enlarged(frame, size)) for frame in frames]), query)]
+  strips += [(heat.title, shade(frames, scaled(heat.weights)), heat.query) for heat in maps]
+  width = 1.0
+  height, left, top = width * size[1] / size[0], 2.3, 0.45
+  whole = left + len(shown) * (width + 0.04) + 0.08, top + len(strips) * (height + 0.08) + 0.05
+  figure = matplotlib.figure.Figure(figsize=whole, dpi=120, facecolor='white')
+  text: dict[str, Any] = {'va': 'center', 'parse_math': False}  # a name with two dollars is no formula
+  figure.text(0.1 / whole[0], 1 - 0.5 * top / whole[1], title, fontsize=11, weight='bold', **text)
+  for row, (words, pictures, marked) in enumerate(strips):
+    bottom = whole[1] - top - (row + 1) * (height + 0.08)
+    figure.text(0.1 / whole[0], (bottom + height / 2) / whole[1], words, fontsize=8, **text)
+    for column, number in enumerate(shown):
+      x = left + column * (width + 0.04)
+      axes = figure.add_axes((x / whole[0], bottom / whole[1], width / whole[0], height / whole[1]))
+      axes.imshow(pictures[number], aspect='auto', interpolation='nearest')
+      axes.axis('off')
+      if marked and number == marked[0]:
+        _outline(axes, marked, size, maps[0].weights.shape[1:])
+  figure.savefig(path, metadata={'Software': None})
+
+
+def write_video(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> None:
+  """H.264 of uint8 `h w 3` each, all of one size; an odd row or column is left out."""
+  with av.open(path, 'w') as container:
+    stream = container.add_stream('libx264', rate=fps, options={'crf': '18'})
+    stream.pix_fmt = 'yuv420p'
+    for frame in frames:
+      height, width = (side // 2 * 2 for side in frame.shape[:2])
+      stream.height, stream.width = height, width
+      even = np.ascontiguousarray(frame[:height, :width])
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format='rgb24')))
+    container.mux(stream.encode())
+
+
+def _outline(axes, patch: tuple[int, int, int], size: tuple[int, int], grid: tuple[int, ...]) -> None:
+  import matplotlib.patches
+
+  width, height = size[0] / grid[1], size[1] / grid[0]
+  corner = patch[2] * width - 0.5, patch[1] * height - 0.5
+  for colour, thick in (('black', 2.6), ('#39ff14', 1.3)):
+    axes.add_patch(matplotlib.patches.Rectangle(corner, width, height, fill=False, ec=colour, lw=thick))
+
+
+def _size(frames: np.ndarray) -> tuple[int, int]:
+  """Width and height of a frame when it is shown."""
+  height, width = frames.shape[1:3]
+  times = -(-_SIDE // min(height, width))
+  return width * times, height * times
+
+
+def _enlarged(frame: np.ndarray, size: tuple[int, int]) -> Image.Image:
+  return Image.fromarray(frame).resize(size, Image.Resampling.NEAREST)
+
+
+def _stretched(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  return np.asarray(Image.fromarray(x).resize(size, Image.Resampling.NEAREST), np.float32)
