@@ -82,16 +82,21 @@ def draw(path: Path, frames: np.ndarray, maps: Sequence[HeatMap], title: str) ->
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> None:
-  """H.264 of uint8 `h w 3` each, all of one size; an odd row or column is left out."""
-  with av.open(path, 'w') as container:
-    stream = container.add_stream('libx264', rate=fps, options={'crf': '18'})
-    stream.pix_fmt = 'yuv420p'
-    for frame in frames:
-      height, width = (side // 2 * 2 for side in frame.shape[:2])
-      stream.height, stream.width = height, width
-      even = np.ascontiguousarray(frame[:height, :width])
-      container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format='rgb24')))
-    container.mux(stream.encode())
+  """H.264 in MP4 of uint8 `h w 3` each, all of one size; an odd row or column is left out."""
+  temporary = path.with_name(f'{path.name}.tmp')  # whole or not at all
+  try:
+    with temporary.open('wb') as file, av.open(file, 'w', format='mp4') as container:
+      stream = container.add_stream('libx264', rate=fps, options={'crf': '18'})
+      for index, frame in enumerate(frames):
+        if index == 0:
+          stream.height, stream.width = (side // 2 * 2 for side in frame.shape[:2])
+          stream.pix_fmt = 'yuv420p'
+        even = np.ascontiguousarray(frame[: stream.height, : stream.width])
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format='rgb24')))
+      container.mux(stream.encode())
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def _outline(axes, patch: tuple[int, int, int], size: tuple[int, int], grid: tuple[int, ...]) -> None:
