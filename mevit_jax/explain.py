@@ -15,9 +15,9 @@ from fractions import Fraction
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from PIL import Image
 
 from mevit_jax import command, recipes
 from mevit_jax.data.clips import Box, ClipConfig, crop_resize, view_boxes, view_times
@@ -26,14 +26,12 @@ from mevit_jax.data.video import VideoInfo, decode, inspect
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation import explain as attention
 from mevit_jax.evaluation import heatmaps
+from mevit_jax.evaluation.explain import Patch
 from mevit_jax.evaluation.heatmaps import HeatMap
 from mevit_jax.models.config import MEViTConfig
-from mevit_jax.models.functional import Model, Params, build_model
-from mevit_jax.recipes import Recipe
+from mevit_jax.models.functional import build_model
 from mevit_jax.training.saved import open_saved
-from mevit_jax.training.steps import normalise
 
-Patch = tuple[int, int, int]  # frame, row, column
 _CHUNK = 32  # frames of an overlay that are decoded at once
 
 
@@ -86,19 +84,17 @@ def explain(
   check(config, block, query)
   clip = read_clip(Path(video).expanduser(), recipe.clip)
   params = saved.params(saved.weights())
-  kinds = kinds_of(config, block)
-  looks = jax.jit(make_looks(build_model(config), recipe, kinds, query))
-  logits, chosen, weights = jax.device_get(looks(params, clip.frames[None]))
-  frame, row, column = (int(x) for x in np.unravel_index(chosen[0], (config.frames, *config.grid)))
-  heats = [
-    _heat_map(name, i, maps[0], (frame, row, column), config) for (name, i), maps in zip(kinds, weights, strict=True)
-  ]
+  kinds = attention.kinds_of(config, block)
+  looks = attention.make_looks(build_model(config), kinds, query, recipe.data.mean, recipe.data.std)
+  logits, patches, maps = jax.device_get(jax.jit(looks)(params, clip.frames[None]))
+  heats = heatmaps.heat_maps(kinds, [weights[0] for weights in maps], patches[0], config)
+  patch = 'frame {}, row {}, column {}'.format(*patches[0])
   probabilities = np.asarray(jax.nn.softmax(logits[0]))
   best = int(probabilities.argmax())
   said = f'{saved.about["class_names"][best]} {100 * probabilities[best]:.1f} %'
-  print(f'{Path(video).name}: {said}; query: frame {frame}, row {row}, column {column}', flush=True)
+  print(f'{Path(video).name}: {said}; query: {patch}', flush=True)
   if figure:
-    heatmaps.draw(Path(figure), clip.frames, heats, f'{Path(video).name}: {said}')
+    Image.fromarray(heatmaps.draw(clip.frames, heats, f'{Path(video).name}: {said}')).save(figure, 'PNG')
   if overlay:
     pace = min(Fraction(clip.info.fps).limit_denominator(1001), Fraction(60))
     heatmaps.write_video(Path(overlay), overlaid(clip, heats[-1].weights, pace), pace)
@@ -132,46 +128,6 @@ def read_clip(video: Path, config: ClipConfig) -> Clip:
   return Clip(data, info, times, box, np.stack([crop_resize(frame, box, config.size) for frame in frames]))
 
 
-def kinds_of(config: MEViTConfig, block: int) -> list[tuple[str, int]]:
-  """The heat maps, as a name and a block: each attention's last block up to this one, and rollout through all."""
-  first, last = config.space_blocks, config.space_blocks + config.motion_blocks
-  upto = range(config.depth)[block]
-  kinds = []
-  if last:
-    kinds.append(('space', min(upto, last - 1)))
-  if config.motion_blocks and upto >= first:
-    kinds.append(('motion', min(upto, last - 1)))
-  if upto >= last or not config.class_blocks:
-    kinds.append(('class', upto))
-  return [*kinds, ('rollout', config.depth - 1)]
-
-
-def make_looks(model: Model, recipe: Recipe, kinds: Sequence[tuple[str, int]], query: Patch | None):
-  """The function (params, video uint8 `b t h w 3`) -> logits, the query patches' numbers `b`, and a map a kind."""
-  config = model.config
-
-  def looks(params: Params, video: jax.Array) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-    pixels = normalise(video, recipe.data.mean, recipe.data.std, config.dtype)
-    traced = model.trace(params, pixels, slice(None))
-    rollout = attention.rollout(traced, config)  # b tokens
-    chosen = rollout[:, :-1].argmax(1)  # b
-    if query:
-      chosen = jnp.full_like(chosen, np.ravel_multi_index(query, (config.frames, *config.grid)))
-
-    def weights(name: str, block: int) -> jax.Array:
-      if name == 'rollout':
-        return rollout
-      if name == 'class':
-        return attention.class_attention(traced[block], config)
-      groups = attention.attention_groups(traced[block], name, config)
-      return attention.look(jax.nn.one_hot(chosen, rollout.shape[1]), groups)
-
-    maps = [attention.on_grid(weights(*kind), config) for kind in kinds]  # each b t rows columns
-    return model.apply(params, pixels), chosen, maps
-
-  return looks
-
-
 def overlaid(clip: Clip, weights: np.ndarray, fps: Fraction) -> Iterator[np.ndarray]:
   """All frames that the clip spans, cut as the clip is, each under the map of the nearest of the clip's frames."""
   shown = np.arange(clip.times[0], min(clip.times[-1] + float(1 / fps), clip.info.duration), float(1 / fps))
@@ -181,21 +137,6 @@ def overlaid(clip: Clip, weights: np.ndarray, fps: Fraction) -> Iterator[np.ndar
     frames = np.stack([crop_resize(frame, clip.box, size) for frame in decode(clip.data, times)])
     nearest = np.abs(clip.times - times[:, None]).argmin(1)
     yield from heatmaps.shade(frames, heat[nearest])
-
-
-def _heat_map(name: str, block: int, weights: np.ndarray, patch: Patch, config: MEViTConfig) -> HeatMap:
-  says = {
-    'space': f'space attention\nof the patch, block {block}',
-    'motion': f'motion attention\nof the patch, block {block}',
-    'class': f'class attention, block {block}'
-    if config.class_blocks
-    else f'class token in space\nattention, block {block}',
-    'rollout': f'rollout, blocks 0 to {block}',
-  }
-  token = 1 - weights.sum()
-  rest = f'; class token {100 * token:.1f} %' if token > 5e-4 else ''
-  title = f'{says[name]}\nlargest {100 * weights.max():.1f} %{rest}'
-  return HeatMap(title, weights, patch if name in ('space', 'motion') else None)
 
 
 def _patch(text: str) -> Patch | None:

@@ -1,4 +1,4 @@
-"""The command explain: a figure and an overlay of a checkpoint's attention, and what is wrong in one line."""
+"""The command explain, and a report's part of it: pictures of a checkpoint's attention, what is wrong in one line."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,8 @@ from mevit_jax import explain, runs
 from mevit_jax.data.builders import moving_shapes
 from mevit_jax.data.video import decode, inspect
 from mevit_jax.errors import UserError
+from mevit_jax.evaluate import evaluate
+from mevit_jax.evaluation.explain import kinds_of
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.training.checkpoint import Checkpoints
 from mevit_jax.training.workdir import write_workdir
@@ -63,6 +65,14 @@ def test_the_patch_that_is_shown_is_where_rollout_is_largest(workdir, video):
   assert motion.query == np.unravel_index(rollout.weights.argmax(), rollout.weights.shape)
 
 
+def test_a_report_shows_where_the_model_looks(workdir, tiny):
+  fields = {'model.class_blocks': 1, 'evaluation.batch_size': 16}
+  protocol = evaluate(tiny(**fields, **{'evaluation.looks': 3}), str(workdir))['protocol']
+  assert 'looks' not in protocol  # of the page, not of the numbers
+  page = (workdir / 'evaluation' / protocol['name'] / 'report.html').read_text()
+  assert page.partition('Where the model looks')[2].count('data:image/png') == 3
+
+
 @pytest.mark.parametrize(
   ('stages', 'block', 'kinds'),
   [
@@ -75,7 +85,7 @@ def test_the_patch_that_is_shown_is_where_rollout_is_largest(workdir, video):
 )
 def test_each_attention_is_of_the_last_block_that_has_it(stages, block, kinds):
   names = ('space_blocks', 'motion_blocks', 'class_blocks')
-  assert explain.kinds_of(MEViTConfig(**dict(zip(names, stages, strict=True))), block) == kinds
+  assert kinds_of(MEViTConfig(**dict(zip(names, stages, strict=True))), block) == kinds
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Where a model looks: the weights of its own attentions, from what `Model.trace` says they read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,6 +10,11 @@ from mevit_jax.models.attention import Heads, join, motion_groups
 from mevit_jax.models.blocks import Traced
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.embed import to_block_order
+from mevit_jax.models.functional import Model, Params
+from mevit_jax.training.steps import normalise
+
+Patch = tuple[int, int, int]  # frame, row, column
+Kind = tuple[str, int]  # what a heat map is of, 'space', 'motion', 'class' or 'rollout', and of which block
 
 
 class Group(NamedTuple):
@@ -118,6 +123,61 @@ def one_token(number: int | jax.Array, batch: int, config: MEViTConfig) -> jax.A
 def on_grid(relevance: jax.Array, config: MEViTConfig) -> jax.Array:
   """The patches of `b tokens`, as maps `b t rows columns`."""
   return relevance[:, :-1].reshape(-1, config.frames, *config.grid)  # b t rows columns
+
+
+def kinds_of(config: MEViTConfig, block: int) -> list[Kind]:
+  """The heat maps, as a name and a block: each attention's last block up to this one, and rollout through all."""
+  first, last = config.space_blocks, config.space_blocks + config.motion_blocks
+  upto = range(config.depth)[block]
+  kinds: list[Kind] = []
+  if last:
+    kinds.append(('space', min(upto, last - 1)))
+  if config.motion_blocks and upto >= first:
+    kinds.append(('motion', min(upto, last - 1)))
+  if upto >= last or not config.class_blocks:
+    kinds.append(('class', upto))
+  return [*kinds, ('rollout', config.depth - 1)]
+
+
+def make_looks(
+  model: Model, kinds: Sequence[Kind], query: Patch | None, mean: Sequence[float], std: Sequence[float]
+) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array, list[jax.Array]]]:
+  """The function that looks.
+
+  Args:
+    model: to look into.
+    kinds: of `kinds_of`.
+    query: the patch whose weights are asked for; None is where a clip's rollout is largest.
+    mean: of the pixels, see `normalise`.
+    std: likewise.
+
+  Returns:
+    (params, video uint8 `b t h w 3`) -> logits `b classes`, the query `b 3`, and a map `b t rows columns` a kind.
+  """
+  config = model.config
+
+  def looks(params: Params, video: jax.Array) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+    pixels = normalise(video, mean, std, config.dtype)
+    traced = model.trace(params, pixels, slice(None))
+    through = rollout(traced, config)  # b tokens
+    chosen = through[:, :-1].argmax(1)  # b
+    if query:
+      frame, row, column = query
+      chosen = jnp.full_like(chosen, (frame * config.grid[0] + row) * config.grid[1] + column)
+
+    def weights(name: str, block: int) -> jax.Array:
+      if name == 'rollout':
+        return through
+      if name == 'class':
+        return class_attention(traced[block], config)
+      groups = attention_groups(traced[block], name, config)
+      return look(jax.nn.one_hot(chosen, count_tokens(config)), groups)
+
+    maps = [on_grid(weights(*kind), config) for kind in kinds]  # each b t rows columns
+    patches = jnp.stack(jnp.unravel_index(chosen, (config.frames, *config.grid)), axis=-1)  # b 3
+    return model.apply(params, pixels), patches, maps
+
+  return looks
 
 
 def _weights(heads: Heads) -> jax.Array:

@@ -10,6 +10,9 @@ import av
 import numpy as np
 from PIL import Image
 
+from mevit_jax.evaluation.explain import Kind, Patch
+from mevit_jax.models.config import MEViTConfig
+
 _SIDE = 112  # pixels: frames are enlarged to this many at least
 _FRAMES = 16  # in a strip, at most
 _COLOURS = 'inferno'
@@ -28,7 +31,15 @@ class HeatMap:
 
   title: str
   weights: np.ndarray
-  query: tuple[int, int, int] | None = None
+  query: Patch | None = None
+
+
+def heat_maps(
+  kinds: Sequence[Kind], maps: Sequence[np.ndarray], patch: np.ndarray, config: MEViTConfig
+) -> list[HeatMap]:
+  """One clip's maps, `t rows columns` each, with what they are; `patch` is the query, 3."""
+  frame, row, column = patch.tolist()
+  return [_heat_map(*kind, weights, (frame, row, column), config) for kind, weights in zip(kinds, maps, strict=True)]
 
 
 def shade(frames: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -52,9 +63,10 @@ def scaled(weights: np.ndarray) -> np.ndarray:
   return weights / max(float(weights.max()), 1e-12)
 
 
-def draw(path: Path, frames: np.ndarray, maps: Sequence[HeatMap], title: str) -> None:
-  """A PNG: a strip of the clip's frames `t h w 3`, and one below it for each heat map."""
+def draw(frames: np.ndarray, maps: Sequence[HeatMap], title: str) -> np.ndarray:
+  """A picture, uint8 `h w 3`: a strip of the clip's frames `t h w 3`, and one below it for each heat map."""
   import matplotlib.figure  # takes a while: only where a picture is drawn
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
 
   shown = np.unique(np.linspace(0, len(frames) - 1, min(_FRAMES, len(frames))).round().astype(int))
   if query := next((heat.query for heat in maps if heat.query), None):
@@ -78,7 +90,9 @@ def draw(path: Path, frames: np.ndarray, maps: Sequence[HeatMap], title: str) ->
       axes.axis('off')
       if marked and number == marked[0]:
         _outline(axes, marked, size, maps[0].weights.shape[1:])
-  figure.savefig(path, metadata={'Software': None})
+  canvas = FigureCanvasAgg(figure)
+  canvas.draw()
+  return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> None:
@@ -99,7 +113,22 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> None
     temporary.unlink(missing_ok=True)
 
 
-def _outline(axes, patch: tuple[int, int, int], size: tuple[int, int], grid: tuple[int, ...]) -> None:
+def _heat_map(name: str, block: int, weights: np.ndarray, patch: Patch, config: MEViTConfig) -> HeatMap:
+  says = {
+    'space': f'space attention\nof the patch, block {block}',
+    'motion': f'motion attention\nof the patch, block {block}',
+    'class': f'class attention, block {block}'
+    if config.class_blocks
+    else f'class token in space\nattention, block {block}',
+    'rollout': f'rollout, blocks 0 to {block}',
+  }
+  token = 1 - weights.sum()
+  rest = f'; class token {100 * token:.1f} %' if token > 5e-4 else ''
+  title = f'{says[name]}\nlargest {100 * weights.max():.1f} %{rest}'
+  return HeatMap(title, weights, patch if name in ('space', 'motion') else None)
+
+
+def _outline(axes, patch: Patch, size: tuple[int, int], grid: tuple[int, ...]) -> None:
   import matplotlib.patches
 
   width, height = size[0] / grid[1], size[1] / grid[0]
