@@ -13,7 +13,7 @@ import mevit_jax
 from mevit_jax import recipes
 from mevit_jax.data import datasets, pipeline
 from mevit_jax.errors import UserError
-from mevit_jax.evaluation import page, report
+from mevit_jax.evaluation import explain, heatmaps, page, report
 from mevit_jax.evaluation.protocol import Predictions, predict_all
 from mevit_jax.evaluation.results import write_results
 from mevit_jax.models.functional import Params, build_model
@@ -112,7 +112,7 @@ def evaluate_params(
     return results
   print(f'evaluation {protocol.name} at step {step}: {_in_words(results)}  {folder}', flush=True)
   if picture and results['unreadable'] < results['videos']:
-    _draw(workdir, folder, recipe, split, predictions, results)
+    _draw(workdir, folder, recipe, params, split, predictions, results)
   return results
 
 
@@ -160,10 +160,12 @@ def predict_split(
 
 def _about(recipe: Recipe, split: datasets.Split, step: int, weights: Weights) -> dict[str, Any]:
   """What the numbers are of: protocol, data, checkpoint, preprocessing, versions."""
+  protocol = recipes.to_dict(recipe)['evaluation']
+  del protocol['looks']  # of the page
   return {
     'protocol': {
       'name': recipe.evaluation.name,
-      **recipes.to_dict(recipe)['evaluation'],
+      **protocol,
       'views': f'{recipe.evaluation.clips}x{recipe.evaluation.crops}',
     },
     'clip': {'frames': recipe.clip.frames, 'sampling': recipe.clip.sampling, 'stride': recipe.clip.stride},
@@ -178,6 +180,7 @@ def _draw(
   workdir: Path,
   folder: Path,
   recipe: Recipe,
+  params: Params,
   split: datasets.Split,
   predictions: Predictions,
   results: dict[str, Any],
@@ -194,8 +197,30 @@ def _draw(
     split.class_names,
     strips=[(str(predictions.ids[i]), strips[i]) for i in worst],
     metrics_file=workdir / 'metrics.jsonl',
+    sections=_looks(recipe, params, [strips[i] for i in worst]),
   )
   print(f'film strips: {folder / "videos.png"}  report: {folder / "report.html"}', flush=True)
+
+
+def _looks(recipe: Recipe, params: Params, strips: list[report.Strip]) -> list[page.Section]:
+  """Where the model looks in the first of these videos; nothing on many hosts, where one cannot compute alone."""
+  count = min(recipe.evaluation.looks, len(strips))
+  if not count or jax.process_count() > 1:
+    return []
+  config, kinds = recipe.model, explain.kinds_of(recipe.model, -1)
+  looks = jax.jit(explain.make_looks(build_model(config), kinds, None, recipe.data.mean, recipe.data.std))
+  pictures = []
+  for strip in strips[:count]:
+    _, patches, maps = jax.device_get(looks(params, strip.frames[None]))
+    heats = heatmaps.heat_maps(kinds, [weights[0] for weights in maps], patches[0], config)
+    said = f'{strip.likeliest[0][0]} {100 * strip.likeliest[0][1]:.1f} %'
+    caption = f'{said}, labelled {strip.label}' if strip.label else said
+    pictures.append((heatmaps.draw(strip.frames, heats, said), caption))
+  text = (
+    'The weights of its attentions: what the outlined patch reads in its frame and, for motion, in its block of '
+    'patches in all frames; what the class token reads; and attention rollout through all blocks.'
+  )
+  return [page.Section('Where the model looks', text, pictures)]
 
 
 def _strips(

@@ -33,6 +33,7 @@ class EvaluationConfig:
     batch_size: videos at once, over all devices and hosts; results do not depend on it.
     weights: of the model: 'ema' (their running mean, see training.ema), 'raw', or 'auto' (the mean where there is one).
     checkpoint: which to evaluate, once trained: 'last', 'best' (of the evaluations while it trained) or a step.
+    looks: of how many videos the report shows where the model looks; on one host.
   """
 
   split: str = 'validation'
@@ -43,6 +44,7 @@ class EvaluationConfig:
   batch_size: int = 32
   weights: Literal['auto', 'ema', 'raw'] = 'auto'
   checkpoint: str = 'last'
+  looks: int = 2
 
   def __post_init__(self):
     if self.weights not in ('auto', 'ema', 'raw'):
@@ -61,6 +63,8 @@ class EvaluationConfig:
     for name in ('clips', 'crops', 'batch_size'):
       if getattr(self, name) < 1:
         raise UserError(f'evaluation.{name} must be at least 1, not {getattr(self, name)}')
+    if self.looks < 0:
+      raise UserError(f'evaluation.looks must not be negative, and is {self.looks}')
 
   @property
   def name(self) -> str:

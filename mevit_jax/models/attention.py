@@ -41,18 +41,14 @@ def grouped_attention(patches: Heads, token: Heads | None = None) -> tuple[jax.A
   """
   if token is None:
     return attend(*patches), None
-  groups = patches.query.shape[1]
-  joined = Heads(
-    *(
-      jnp.concatenate(
-        [group, jnp.broadcast_to(one[:, None, None], (one.shape[0], groups, 1, *one.shape[1:]))],
-        axis=2,
-      )
-      for group, one in zip(patches, token, strict=True)
-    )
-  )  # b g s+1 h k
-  output = attend(*joined)
+  output = attend(*(join(group, one) for group, one in zip(patches, token, strict=True)))  # b g s+1 h k
   return output[:, :, :-1], output[:, :, -1]
+
+
+def join(patches: jax.Array, token: jax.Array) -> jax.Array:
+  """The class token `b h k` as the last of every group of patches `b g s h k` -> `b g s+1 h k`."""
+  b, groups, _, h, k = patches.shape
+  return jnp.concatenate([patches, jnp.broadcast_to(token[:, None, None], (b, groups, 1, h, k))], axis=2)
 
 
 def space_attention(patches: Heads, token: Heads | None, config: MEViTConfig):
@@ -79,17 +75,24 @@ def motion_attention(patches: Heads, token: Heads | None, config: MEViTConfig):
   """
   outputs: list[jax.Array] = []
   token_outputs: list[jax.Array] = []
-  start = 0
-  for nh, nw, mh, mw in config.blocks:
-    g, m = nh * nw, mh * mw
-    region = Heads(*(_by_block(x[:, :, start : start + g * m], g, m) for x in patches))
-    output, token_output = grouped_attention(region, token)  # b g t·m h k
-    outputs.append(_by_frame(output, g, m))
+  regions = zip(*(motion_groups(x, config) for x in patches), strict=True)
+  for (nh, nw, mh, mw), region in zip(config.blocks, regions, strict=True):
+    output, token_output = grouped_attention(Heads(*region), token)  # b g t·m h k
+    outputs.append(_by_frame(output, nh * nw, mh * mw))
     if token_output is not None:
       token_outputs.append(token_output)
-    start += g * m
   output = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=2)  # b t n h k
   return output, None if token is None else jnp.concatenate(token_outputs, axis=1).mean(axis=1)
+
+
+def motion_groups(x: jax.Array, config: MEViTConfig) -> list[jax.Array]:
+  """Patches `b t n h k` in block order by the groups of eq. 8: a `b g t·m h k` for each region of equal blocks."""
+  found, start = [], 0
+  for nh, nw, mh, mw in config.blocks:
+    g, m = nh * nw, mh * mw
+    found.append(_by_block(x[:, :, start : start + g * m], g, m))
+    start += g * m
+  return found
 
 
 def _by_block(x: jax.Array, g: int, m: int) -> jax.Array:

@@ -13,6 +13,10 @@ from mevit_jax.models.config import MEViTConfig
 # Patches `b t n d`, and the class token `b d` where there is one.
 Tokens = tuple[jax.Array, jax.Array | None]
 
+# What a block's attentions read, by name. 'space' and 'motion': of the patches `b t n h k`, in block order, and of the
+# class token `b h k` where it joins. 'class': the class token's query `b 1 h k`, and `b t·n h k` of the patches.
+Traced = dict[str, tuple[Heads, Heads | None]]
+
 # What keeps an activation `b ...` where it is to be; it changes no number.
 Keep = Callable[[jax.Array], jax.Array]
 
@@ -73,15 +77,26 @@ class PatchBlock(nnx.Module):
     update = self.mlp(patches), None if token is None else self.mlp(token)
     return _add(tokens, update, drop_rate, keys[-1])
 
+  def trace(self, tokens: Tokens) -> Traced:
+    """What each attention reads."""
+    traced = {}
+    for name in self.order:
+      traced[name] = self._heads(name, tokens)
+      tokens = _add(tokens, self._attention(name, tokens), jnp.zeros(()), None)
+    return traced
+
   def _attention(self, name: str, tokens: Tokens) -> Tokens:
+    attention = getattr(self, f'{name}_attention')
+    output, token_output = _GROUPINGS[name](*self._heads(name, tokens), self.config)
+    output = checkpoint_name(output, 'attention')
+    return attention.out(output), None if token_output is None else attention.out(token_output)
+
+  def _heads(self, name: str, tokens: Tokens) -> tuple[Heads, Heads | None]:
     patches, token = tokens
     attention = getattr(self, f'{name}_attention')
     joins = token is not None and (name == 'space' or self.config.class_token_in_motion)
     heads = attention.heads(attention.norm(patches))  # b t n h k
-    token_heads = attention.heads(attention.norm(token)) if joins else None  # b h k
-    output, token_output = _GROUPINGS[name](heads, token_heads, self.config)
-    output = checkpoint_name(output, 'attention')
-    return attention.out(output), attention.out(token_output) if joins else None
+    return heads, attention.heads(attention.norm(token)) if joins else None  # b h k
 
 
 class ClassBlock(nnx.Module):
@@ -95,14 +110,22 @@ class ClassBlock(nnx.Module):
     keys = _split(key, 2)
     patches, token = tokens
     assert token is not None
-    attention = self.class_attention
+    output = attend(*self._heads(tokens))[:, 0]  # b h k
+    output = checkpoint_name(output, 'attention')
+    token = _drop_path(self.class_attention.out(output), drop_rate, keys[0]) + token
+    return patches, _drop_path(self.mlp(token), drop_rate, keys[1]) + token
+
+  def trace(self, tokens: Tokens) -> Traced:
+    """What class attention reads."""
+    return {'class': (self._heads(tokens), None)}
+
+  def _heads(self, tokens: Tokens) -> Heads:
+    """The class token's query `b 1 h k`, the patches' keys and values `b t·n h k`."""
+    (patches, token), attention = tokens, self.class_attention
     flat = patches.reshape(patches.shape[0], -1, patches.shape[-1])  # b t·n d
     normed = attention.norm(flat)
     query = attention.query(attention.norm(token))[:, None]  # b 1 h k
-    output = attend(query, attention.key(normed), attention.value(normed))[:, 0]  # b h k
-    output = checkpoint_name(output, 'attention')
-    token = _drop_path(attention.out(output), drop_rate, keys[0]) + token
-    return patches, _drop_path(self.mlp(token), drop_rate, keys[1]) + token
+    return Heads(query, attention.key(normed), attention.value(normed))
 
 
 class Stage(nnx.Module):
@@ -137,6 +160,14 @@ class Stage(nnx.Module):
       return step(block, tokens, rate, one_key), None
 
     return jax.lax.scan(body, tokens, stacked, unroll=self.config.unroll)[0]
+
+  def trace(self, tokens: Tokens) -> tuple[Tokens, list[Traced]]:
+    """The tokens after the blocks, and what the attentions of each block read."""
+    traced = []
+    for block in _unstack(self.blocks, self.depth):
+      traced.append(block.trace(tokens))
+      tokens = block(tokens, jnp.zeros(()), None)
+    return tokens, traced
 
 
 def layer_norm(config: MEViTConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from mevit_jax.errors import UserError
-from mevit_jax.models.blocks import Keep, as_it_is
+from mevit_jax.models.blocks import Keep, Traced, as_it_is
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.mevit import MEViT
 
@@ -27,6 +28,8 @@ class Model:
     init: key -> params.
     apply: (params, video `b t h w 3`, key=None) -> logits `b classes` float32; key=None means evaluation.
     tokens: likewise -> patches `b t n d` in block order and class token `b d` after the last block.
+    trace: (params, video, block) -> queries, keys and values of that block's attentions, see `blocks.Traced`; the
+      block is an index over all stages' blocks, negative from the end, or a slice for a list of them.
   """
 
   config: MEViTConfig
@@ -34,6 +37,7 @@ class Model:
   init: Callable[..., Params]
   apply: Callable[..., jax.Array]
   tokens: Callable[..., tuple[jax.Array, jax.Array]]
+  trace: Callable[..., Any]
 
 
 def build_model(config: MEViTConfig, keep: Keep = as_it_is) -> Model:
@@ -64,7 +68,10 @@ def build_model(config: MEViTConfig, keep: Keep = as_it_is) -> Model:
   def tokens(params: Params, video: jax.Array, key: jax.Array | None = None):
     return bind(params, video).tokens(video, key, keep)
 
-  return Model(config, abstract, init, apply, tokens)
+  def trace(params: Params, video: jax.Array, block: int | slice) -> Traced | list[Traced]:
+    return bind(params, video).trace(video)[block]
+
+  return Model(config, abstract, init, apply, tokens, trace)
 
 
 def start_motion(params: Params, start: str) -> Params:

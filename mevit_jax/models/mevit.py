@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mevit_jax.models.blocks import ClassBlock, Keep, PatchBlock, Stage, as_it_is, layer_norm
+from mevit_jax.models.blocks import ClassBlock, Keep, PatchBlock, Stage, Tokens, Traced, as_it_is, layer_norm
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.embed import Embedding
 
@@ -46,10 +46,7 @@ class MEViT(nnx.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """The patches `b t n d` (in block order) and the class token `b d` after the last block."""
     config = self.config
-    patches = self.embedding(video)  # b t n d
-    start = (self.class_token[...] + self.class_position[...]).astype(patches.dtype)
-    start = jnp.broadcast_to(start, (patches.shape[0], config.width))  # b d
-    tokens = patches, start if config.class_blocks == 0 else None
+    tokens, start = self._start(video)
     rates = jnp.linspace(0, config.drop_path, config.depth)
     keys = [None] * 3 if key is None or not config.drop_path else jax.random.split(key, 3)
     first, second = config.space_blocks, config.space_blocks + config.motion_blocks
@@ -62,3 +59,20 @@ class MEViT(nnx.Module):
     patches, token = tokens
     assert token is not None  # there from the start, or since the class stage
     return patches, token
+
+  def trace(self, video: jax.Array) -> list[Traced]:
+    """What the attentions of every block read."""
+    tokens, start = self._start(video)
+    traced: list[Traced] = []
+    for name in ('space', 'motion', 'classify'):
+      if stage := getattr(self, name, None):
+        tokens, found = stage.trace((tokens[0], start) if name == 'classify' else tokens)
+        traced += found
+    return traced
+
+  def _start(self, video: jax.Array) -> tuple[Tokens, jax.Array]:
+    """The tokens before the first block, and the class token's start `b d`, which is among them or waits."""
+    patches = self.embedding(video)  # b t n d
+    start = (self.class_token[...] + self.class_position[...]).astype(patches.dtype)
+    start = jnp.broadcast_to(start, (patches.shape[0], self.config.width))  # b d
+    return (patches, start if self.config.class_blocks == 0 else None), start

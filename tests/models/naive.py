@@ -8,8 +8,11 @@ import numpy as np
 CLASS = 'class token'  # the paper's (0, 0); a patch's place is (row, column, frame)
 
 
-def forward(config, params, video):
-  """A clip `t h w 3` -> {place: token `d`} of the patches, the class token `d`, and the logits."""
+def forward(config, params, video, seen=None):
+  """A clip `t h w 3` -> {place: token `d`} of the patches, the class token `d`, and the logits.
+
+  `seen`, a list, is given a dict a block: by kind of attention, {place: `h k`} of its queries, keys and values.
+  """
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   z = embed(config, params['embedding'], np.asarray(video, np.float64))
   start = params['class_token'] + params['class_position']
@@ -26,9 +29,12 @@ def forward(config, params, video):
       z[CLASS] = start
     for i in range(depth):
       block = jax.tree.map(lambda x, i=i: x[i], params[stage]['blocks'])
+      traced = {}
       for kind in order:  # residual connections of eq. 5
-        new = attention(config, kind, block[f'{kind}_attention'], z)
+        new = attention(config, kind, block[f'{kind}_attention'], z, traced)
         z = {x: z[x] + new[x] if x in new else z[x] for x in z}
+      if seen is not None:
+        seen.append(traced)
       changes = [CLASS] if stage == 'classify' else z
       z = {x: z[x] + ffn(config, block['mlp'], z[x]) if x in changes else z[x] for x in z}
   token = z.pop(CLASS)
@@ -50,7 +56,7 @@ def embed(config, p, video):
   return z
 
 
-def attention(config, kind, p, z):
+def attention(config, kind, p, z, traced):
   """Eqs. 2, 6, 8, 10, 4 and W_O of 5: what an attention adds to each of its queries."""
   size = config.block_size
   group = {
@@ -66,6 +72,8 @@ def attention(config, kind, p, z):
     {x: np.einsum('d,dhk->hk', normed[x], p[name]['kernel']) + p[name]['bias'] for x in normed}
     for name in ('query', 'key', 'value')
   )
+
+  traced[kind] = q, k, v
 
   def read(query, place):
     same = [x for x in patches if group(*x) == place]

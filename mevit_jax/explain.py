@@ -1,0 +1,178 @@
+"""Shows where a workdir's model looks in a video: the weights of its own attentions, over the frames of a clip.
+
+  python -m mevit_jax.explain VIDEO --workdir=runs/k400 --figure=looks.png
+  python -m mevit_jax.explain VIDEO --workdir=runs/k400 --query=4,7,7 --block=8 --figure=looks.png --overlay=looks.mp4
+
+The clip is the video's centre one, and the frames are its centre crop, as in an evaluation of one view. The figure has
+a film strip of the frames, and one of each heat map: what the query patch reads in space attention (its frame) and in
+motion attention (its block of patches in all frames), what the class token reads, and attention rollout through all
+blocks. The overlay is the rollout, on all frames that the clip spans. docs/explain.md says more.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from mevit_jax import command, recipes
+from mevit_jax.data.clips import Box, ClipConfig, crop_resize, view_boxes, view_times
+from mevit_jax.data.container import VideoError
+from mevit_jax.data.video import VideoInfo, decode, inspect
+from mevit_jax.errors import UserError
+from mevit_jax.evaluation import explain as attention
+from mevit_jax.evaluation import heatmaps
+from mevit_jax.evaluation.explain import Patch
+from mevit_jax.evaluation.heatmaps import HeatMap
+from mevit_jax.models.config import MEViTConfig
+from mevit_jax.models.functional import build_model
+from mevit_jax.training.saved import open_saved
+
+_CHUNK = 32  # frames of an overlay that are decoded at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """A video's centre clip, as the model sees it.
+
+  Attributes:
+    data: the video's file.
+    info: of the video.
+    times: of the frames, in seconds, `t`.
+    box: the centre crop.
+    frames: `t h w 3`, uint8.
+  """
+
+  data: bytes
+  info: VideoInfo
+  times: np.ndarray
+  box: Box
+  frames: np.ndarray
+
+
+def explain(
+  video: str,
+  workdir: str,
+  *,
+  block: int = -1,
+  query: Patch | None = None,
+  figure: str | None = None,
+  overlay: str | None = None,
+  checkpoint: str = 'last',
+) -> list[HeatMap]:
+  """Draws where the model looks; returns the heat maps, rollout last.
+
+  Args:
+    video: a file.
+    workdir: of the model.
+    block: of all stages' blocks; each kind of attention is that of the last block up to this one which has it.
+    query: the patch whose weights are shown; None is the one that rollout finds most important.
+    figure: a PNG to write.
+    overlay: an MP4 to write.
+    checkpoint: 'last', 'best' or a step.
+
+  Raises:
+    UserError: the video cannot be read, there is no checkpoint, or the model has no such block or patch.
+  """
+  saved = open_saved(Path(workdir).expanduser(), checkpoint)
+  recipe = recipes.recipe_of(saved.about['recipe'])
+  config = recipe.model
+  check(config, block, query)
+  clip = read_clip(Path(video).expanduser(), recipe.clip)
+  params = saved.params(saved.weights())
+  kinds = attention.kinds_of(config, block)
+  looks = attention.make_looks(build_model(config), kinds, query, recipe.data.mean, recipe.data.std)
+  logits, patches, maps = jax.device_get(jax.jit(looks)(params, clip.frames[None]))
+  heats = heatmaps.heat_maps(kinds, [weights[0] for weights in maps], patches[0], config)
+  patch = 'frame {}, row {}, column {}'.format(*patches[0])
+  probabilities = np.asarray(jax.nn.softmax(logits[0]))
+  best = int(probabilities.argmax())
+  said = f'{saved.about["class_names"][best]} {100 * probabilities[best]:.1f} %'
+  print(f'{Path(video).name}: {said}; query: {patch}', flush=True)
+  if figure:
+    Image.fromarray(heatmaps.draw(clip.frames, heats, f'{Path(video).name}: {said}')).save(figure, 'PNG')
+  if overlay:
+    pace = min(Fraction(clip.info.fps).limit_denominator(1001), Fraction(60))
+    heatmaps.write_video(Path(overlay), overlaid(clip, heats[-1].weights, pace), pace)
+  return heats
+
+
+def check(config: MEViTConfig, block: int, query: Patch | None) -> None:
+  """Raises a UserError for a block or a patch that the model does not have."""
+  if not -config.depth <= block < config.depth:
+    raise UserError(f'the model has {config.depth} blocks: --block is one of 0 to {config.depth - 1}, not {block}')
+  sides = config.frames, *config.grid
+  if query and not all(0 <= x < side for x, side in zip(query, sides, strict=True)):
+    raise UserError(
+      f'the model has {sides[0]} frames of {sides[1]} x {sides[2]} patches: no query {",".join(map(str, query))}; '
+      f'the last is {",".join(str(side - 1) for side in sides)}'
+    )
+
+
+def read_clip(video: Path, config: ClipConfig) -> Clip:
+  """The video's centre clip and crop; a UserError that names the file where it cannot be read."""
+  if not video.is_file():
+    raise UserError(f'{video}: there is no such file')
+  data = video.read_bytes()
+  try:
+    info = inspect(data)
+    times = view_times(config, info.duration, info.num_frames)[0]  # t
+    frames = decode(data, times)
+  except VideoError as error:
+    raise UserError(f'{video}: {error}') from None
+  box = view_boxes(config, info.height, info.width)[0]
+  return Clip(data, info, times, box, np.stack([crop_resize(frame, box, config.size) for frame in frames]))
+
+
+def overlaid(clip: Clip, weights: np.ndarray, fps: Fraction) -> Iterator[np.ndarray]:
+  """All frames that the clip spans, cut as the clip is, each under the map of the nearest of the clip's frames."""
+  shown = np.arange(clip.times[0], min(clip.times[-1] + float(1 / fps), clip.info.duration), float(1 / fps))
+  heat, size = heatmaps.scaled(weights), clip.frames.shape[1:3]
+  for start in range(0, len(shown), _CHUNK):
+    times = shown[start : start + _CHUNK]
+    frames = np.stack([crop_resize(frame, clip.box, size) for frame in decode(clip.data, times)])
+    nearest = np.abs(clip.times - times[:, None]).argmin(1)
+    yield from heatmaps.shade(frames, heat[nearest])
+
+
+def _patch(text: str) -> Patch | None:
+  """'4,7,7' -> frame, row and column."""
+  if not text:
+    return None
+  parts = text.split(',')
+  if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+    raise UserError(f'--query is FRAME,ROW,COLUMN of a patch, such as 4,7,7, not {text!r}')
+  frame, row, column = map(int, parts)
+  return frame, row, column
+
+
+def main(argv: Sequence[str]) -> None:
+  """Explains the one argument."""
+  if len(argv) != 2:
+    raise UserError('name the video to look at, one file (--help tells all)')
+  options = flags.FLAGS
+  if not options.figure and not options.overlay:
+    raise UserError('nothing to write: give --figure=FILE.png, --overlay=FILE.mp4 or both')
+  explain(
+    argv[1],
+    options.workdir,
+    block=options.block,
+    query=_patch(options.query),
+    figure=options.figure,
+    overlay=options.overlay,
+    checkpoint=options.checkpoint,
+  )
+
+
+if __name__ == '__main__':
+  flags.DEFINE_string('workdir', None, 'Whose model to look at.')
+  flags.DEFINE_string('checkpoint', 'last', "The 'last', the 'best' or a step.")
+  flags.DEFINE_integer('block', -1, 'Of all blocks; each attention is of the last one up to it that has it.')
+  flags.DEFINE_string('query', '', "FRAME,ROW,COLUMN of a patch, from 0; '' is where rollout is largest.")
+  flags.DEFINE_string('figure', None, 'The PNG to write.')
+  flags.DEFINE_string('overlay', None, 'The MP4 to write: rollout on the frames.')
+  command.run(main, required=['workdir'])
