@@ -24,15 +24,17 @@ _FRAME_A_PACKET = {'h264', 'hevc', 'vp9', 'av1', 'mpeg4', 'mjpeg'}
 class Reader(Protocol):
   """A video's frames by time.
 
-  Attributes:
-    num_frames: how many there are.
-    duration: in seconds, to the end of the last one's display.
-    damage: '' or one line that says what is not there.
+  `duration` is in seconds, to the end of the last one's display; `damage` is '' or says in one line what is not there.
   """
 
-  num_frames: int
-  duration: float
-  damage: str
+  @property
+  def num_frames(self) -> int: ...
+
+  @property
+  def duration(self) -> float: ...
+
+  @property
+  def damage(self) -> str: ...
 
   def frames(self, times: np.ndarray) -> Iterator[np.ndarray]:
     """The frame displayed at each of rising `times`, RGB uint8 `h w 3`, as `video.decode` has them."""
@@ -58,6 +60,10 @@ class FileReader:
 
   Raises VideoError where there is no video, or less than half of one; OSError where the file cannot be read.
   """
+
+  num_frames: int
+  duration: float
+  damage: str
 
   def __init__(self, file: File):
     self._file = file
@@ -182,12 +188,10 @@ class ArrayReader:
 
   @property
   def num_frames(self) -> int:
-    """See `Reader`."""
     return len(self.video)
 
   @property
   def duration(self) -> float:
-    """See `Reader`."""
     return len(self.video) / self.fps
 
   def frames(self, times: np.ndarray) -> Iterator[np.ndarray]:
@@ -225,7 +229,8 @@ def read_views(
   seen, cropped = None, np.empty(0)
   for (part, k, t), frame in zip(places, reader.frames(times.ravel()[order]), strict=True):
     if frame is not seen:
-      boxes = view_boxes(clip, *frame.shape[:2], crops)
+      height, width = frame.shape[:2]
+      boxes = view_boxes(clip, height, width, crops)
       seen, cropped = frame, np.stack([crop_resize(frame, box, clip.size) for box in boxes])  # crops h w 3
     if part not in views:
       views[part] = np.empty((clips, crops, clip.frames, *clip.size, 3), np.uint8)

@@ -1,5 +1,6 @@
 """Videos that nobody has looked at before: the same frames and views as evaluation's, in bounded memory."""
 
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +34,13 @@ def test_a_plain_file_is_never_decoded_whole(monkeypatch):
   data = make_video(120, options={'bf': '3', 'x264-params': 'open-gop=1'})
   monkeypatch.setattr(reader, 'Walk', None)
   found = FileReader(data)
-  assert [number(frame) for frame in found.frames((np.array([3, 50, 51, 100, 119]) + 0.5) / 30)] == [3, 50, 51, 100, 119]
+  assert [number(frame) for frame in found.frames((np.array([3, 50, 51, 100, 119]) + 0.5) / 30)] == [
+    3,
+    50,
+    51,
+    100,
+    119,
+  ]
 
 
 @pytest.mark.parametrize('sound', [False, True])
@@ -75,12 +82,13 @@ def test_a_name_is_a_name(tmp_path, monkeypatch):
   """And no address or list, as FFmpeg would have it."""
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'concat:a|b').write_bytes(make_video(5))
-  from pathlib import Path
-
   assert FileReader(Path('concat:a|b')).num_frames == 5
 
 
-CLIPS = {'dense': ClipConfig(4, (16, 16), 'dense', 5, (16, 18)), 'uniform': ClipConfig(4, (16, 24), 'uniform', 1, (16, 18))}
+CLIPS = {
+  'dense': ClipConfig(4, (16, 16), 'dense', 5, (16, 18)),
+  'uniform': ClipConfig(4, (16, 24), 'uniform', 1, (16, 18)),
+}
 
 
 @pytest.mark.parametrize('clip', CLIPS.values(), ids=CLIPS)
