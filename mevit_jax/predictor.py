@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -163,7 +163,7 @@ class Predictor:
     every: float | None = None,
     fps: float | None = None,
     report: Callable[[int], None] = lambda views: None,
-  ) -> Iterator[Predicted]:
+  ) -> Generator[Predicted, None, None]:
     """Predicts many videos, in their order; one that cannot be read has an `error`, and the rest goes on.
 
     Threads decode while the device works, and a batch may hold windows of several videos.

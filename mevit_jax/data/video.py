@@ -18,7 +18,18 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from mevit_jax.data.container import TIMED, Demux, File, Scan, VideoError, opened, tick_seconds, turns_of, upright
+from mevit_jax.data.container import (
+  TIMED,
+  Demux,
+  File,
+  Scan,
+  Turns,
+  VideoError,
+  opened,
+  tick_seconds,
+  turns_of,
+  upright,
+)
 
 _TOLERANCE = 1e-6  # seconds: a time asked for may be a timestamp that went through float arithmetic
 
@@ -207,12 +218,15 @@ def displayed(seconds: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 class ToRGB:
-  """Frames as upright RGB arrays; with a size, all of them scaled to it."""
+  """A video's frames as RGB arrays, turned upright as the first one given is; with a size, all of them scaled to it."""
 
   def __init__(self, width: int | None = None, height: int | None = None):
     self._size = {'width': width, 'height': height}
     self._reformatter = VideoReformatter()
+    self._turns: Turns | None = None
 
   def __call__(self, frame: VideoFrame) -> np.ndarray:
     rgb = self._reformatter.reformat(frame, format='rgb24', threads=1, **self._size)
-    return np.ascontiguousarray(upright(rgb.to_ndarray(), turns_of(frame)))  # h w 3
+    if self._turns is None:  # asked once: see `turns_of`
+      self._turns = turns_of(frame)
+    return np.ascontiguousarray(upright(rgb.to_ndarray(), self._turns))  # h w 3
