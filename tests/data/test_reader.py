@@ -1,7 +1,11 @@
 """Videos that nobody has looked at before: the same frames and views as evaluation's, in bounded memory."""
 
+import io
+import subprocess
+import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from test_video import KINDS
@@ -138,3 +142,49 @@ def test_windows_cover_the_video():
 def test_arrays_that_are_no_video(video, what):
   with pytest.raises(VideoError, match=what):
     ArrayReader(video, 30)
+
+
+# Every frame of a video of so many repeats of two seconds, and the memory that took at most, in MB.
+LONG = """
+import io, resource, sys
+import av, numpy as np
+import io
+import subprocess
+import sys
+from pathlib import Path
+from mevit_jax.data.clips import ClipConfig
+from mevit_jax.data.reader import FileReader, read_views, spans
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+file = FileReader(Path(sys.argv[1]))
+before = peak()
+clip = ClipConfig(8, (16, 16), 'uniform', 1, (16, 16))
+done = sum(1 for _ in read_views(file, clip, spans(file, 2, 0.5), 1, 1))
+print(done, peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_length(tmp_path):
+  """Neither packets nor frames pile up: 800 frames of 1920x1080 are 2.5 GB, their packets 0.3 GB."""
+  two_seconds = make_video(
+    [np.roll(np.kron(np.random.default_rng(0).integers(0, 256, (135, 240, 3), np.uint8), np.ones((8, 8, 1), np.uint8)),
+             8 * shift, 1) for shift in range(60)],
+    size=(1080, 1920), keyframes=60, options={'preset': 'ultrafast'},
+  )  # fmt: skip
+  with av.open(io.BytesIO(two_seconds)) as source, av.open(tmp_path / 'long.mp4', 'w') as output:
+    stream = source.streams.video[0]
+    packets = [packet for packet in source.demux(stream) if packet.size]
+    copy = output.add_stream_from_template(stream)
+    for again in range(50):
+      for packet in packets:
+        one = av.Packet(bytes(packet))
+        shift = again * 2 * stream.time_base.denominator
+        one.pts, one.dts, one.duration = packet.pts + shift, packet.dts + shift, packet.duration
+        one.time_base, one.is_keyframe, one.stream = stream.time_base, packet.is_keyframe, copy
+        output.mux(one)
+  done = subprocess.run(
+    [sys.executable, '-c', LONG, str(tmp_path / 'long.mp4')], capture_output=True, text=True, check=True
+  )
+  windows, grown = done.stdout.split()
+  assert int(windows) == 197
+  assert float(grown) < 120
