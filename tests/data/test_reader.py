@@ -146,7 +146,7 @@ def test_arrays_that_are_no_video(video, what):
 
 # Every frame of a video of so many repeats of two seconds, and the memory that took at most, in MB.
 LONG = """
-import io, resource, sys
+import re, sys
 import av, numpy as np
 import io
 import subprocess
@@ -154,7 +154,7 @@ import sys
 from pathlib import Path
 from mevit_jax.data.clips import ClipConfig
 from mevit_jax.data.reader import FileReader, read_views, spans
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024  # of this process alone
 file = FileReader(Path(sys.argv[1]))
 before = peak()
 clip = ClipConfig(8, (16, 16), 'uniform', 1, (16, 16))
@@ -187,4 +187,4 @@ def test_memory_does_not_grow_with_the_length(tmp_path):
   )
   windows, grown = done.stdout.split()
   assert int(windows) == 197
-  assert float(grown) < 120
+  assert float(grown) < 150  # where each frame is asked how it is turned, and so waits for the collector: 680
