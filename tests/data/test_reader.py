@@ -147,14 +147,13 @@ def test_arrays_that_are_no_video(video, what):
 # Every frame of a video of so many repeats of two seconds, and the memory that took at most, in MB.
 LONG = """
 import re, sys
-import av, numpy as np
-import io
-import subprocess
-import sys
 from pathlib import Path
 from mevit_jax.data.clips import ClipConfig
 from mevit_jax.data.reader import FileReader, read_views, spans
-peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024  # of this process alone
+
+def peak():  # of this process alone: getrusage remembers its parent's
+  return int(re.search('VmHWM: *([0-9]+)', Path('/proc/self/status').read_text().replace('\t', ' '))[1]) / 1024
+
 file = FileReader(Path(sys.argv[1]))
 before = peak()
 clip = ClipConfig(8, (16, 16), 'uniform', 1, (16, 16))
