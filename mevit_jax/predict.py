@@ -130,10 +130,12 @@ class _Clock:
       self._first, self._first_views = self._last - self._begun, views
 
   def __str__(self) -> str:
+    if not self._views:
+      return f'the checkpoint was there after {self._ready:.1f} s'
     text = f'cold start {self._ready + self._first:.1f} s (until the checkpoint was there {self._ready:.1f} s, '
     text += f'then {self._first:.1f} s to compile and predict {self._first_views} clips)'
     later, seconds = self._views - self._first_views, self._last - self._begun - self._first
-    return text + (f'; then {later} clips in {seconds:.1f} s: {later / seconds:.1f} clips/s' if later else '')
+    return text + (f'; then {later} clips in {seconds:.1f} s: {later / seconds:.3g} clips/s' if later else '')
 
 
 def predict(videos: dict[str, Path], predictor: Predictor, ready: float = 0.0) -> int:
