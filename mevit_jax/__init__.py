@@ -7,10 +7,12 @@ __version__ = '0.1.0'
 
 _EXPORTS = {
   'MEViTConfig': 'mevit_jax.models.config',
+  'Prediction': 'mevit_jax.predictor',
+  'Predictor': 'mevit_jax.predictor',
   'UserError': 'mevit_jax.errors',
   'build_model': 'mevit_jax.models.functional',
 }
-__all__ = ['MEViTConfig', 'UserError', 'build_model']
+__all__ = ['MEViTConfig', 'Prediction', 'Predictor', 'UserError', 'build_model']
 
 
 def __getattr__(name: str) -> Any:

@@ -26,9 +26,10 @@ MAY_IMPORT = {
   'recipes': {'errors'} | NOUNS | WORK,
   'command': {'errors'},
   'runs': {'errors', 'recipes'} | NOUNS | WORK,
+  'predictor': {'errors', 'recipes'} | NOUNS | WORK,
   **{part: {'errors'} for part in NOUNS},
   **{part: {'errors'} | NOUNS | WORK for part in WORK},
-  **{part: {'errors', 'recipes', 'runs', 'command'} | NOUNS | WORK | COMMANDS for part in COMMANDS},
+  **{part: {'errors', 'recipes', 'runs', 'predictor', 'command'} | NOUNS | WORK | COMMANDS for part in COMMANDS},
 }
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
@@ -27,21 +28,26 @@ av.logging.set_level(None)  # errors are raised; FFmpeg's own complaints would f
 TIMED = {'mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm'}
 _PICTURE = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 
+File = bytes | Path  # an encoded file: in memory, or to be read in parts
+
 
 class VideoError(UserError):
   """A video that cannot be used: the message is its reason, in one line."""
 
 
 @contextlib.contextmanager
-def opened(data: bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
-  """A file, and the video stream that is meant. Raises VideoError if there is none."""
-  if not data:
-    raise VideoError('the file is empty')
-  try:
-    container = av.open(io.BytesIO(data), 'r', metadata_errors='replace')
-  except av.FFmpegError as error:
-    raise VideoError(f'not a video that FFmpeg can open: {reason(error)}') from error
-  with container:
+def opened(data: File) -> Iterator[tuple[InputContainer, VideoStream]]:
+  """A file, and the video stream that is meant. Raises VideoError if there is none, OSError if it cannot be read."""
+  # A path is opened here: FFmpeg would take 'http:...' and 'concat:...' for more than names.
+  with contextlib.ExitStack() as stack:
+    file = stack.enter_context(data.open('rb') if isinstance(data, Path) else io.BytesIO(data))
+    if not file.read(1):
+      raise VideoError('the file is empty')
+    file.seek(0)
+    try:
+      container = stack.enter_context(av.open(file, 'r', metadata_errors='replace'))
+    except av.FFmpegError as error:
+      raise VideoError(f'not a video that FFmpeg can open: {reason(error)}') from error
     if container.format.name.endswith('_pipe'):
       raise VideoError(f'a still image ({container.format.name.removesuffix("_pipe")})')
     stream = _best_stream(container)

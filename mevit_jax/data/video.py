@@ -5,7 +5,8 @@ decoded. So nothing depends on a container's index or on its seek function: the 
 timestamps say where to start. Whatever looks unsafe is decoded from the first packet to the last.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -17,9 +18,24 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from mevit_jax.data.container import TIMED, Demux, Scan, VideoError, opened, tick_seconds, turns_of, upright
+from mevit_jax.data.container import (
+  TIMED,
+  Demux,
+  File,
+  Scan,
+  Turns,
+  VideoError,
+  opened,
+  tick_seconds,
+  turns_of,
+  upright,
+)
 
 _TOLERANCE = 1e-6  # seconds: a time asked for may be a timestamp that went through float arithmetic
+
+
+class UnsafeError(Exception):
+  """Decoding from a keyframe on may not give what decoding from the first packet on does."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +55,7 @@ class VideoInfo:
   damage: str
 
 
-def inspect(data: bytes, time_limit: float | None = None) -> VideoInfo:
+def inspect(data: File, time_limit: float | None = None) -> VideoInfo:
   """Decodes every frame once, in memory that does not grow with their number.
 
   Raises VideoError if the file is no video or no frame decodes; if less than half of what it declares is there, or less
@@ -64,7 +80,7 @@ def decode(data: bytes, times: np.ndarray) -> list[np.ndarray]:
     if frames is not None:
       return frames
     stamps = np.sort([np.nan if packet.pts is None else packet.pts for packet in packets])
-    guess = _displayed((stamps - stamps[0]) * tick_seconds(stream), times)
+    guess = displayed((stamps - stamps[0]) * tick_seconds(stream), times)
   return _decode_all(data, times, guess.tolist())
 
 
@@ -79,7 +95,7 @@ class Walk:
   ticks: np.ndarray
   tick: Fraction
 
-  def __init__(self, data: bytes, time_limit: float | None = None):
+  def __init__(self, data: File, time_limit: float | None = None):
     self._data, self._time_limit = data, time_limit
 
   def __iter__(self) -> Iterator[VideoFrame]:
@@ -94,12 +110,14 @@ class Walk:
       times = self.ticks[order] * float(self.tick)
       last = scan.lengths[order[-1]] or times[-1] / (len(times) - 1) or 1 / scan.rate
       duration = float(times[-1] + last)
-      damage = _damage(container, stream, packets, duration, scan.errors)
+      damage = damage_of(container, stream, packets, duration, scan.errors)
       codec = stream.codec_context.codec.canonical_name
       self.info = VideoInfo(len(times), len(times) / duration, duration, *scan.shape, codec, damage)
 
 
-def _damage(container: InputContainer, stream: VideoStream, packets: Demux, duration: float, errors: list[str]) -> str:
+def damage_of(
+  container: InputContainer, stream: VideoStream, packets: Demux, duration: float, errors: list[str]
+) -> str:
   """What does not decode, or ''. Raises VideoError where it is more than half."""
   declared = (container.duration or 0) / av.time_base
   torn = bool(packets.torn) or packets.end < 0.9 * declared
@@ -120,43 +138,62 @@ def _decode_runs(stream: VideoStream, packets: list[Packet], times: np.ndarray) 
   if len(set(stamps)) < len(packets) or stamps[0] != min(stamps) or not shown.size:
     return None
   seconds = (shown - shown[0]) * tick_seconds(stream)
-  asked = shown[_displayed(seconds, times)].tolist()
+  asked = shown[displayed(seconds, times)].tolist()
   wanted = set(asked)
   size = stream.width, stream.height  # before decoding: a decoder changes them with its frames
-  context, to_rgb, found = stream.codec_context, _ToRGB(), {}
-  for first, last in _runs(packets, stamps, wanted):
-    for packet in [*packets[first : last + 1], None]:
-      if packet is not None and context.name == 'h264':
-        # A frame that no other refers to need not be decoded. (HEVC's flag for this is weaker.)
-        context.skip_frame = 'DEFAULT' if packet.pts in wanted else 'NONREF'
-      try:
-        decoded = stream.decode(packet)
-      except av.FFmpegError:
-        return None
-      for frame in decoded:
-        broken_start = frame.pts == stamps[first] and not frame.key_frame
-        if frame.is_corrupt or broken_start or (frame.width, frame.height) != size:
-          return None
-        if frame.pts in wanted and frame.pts not in found:
+  to_rgb, found = ToRGB(), {}
+  try:
+    for first, last in plan_runs([packet.is_keyframe for packet in packets], stamps, wanted):
+      for frame in decode_run(stream, packets[first : last + 1], wanted, size):
+        if frame.pts not in found:  # this run may lack what it refers to
           found[frame.pts] = to_rgb(frame)
-    context.flush_buffers()
+  except UnsafeError:
+    return None
   # A packet may hold no frame to show (VP8's alternate references): then the frame is another one.
   return [found[pts] for pts in asked] if len(found) == len(wanted) else None
 
 
-def _runs(packets: list[Packet], stamps: list[int], wanted: set[int]) -> list[tuple[int, int]]:
+def plan_runs(keyframes: list[bool], stamps: list[int], wanted: set[int]) -> list[tuple[int, int]]:
   """First and last packet of the runs that hold the wanted frames, each from a keyframe.
 
   Frames that come after a keyframe but are displayed before it may refer to what came before.
   """
   keys: list[int] = []
   runs: dict[int, int] = {}
-  for index, packet in enumerate(packets):
-    if packet.is_keyframe or index == 0:
+  for index, keyframe in enumerate(keyframes):
+    if keyframe or index == 0:
       keys.append(index)
     if stamps[index] in wanted:
       runs[next(k for k in reversed(keys) if stamps[k] <= stamps[index])] = index
   return sorted(runs.items())
+
+
+def decode_run(
+  stream: VideoStream, packets: Iterable[Packet], wanted: set[int], size: tuple[int, int]
+) -> Iterator[VideoFrame]:
+  """The frames whose stamps are wanted, of a run of packets from a keyframe on, each once and in display order.
+
+  Raises UnsafeError where they may not be what decoding from the first packet on would give.
+  """
+  context, given, start = stream.codec_context, set(), None
+  for packet in itertools.chain(packets, [None]):
+    if packet is not None:
+      start = packet.pts if start is None else start
+      if context.name == 'h264':
+        # A frame that no other refers to need not be decoded. (HEVC's flag for this is weaker.)
+        context.skip_frame = 'DEFAULT' if packet.pts in wanted else 'NONREF'
+    try:
+      decoded = stream.decode(packet)
+    except av.FFmpegError as error:
+      raise UnsafeError from error
+    for frame in decoded:
+      broken_start = frame.pts == start and not frame.key_frame
+      if frame.is_corrupt or broken_start or (frame.width, frame.height) != size:
+        raise UnsafeError
+      if frame.pts in wanted and frame.pts not in given:
+        given.add(frame.pts)
+        yield frame
+  context.flush_buffers()
 
 
 def _decode_all(data: bytes, times: np.ndarray, guess: list[int]) -> list[np.ndarray]:
@@ -165,28 +202,31 @@ def _decode_all(data: bytes, times: np.ndarray, guess: list[int]) -> list[np.nda
     walk, kept = Walk(data), dict[int, np.ndarray]()
     for index, frame in enumerate(walk):
       if index == 0:  # a video has its first frame's size, whatever comes later
-        to_rgb = _ToRGB(frame.width, frame.height)
+        to_rgb = ToRGB(frame.width, frame.height)
       if index in guess:
         kept[index] = to_rgb(frame)
     order = np.argsort(walk.ticks, kind='stable')
-    shown = order[_displayed(walk.ticks[order] * float(walk.tick), times)].tolist()
+    shown = order[displayed(walk.ticks[order] * float(walk.tick), times)].tolist()
     if set(shown) <= kept.keys():
       return [kept[index] for index in shown]
     guess = shown
 
 
-def _displayed(seconds: np.ndarray, times: np.ndarray) -> np.ndarray:
+def displayed(seconds: np.ndarray, times: np.ndarray) -> np.ndarray:
   """Index of the last of the sorted `seconds` that is at or before each time; the first at least"""
   return np.maximum(np.searchsorted(seconds, np.ravel(times) + _TOLERANCE, side='right') - 1, 0)
 
 
-class _ToRGB:
-  """Frames as upright RGB arrays; with a size, all of them scaled to it."""
+class ToRGB:
+  """A video's frames as RGB arrays, turned upright as the first one given is; with a size, all of them scaled to it."""
 
   def __init__(self, width: int | None = None, height: int | None = None):
     self._size = {'width': width, 'height': height}
     self._reformatter = VideoReformatter()
+    self._turns: Turns | None = None
 
   def __call__(self, frame: VideoFrame) -> np.ndarray:
     rgb = self._reformatter.reformat(frame, format='rgb24', threads=1, **self._size)
-    return np.ascontiguousarray(upright(rgb.to_ndarray(), turns_of(frame)))  # h w 3
+    if self._turns is None:  # asked once: see `turns_of`
+      self._turns = turns_of(frame)
+    return np.ascontiguousarray(upright(rgb.to_ndarray(), self._turns))  # h w 3

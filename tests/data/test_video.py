@@ -72,8 +72,8 @@ def test_only_what_a_clip_needs_is_decoded(monkeypatch):
   monkeypatch.setattr(video, '_decode_all', None)
   data = make_video(120, options=B_FRAMES)
   runs = []
-  plan = video._runs
-  monkeypatch.setattr(video, '_runs', lambda *args: runs.extend(plan(*args)) or plan(*args))
+  plan = video.plan_runs
+  monkeypatch.setattr(video, 'plan_runs', lambda *args: runs.extend(plan(*args)) or plan(*args))
   decode(data, np.array([50, 100]) / 30)
   assert sum(last - first + 1 for first, last in runs) < 40
   assert len(runs) == 2

@@ -1,0 +1,51 @@
+"""A video written anew, with something drawn on its frames."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from mevit_jax.data.container import File
+from mevit_jax.data.video import ToRGB, Walk
+
+_TICK = Fraction(1, 90_000)  # of a second, as MPEG has it
+
+
+def write_overlay(path: Path, video: File, draw: Callable[[np.ndarray, float], np.ndarray]) -> None:
+  """Writes a video's frames, upright and without sound, as H.264 in an mp4 file.
+
+  Frames keep their times. Memory does not grow with their number; an odd height or width loses its last pixel.
+
+  Args:
+    path: where to write; half a file is never left there.
+    video: what to read, twice: when its frames are displayed is known at the end.
+    draw: (frame uint8 `h w 3`, its time in seconds) -> the frame to write, of the same size.
+
+  Raises:
+    VideoError: it cannot be read; OSError likewise, or it cannot be written.
+  """
+  walk = Walk(video)
+  for _ in walk:
+    pass
+  times = walk.ticks * float(walk.tick)
+  temporary = path.with_name(f'{path.name}.tmp')
+  try:
+    with temporary.open('wb') as file, av.open(file, 'w', format='mp4') as output:
+      stream = output.add_stream('libx264', rate=round(walk.info.fps) or 1, options={'crf': '20', 'preset': 'veryfast'})
+      stream.height, stream.width = walk.info.height // 2 * 2, walk.info.width // 2 * 2
+      stream.pix_fmt, stream.time_base, stream.codec_context.time_base = 'yuv420p', _TICK, _TICK
+      before = -1
+      for index, frame in enumerate(Walk(video)):
+        if index == 0:
+          to_rgb = ToRGB(frame.width, frame.height)
+        pixels = draw(to_rgb(frame), float(times[index]))[: stream.height, : stream.width]
+        drawn = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels))
+        before = max(before + 1, round(times[index] / _TICK))  # an encoder wants them to rise
+        drawn.pts, drawn.time_base = before, _TICK
+        output.mux(stream.encode(drawn))
+      output.mux(stream.encode())
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
