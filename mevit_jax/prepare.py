@@ -283,7 +283,7 @@ def _summary(name: str, config: str) -> None:
   print(f'fingerprint: {mark}')
   print(
     f'next: python main.py --config={config} --workdir=WORKDIR --config.data.dataset={name}'
-    f' --config.data.data_dir={_data_dir()}'
+    f' --config.data.data_dir={shlex.quote(str(_data_dir()))}'
   )
 
 
