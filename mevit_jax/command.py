@@ -49,7 +49,7 @@ def _one_line(error: Exception) -> str:
     return f'{missing[1]}=... is missing: see --help'
   lines = [line.strip() for line in text.splitlines() if line.strip()] or [repr(error)]
   unknown = re.search(r'Key "(.*?)" does not exist', text)  # in a config file
-  if unknown or any(isinstance(each, KeyError) for each in (error, *error.args)):  # of a flag an AttributeError holds it
+  if unknown or any(isinstance(each, KeyError) for each in (error, *error.args)):  # a flag: in another
     return f'the config has no field {unknown[1] if unknown else lines[0].strip(chr(34) + chr(39))}'
   last = re.sub(r'^[\w.]*(Error|Exception): ', '', lines[-1])
   return last if len(lines) == 1 else f'{lines[0]} {last}'
