@@ -44,9 +44,13 @@ def _one_line(error: Exception) -> str:
   meant = re.search(r'Did you mean "(.*?)" instead of "(.*?)"', text)
   if meant:
     return f'the config has no field {meant[2]}; the nearest is {meant[1]}'
+  missing = re.search(r'Flag (--\w+) must have a value other than None', text)
+  if missing:
+    return f'{missing[1]}=... is missing: see --help'
   lines = [line.strip() for line in text.splitlines() if line.strip()] or [repr(error)]
-  if isinstance(error, KeyError):
-    return f'the config has no field {lines[0].strip(chr(34) + chr(39))}'
+  unknown = re.search(r'Key "(.*?)" does not exist', text)  # in a config file
+  if unknown or any(isinstance(each, KeyError) for each in (error, *error.args)):  # a flag: in another
+    return f'the config has no field {unknown[1] if unknown else lines[0].strip(chr(34) + chr(39))}'
   last = re.sub(r'^[\w.]*(Error|Exception): ', '', lines[-1])
   return last if len(lines) == 1 else f'{lines[0]} {last}'
 

@@ -99,11 +99,10 @@ def evaluate_params(
   protocol = recipe.evaluation
   split = datasets.open_split(recipe.data.data_dir, recipe.data.dataset, protocol.split)
   if names is not None and split.class_names != names:
-    differing = [
-      f'{i}: {a!r}, and {b!r}' for i, (a, b) in enumerate(zip(names, split.class_names, strict=False)) if a != b
-    ]
+    there, now = ({'class_names': each, 'fingerprint': split.fingerprint} for each in (names, split.class_names))
     raise UserError(
-      f'the dataset {split.dataset!r} has other classes than the checkpoint (there, and now): {differing[:3]}'
+      f'the dataset {split.dataset!r} has other classes than the checkpoint (there, and now): '
+      + '; '.join(datasets.differences(there, now))
     )
   predictions = predict_split(recipe, predict, mesh, params, split, check)
   folder = workdir / 'evaluation' / protocol.name

@@ -265,13 +265,20 @@ def _already(name: str, asked: Mapping[str, Any], elsewhere: str) -> bool:
   if 'kind' in other:
     other = {'kind': other['kind']}  # Another kind's flags say nothing more.
   if other:
-    difference = ', '.join(f'{key} {value}, not {asked.get(key)}' for key, value in other.items())
+    difference = ', '.join(f'{key} {_said(value)}, not {_said(asked.get(key))}' for key, value in other.items())
     raise UserError(f'{directory} is of {difference}: give {elsewhere} or --overwrite')
   if gone := shards.lost(directory):
     print(f'{directory} has lost {len(gone)} shards ({gone[0]}, ...): making them again')
     return False
   print(f'{directory} is already complete: nothing to do (--overwrite prepares it again).')
   return True
+
+
+def _said(value: Any) -> str:
+  """What was asked for, as it is said in flags."""
+  if isinstance(value, dict):  # an encoding, as `files.described` has it
+    return ' '.join(f'{key}={each}' for key, each in value.items()) or 'keep'
+  return ','.join(value) if isinstance(value, list) else str(value)
 
 
 def _summary(name: str, config: str) -> None:
@@ -283,7 +290,7 @@ def _summary(name: str, config: str) -> None:
   print(f'fingerprint: {mark}')
   print(
     f'next: python main.py --config={config} --workdir=WORKDIR --config.data.dataset={name}'
-    f' --config.data.data_dir={_data_dir()}'
+    f' --config.data.data_dir={shlex.quote(str(_data_dir()))}'
   )
 
 

@@ -503,7 +503,7 @@ def test_evaluating_a_dataset_with_other_classes_is_refused(whole, tiny, tmp_pat
   names = ('moves_up', *moving_shapes.CLASS_NAMES[1:3], 'moves_right', *moving_shapes.CLASS_NAMES[4:])
   monkeypatch.setattr(moving_shapes, 'CLASS_NAMES', names)
   shards.write(moving_shapes.build(tmp_path, {'train': 8, 'validation': 8}, frames=4, size=16))
-  with pytest.raises(UserError, match=r"other classes .*0: 'moves_right', and 'moves_up'"):
+  with pytest.raises(UserError, match=r"other classes .*class 0 is 'moves_right', and 'moves_up'"):
     evaluate.evaluate(tiny(**{'data.data_dir': str(tmp_path)}), str(whole[0]))
 
 

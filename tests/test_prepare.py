@@ -292,6 +292,14 @@ def test_kinetics_and_something_something(tmp_path, run):
     run(*arguments[:2], f'--annotations={lists}/labels.json', f'--data_dir={tmp_path}')
 
 
+def test_what_was_asked_for_is_said_as_flags_have_it(folder, tmp_path, run):
+  arguments = ('video_folder', folder, f'--data_dir={tmp_path}/a folder')
+  assert f"--config.data.data_dir='{tmp_path}/a folder'" in run(*arguments)
+  message = 'is of encoding keep, not kind=h264 short_side=320 keyframes=6 quality=20: give --name'
+  with pytest.raises(UserError, match=message):
+    run(*arguments, '--encoding=h264', '--quality=20')
+
+
 def test_a_lost_shard_is_made_again_without_being_asked_to(folder, tmp_path, run):
   arguments = ('video_folder', folder, f'--data_dir={tmp_path}')
   run(*arguments)
@@ -305,7 +313,7 @@ def test_a_lost_shard_is_made_again_without_being_asked_to(folder, tmp_path, run
 def test_the_disk_is_asked_before_anything_is_written(folder, tmp_path, run, monkeypatch):
   usage = namedtuple('usage', 'free')
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(100))
-  with pytest.raises(UserError, match='GB are needed; nothing was written'):
+  with pytest.raises(UserError, match=r'0\.0 MB free, and 0\.0 MB are needed; nothing was written'):
     run('video_folder', folder, f'--data_dir={tmp_path}')
   assert not (tmp_path / 'my_videos' / '1.0.0').exists()
 

@@ -213,7 +213,10 @@ def get_config():
 """
 COMMANDS = {
   'a flag': (['--config=configs/demo.py', '--config.model.blok_size=3'], 'blok_size; the nearest is block_size'),
+  'a flag like no other': (['--config=configs/demo.py', '--config.model.zebra=3'], 'the config has no field zebra\n'),
+  'no config': ([], '--config=... is missing'),
   "a user's own file": (['--config={own}'], 'blok_size; the nearest is block_size'),
+  'a field like no other in it': (['--config={odd}'], 'the config has no field zebra\n'),
   'no such file': (['--config=configs/kinetics.py'], "No such file or directory: 'configs/kinetics.py'"),
   'no such size': (['--config=configs/k400.py:Q/16'], "no variant 'Q/16'"),
   'tuples': (['--config=configs/demo.py', '--config.model.image_size=(24, 32)', '--config.data.short_side=40,48',
@@ -225,7 +228,8 @@ COMMANDS = {
 def commands(tmp_path_factory):
   tmp = tmp_path_factory.mktemp('commands')
   (tmp / 'own.py').write_text(OWN)
-  names = {'own': tmp / 'own.py', 'tmp': tmp}
+  (tmp / 'odd.py').write_text(OWN.replace('blok_size', 'zebra'))
+  names = {'own': tmp / 'own.py', 'odd': tmp / 'odd.py', 'tmp': tmp}
 
   def start(arguments):
     command = [sys.executable, 'main.py', f'--workdir={tmp}/run', *(one.format(**names) for one in arguments)]

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -109,9 +110,7 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> Split:
     raise UserError(f'{directory} is damaged, prepare it again: {reason}') from error
   if split not in builder.info.splits:
     raise UserError(f'dataset {dataset} has no split {split!r}; it has: {_list(builder.info.splits)}')
-  missing = [path for path in builder.info.splits[split].filepaths if not path.exists()]
-  if missing:
-    raise UserError(f'{directory} is damaged, prepare it again: {missing[0].name} is not there')
+  _check_shards(directory, builder.info.splits[split])
   return Split(
     source=Videos(builder.as_data_source(split)),
     class_names=tuple(builder.info.features['label'].names),
@@ -121,6 +120,16 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> Split:
     directory=directory,
     videos=videos,
   )
+
+
+def _check_shards(directory: Path, info: Any) -> None:
+  """Raises a UserError if shards of a split are not there, or not whole."""
+  again = 'give its prepare command again, which makes what was lost'
+  if missing := [path.name for path in info.filepaths if not path.exists()]:
+    raise UserError(f'{directory} is damaged: {missing[0]} is not there; {again}')
+  size = sum(map(os.path.getsize, info.filepaths))
+  if size != info.num_bytes:
+    raise UserError(f'{directory} is damaged: {info.name} has {size} bytes, not {int(info.num_bytes)}; {again}')
 
 
 def _version(data_dir: Path, dataset: str) -> Path:

@@ -56,11 +56,10 @@ def prepare(directory: Path, listing: Listing, asked: Mapping[str, Any], options
     UserError: too many videos are missing or dead, a class or a split has no usable one, the disk
       is too small or full, a file changes meanwhile. What was done by then need not be done again.
   """
-  items, missing = files.on_disk(listing)
+  items, missing, notes = _whole_splits(listing)
   classes = len(listing.class_names)
-  print(f'{len(listing.found)} videos of {classes} classes, {len(missing)} of them missing', flush=True)
+  print(f'{len(items) + len(missing)} videos of {classes} classes, {len(missing)} of them missing', flush=True)
   _check_missing(items, missing, options.max_missing)
-  notes = [*listing.notes, *_absent_splits(items, missing)]
   examined = directory.parent / '.examined'
   dead: list[Row] = []
   if any(item.found.split for item in items):
@@ -104,11 +103,20 @@ def _examine_and_split(
   return splits, [row for row in rows.values() if 'dead' in row]
 
 
-def _absent_splits(items: Sequence[Item], missing: Sequence[Found]) -> list[str]:
-  """A note for each split none of whose videos is there."""
+def _whole_splits(listing: Listing) -> tuple[list[Item], list[Found], list[str]]:
+  """The videos that are there, those that are missing, and notes; without a test split none of whose videos is there.
+
+  Raises:
+    UserError: none of another split's is there.
+  """
+  items, missing = files.on_disk(listing)
   counts = Counter(found.split for found in missing)
-  there = {item.found.split for item in items}
-  return [f'{split} is left out: none of its {n} videos is there' for split, n in counts.items() if split not in there]
+  gone = [split for split in counts if split not in {item.found.split for item in items}]
+  for split in gone:
+    if split != 'test':
+      raise UserError(f'none of the {counts[split]} videos of {split} is there; add them, or leave {split} out')
+  notes = [f'{split} is left out: none of its {counts[split]} videos is there' for split in gone]
+  return items, [found for found in missing if found.split not in gone], [*listing.notes, *notes]
 
 
 def _check_missing(items: Sequence[Item], missing: Sequence[Found], limit: float) -> None:
@@ -178,5 +186,9 @@ def _check_room(directory: Path, needed: float, about: str) -> None:
   room = shutil.disk_usage(there).free + old
   if needed * 1.01 > room:  # keys, lengths and the index
     raise UserError(
-      f'{there} has {room / 1e9:.1f} GB free, and {about}{needed * 1.01 / 1e9:.1f} GB are needed; nothing was written'
+      f'{there} has {_size(room)} free, and {about}{_size(needed * 1.01)} are needed; nothing was written'
     )
+
+
+def _size(bytes_: float) -> str:
+  return f'{bytes_ / 1e9:.1f} GB' if bytes_ >= 1e9 else f'{bytes_ / 1e6:.1f} MB'

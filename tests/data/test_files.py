@@ -227,8 +227,16 @@ def test_a_class_or_a_split_without_any_video(root):
     prepare(root, listing(root), max_dead=0.5)
   for i in range(6, 10):
     (root / f'{i}.mp4').unlink()
-  summary = prepare(root, listing(root), max_missing=0.5)
-  assert summary['notes'][0] == 'validation is left out: none of its 4 videos is there'
+  with pytest.raises(UserError, match='none of the 4 videos of validation is there; add them, or leave validation out'):
+    prepare(root, listing(root), max_missing=0.5)
+
+
+def test_a_test_split_without_files_is_left_out(root, capsys):
+  absent = [Found(f't{i}', '', '', 'test') for i in range(20)]
+  summary = prepare(root, Listing([*listing(root).found, *absent], NAMES))  # else too many were missing
+  assert summary['notes'] == ['test is left out: none of its 20 videos is there']
+  assert (set(summary['counts']), summary['missing']) == ({'train', 'validation'}, [])
+  assert capsys.readouterr().out.startswith('10 videos of 2 classes, 0 of them missing')
 
 
 def test_a_decoder_that_crashes_or_hangs_costs_one_video(root):

@@ -154,14 +154,6 @@ def test_a_test_list_without_labels(tmp_path):
     assert [each.label for each in found] == ['zumba', 'abseiling']
 
 
-def test_a_test_split_without_videos_is_left_out(tmp_path):
-  annotate(tmp_path / 'lists')
-  root = lay(tmp_path / 'videos', *paths(LAYOUTS['CVDF'])[:-1])
-  listing = kinetics.find(root, [tmp_path / 'lists'], 400)
-  assert {each.split for each in listing.found} == {'train', 'validation'}
-  assert 'test is left out: none of its 1 videos is there' in listing.notes
-
-
 @pytest.mark.parametrize(
   ('files', 'best'),
   [
@@ -250,7 +242,6 @@ def test_lists_that_cannot_be_understood(tmp_path, lines, message):
     ((), 'videos is no folder: it is not there'),
     (('part_0.tar.gz', 'part_1.tar.gz'), r'holds no videos \(2 \.gz\); archives must be extracted first'),
     (('x/some.mp4',), r'none of the 7 listed videos.* files like x/some\.mp4, .* like test/9kiOa5pNbQE_000005'),
-    (paths(LAYOUTS['flat'])[:4], 'holds none of the 2 videos of validation; add them, or leave the list'),
   ],
 )
 def test_folders_that_cannot_be_understood(tmp_path, files, message):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -263,9 +264,13 @@ def test_the_fingerprint_is_read_without_the_data(tmp_path):
   directory = tmp_path / 'toys' / '1.0.0'
   assert datasets.read_asked(directory) == {'seed': 3}
   for path in directory.glob('*.array_record-*'):
+    os.truncate(path, path.stat().st_size - 1)
+  with pytest.raises(UserError, match=r'is damaged: train has \d+ bytes, not \d+; give its prepare command again'):
+    datasets.open_split(tmp_path, 'toys', 'train')
+  for path in directory.glob('*.array_record-*'):
     path.unlink()
   assert datasets.read_fingerprint(directory) == (mark, {'train': 10, 'validation': 3})
-  with pytest.raises(UserError, match='damaged, prepare it again: toys-train'):
+  with pytest.raises(UserError, match=r'is damaged: toys-train.* is not there; give its prepare command'):
     datasets.open_split(tmp_path, 'toys', 'train')
 
 

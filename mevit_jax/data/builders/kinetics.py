@@ -56,7 +56,7 @@ def find(videos: Path, annotations: Sequence[Path], classes: int) -> Listing:
 
   Raises:
     UserError: a file or folder that cannot be read or understood, a class that Kinetics does not have, a clip with two
-      labels, train or validation lists none of whose videos are there.
+      labels, lists none of whose videos are there.
   """
   names = class_names(classes)
   spellings = {lists.fold(name): name for name in names}
@@ -66,11 +66,12 @@ def find(videos: Path, annotations: Sequence[Path], classes: int) -> Listing:
     raise UserError(f'{", ".join(map(str, annotations))}: the CSV files list no videos')
   clips, notes = _distinct(rows)
   index = lists.Index(videos)
-  found, more = index.present(_look_up(clips, index))
+  found = _look_up(clips, index)
+  index.check(found)
   labels = {clip.label for clip in clips if clip.label}
   if len(labels) < classes:
     notes.append(f'the lists hold {len(labels)} of the {classes} classes; label ids stay those of all {classes}')
-  return Listing(sorted(found, key=lambda each: each.id), names, [*notes, *more, *index.notes()])
+  return Listing(sorted(found, key=lambda each: each.id), names, [*notes, *index.notes()])
 
 
 def _read(path: Path, spellings: dict[str, str], classes: int) -> Iterator[Clip]:

@@ -85,28 +85,14 @@ class Index:
     notes = [f'{len(self._choices)} videos have several files; taken: {few(self._choices, 3)}'] if self._choices else []
     return notes + ([f'{len(unlisted)} videos are on no list, left out: {few(unlisted, 3)}'] if unlisted else [])
 
-  def present(self, found: Sequence[Found]) -> tuple[list[Found], list[str]]:
-    """Leaves out a test split none of whose videos is there, and says so in a note.
-
-    Raises:
-      UserError: no video is there, or none of another split.
-    """
-    there = {each.split for each in found if each.path}
-    listed = Counter(each.split for each in found)
-    if not there:
+  def check(self, found: Sequence[Found]) -> None:
+    """Raises a UserError if none of the videos listed is there: the folder, or the lists, are another dataset's."""
+    if not any(each.path for each in found):
       example = min(path for paths in self._paths.values() for path in paths)
       raise UserError(
         f'{self.root} holds none of the {len(found)} listed videos: is it the right folder? It holds files like'
         f' {example}, and the lists name videos like {found[0].id}'
       )
-    for split in set(listed) - there - {'test'}:
-      raise UserError(
-        f'{self.root} holds none of the {listed[split]} videos of {split}; add them, or leave the list of {split} out'
-      )
-    if 'test' in set(listed) - there:
-      note = f'test is left out: none of its {listed["test"]} videos is there'
-      return [each for each in found if each.split != 'test'], [note]
-    return list(found), []
 
 
 def walk(root: Path) -> Iterator[str]:

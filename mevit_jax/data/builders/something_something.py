@@ -27,7 +27,7 @@ def find(videos: Path, annotations: Sequence[Path]) -> Listing:
 
   Raises:
     UserError: a file or folder that cannot be read or understood, a template that labels.json does not have, a number
-      that is listed twice, train or validation lists none of whose videos are there.
+      that is listed twice, lists none of whose videos are there.
   """
   files, notes = _files(annotations)
   names = _class_names(files.pop('labels'))
@@ -44,8 +44,8 @@ def find(videos: Path, annotations: Sequence[Path]) -> Listing:
       found.append(Found(number, index.take([number], split, label), label, split))
   if not found:
     raise UserError(f'{", ".join(map(str, files.values()))}: no video is listed')
-  found, more = index.present(found)
-  return Listing(sorted(found, key=_by_number), names, [*notes, *more, *index.notes()])
+  index.check(found)
+  return Listing(sorted(found, key=_by_number), names, [*notes, *index.notes()])
 
 
 def _by_number(found: Found) -> tuple[int, str]:

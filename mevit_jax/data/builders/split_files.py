@@ -28,7 +28,7 @@ def find(videos: Path, folder: Path, fold: int) -> Listing:
 
   Raises:
     UserError: a file or folder that cannot be read or understood, a class that is not in classInd.txt, a video listed
-      twice, a list none of whose videos are there.
+      twice, lists none of whose videos are there.
   """
   files = {path.name: path for path in lists.gather([folder], ['.txt'], WANTED)}
   if 'classInd.txt' in files:
@@ -52,9 +52,9 @@ def find(videos: Path, folder: Path, fold: int) -> Listing:
       found.append(Found(each, path, label, split))
   if not found:
     raise UserError(f'{folder}: the split files list no videos')
-  found, notes = index.present(found)
-  notes.append(f'the test list of official split {fold} is the validation split')
-  return Listing(sorted(found, key=lambda each: each.id), names, [*notes, *index.notes()])
+  index.check(found)
+  note = f'the test list of official split {fold} is the validation split'
+  return Listing(sorted(found, key=lambda each: each.id), names, [note, *index.notes()])
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
