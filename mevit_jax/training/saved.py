@@ -130,7 +130,7 @@ def _named(workdir: Path, which: str) -> int:
   folder = workdir / 'checkpoints' / wanted
   what = damage(folder) if is_first() else ''
   if _agreed(int(bool(what))):
-    raise UserError(f'checkpoint {folder} is damaged; evaluation.checkpoint=last takes the newest good one: {what}')
+    raise UserError(f'checkpoint {folder} is damaged; last takes the newest good one: {what}')
   return int(wanted)
 
 
