@@ -11,7 +11,6 @@ blocks. The overlay is the rollout, on all frames that the clip spans. docs/expl
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import jax
@@ -20,9 +19,10 @@ from absl import flags
 from PIL import Image
 
 from mevit_jax import command, recipes
-from mevit_jax.data.clips import Box, ClipConfig, crop_resize, view_boxes, view_times
+from mevit_jax.data.clips import ClipConfig, crop_resize, view_boxes, view_times
 from mevit_jax.data.container import VideoError
-from mevit_jax.data.video import VideoInfo, decode, inspect
+from mevit_jax.data.overlay import write_frames
+from mevit_jax.data.reader import FileReader, read_views, spans
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation import explain as attention
 from mevit_jax.evaluation import heatmaps
@@ -32,25 +32,21 @@ from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.functional import build_model
 from mevit_jax.training.saved import open_saved
 
-_CHUNK = 32  # frames of an overlay that are decoded at once
-
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """A video's centre clip, as the model sees it.
+  """A video's centre clip and crop, as the model sees it.
 
   Attributes:
-    data: the video's file.
-    info: of the video.
+    reader: of the video.
+    config: which frames and which crop of them it is.
     times: of the frames, in seconds, `t`.
-    box: the centre crop.
     frames: `t h w 3`, uint8.
   """
 
-  data: bytes
-  info: VideoInfo
+  reader: FileReader
+  config: ClipConfig
   times: np.ndarray
-  box: Box
   frames: np.ndarray
 
 
@@ -96,8 +92,8 @@ def explain(
   if figure:
     Image.fromarray(heatmaps.draw(clip.frames, heats, f'{Path(video).name}: {said}')).save(figure, 'PNG')
   if overlay:
-    pace = min(Fraction(clip.info.fps).limit_denominator(1001), Fraction(60))
-    heatmaps.write_video(Path(overlay), overlaid(clip, heats[-1].weights, pace), pace)
+    fps = min(clip.reader.num_frames / clip.reader.duration, 60)
+    write_frames(Path(overlay), overlaid(clip, heats[-1].weights, fps), fps)
   return heats
 
 
@@ -117,26 +113,26 @@ def read_clip(video: Path, config: ClipConfig) -> Clip:
   """The video's centre clip and crop; a UserError that names the file where it cannot be read."""
   if not video.is_file():
     raise UserError(f'{video}: there is no such file')
-  data = video.read_bytes()
   try:
-    info = inspect(data)
-    times = view_times(config, info.duration, info.num_frames)[0]  # t
-    frames = decode(data, times)
+    reader = FileReader(video)
+    ((_, views),) = read_views(reader, config, spans(reader), clips=1, crops=1)
   except VideoError as error:
     raise UserError(f'{video}: {error}') from None
-  box = view_boxes(config, info.height, info.width)[0]
-  return Clip(data, info, times, box, np.stack([crop_resize(frame, box, config.size) for frame in frames]))
+  return Clip(reader, config, view_times(config, reader.duration, reader.num_frames)[0], views[0])
 
 
-def overlaid(clip: Clip, weights: np.ndarray, fps: Fraction) -> Iterator[np.ndarray]:
-  """All frames that the clip spans, cut as the clip is, each under the map of the nearest of the clip's frames."""
-  shown = np.arange(clip.times[0], min(clip.times[-1] + float(1 / fps), clip.info.duration), float(1 / fps))
-  heat, size = heatmaps.scaled(weights), clip.frames.shape[1:3]
-  for start in range(0, len(shown), _CHUNK):
-    times = shown[start : start + _CHUNK]
-    frames = np.stack([crop_resize(frame, clip.box, size) for frame in decode(clip.data, times)])
-    nearest = np.abs(clip.times - times[:, None]).argmin(1)
-    yield from heatmaps.shade(frames, heat[nearest])
+def overlaid(clip: Clip, weights: np.ndarray, fps: float) -> Iterator[tuple[np.ndarray, float]]:
+  """The frames that the clip spans, cut as the clip is, each under the map of the nearest of the clip's frames.
+
+  Each comes with its time since the first one's, in seconds; there are `fps` a second.
+  """
+  times = np.arange(clip.times[0], min(clip.times[-1] + 1 / fps, clip.reader.duration), 1 / fps)
+  heat = heatmaps.scaled(weights)
+  for time, frame in zip(times.tolist(), clip.reader.frames(times), strict=True):
+    box = view_boxes(clip.config, *frame.shape[:2])[0]
+    nearest = int(np.abs(clip.times - time).argmin())
+    shaded = heatmaps.shade(crop_resize(frame, box, clip.config.size)[None], heat[nearest][None])
+    yield shaded[0], time - times[0]
 
 
 def _patch(text: str) -> Patch | None:

@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 
 from mevit_jax import command
-from mevit_jax.data.builders.lists import SUFFIXES
+from mevit_jax.data.builders.lists import SUFFIXES, walk
 from mevit_jax.data.overlay import write_overlay
 from mevit_jax.data.reader import FileReader
 from mevit_jax.errors import UserError
@@ -49,7 +49,7 @@ def find_videos(arguments: Sequence[str]) -> dict[str, Path]:
   for argument in arguments:
     path = Path(argument).expanduser()
     if path.is_dir():
-      files = sorted(file for file in path.rglob('*') if file.suffix.lower() in SUFFIXES and file.is_file())
+      files = [path / name for name in sorted(walk(path)) if Path(name).suffix.lower() in SUFFIXES]
     elif not path.exists() and glob.has_magic(argument):
       files = [Path(file) for file in sorted(glob.glob(str(path), recursive=True)) if not os.path.isdir(file)]
     else:

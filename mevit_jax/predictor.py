@@ -17,7 +17,7 @@ from mevit_jax.data.reader import ArrayReader, FileReader, Reader, Span, read_vi
 from mevit_jax.data.threads import made_in_threads
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation.metrics import ranked
-from mevit_jax.evaluation.protocol import Predictions
+from mevit_jax.evaluation.protocol import averaged
 from mevit_jax.models.functional import build_model
 from mevit_jax.training.saved import open_saved
 from mevit_jax.training.steps import make_evaluation_step
@@ -246,9 +246,7 @@ class Predictor:
       video[place] = row.views
     with self._lock:  # threads would compile the same twice, and gain nothing on one device
       logits = np.asarray(self._apply(self._params, video))[: len(batch)]  # b v classes
-    nothing = np.full(len(batch), '')
-    average = self._evaluation.average
-    probabilities = Predictions(nothing, np.full(len(batch), -1), logits, nothing, average).probabilities
+    probabilities = averaged(logits, self._evaluation.average)
     for row, p, each in zip(batch, probabilities, logits, strict=True):
       yield row, Prediction(self.class_names, p, each, row.span.start, row.span.end)
 

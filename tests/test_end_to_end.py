@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from workdirs import MEASURED, NAME, after
 
 from mevit_jax import evaluate, recipes, runs, train
 from mevit_jax.data import datasets, pipeline, shards
@@ -29,8 +30,6 @@ from mevit_jax.training.saved import open_saved
 pytestmark = pytest.mark.usefixtures('compile_once')
 
 ROOT = Path(__file__).parents[1]
-MEASURED = ('train/clips_per_second', 'train/data_wait')  # differ from run to run
-NAME = 'validation-1x1'
 
 
 class KilledError(Exception):
@@ -97,15 +96,6 @@ def results(workdir, name=NAME):
 def probabilities(workdir, name=NAME):
   _, predictions, _ = read_results(workdir / 'evaluation' / name)
   return dict(zip(predictions.ids.tolist(), predictions.probabilities, strict=True))
-
-
-def after(step, workdir, to):
-  """A copy of a workdir as a run that was killed after this checkpoint leaves it, at the worst."""
-  shutil.copytree(workdir, to, ignore=shutil.ignore_patterns('evaluation'))
-  for path in (to / 'checkpoints').iterdir():
-    if int(path.name) > step:
-      shutil.rmtree(path)
-  return to
 
 
 @pytest.fixture(scope='module')

@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import portpicker
 import pytest
+from workdirs import MEASURED, NAME, after
 
 from mevit_jax import recipes, train
 from mevit_jax.errors import UserError
@@ -24,8 +25,6 @@ from mevit_jax.parallel import distributed
 pytestmark = pytest.mark.usefixtures('compile_once')
 
 ROOT = Path(__file__).parents[1]
-MEASURED = ('train/clips_per_second', 'train/data_wait')  # differ from run to run
-NAME = 'validation-1x1'
 
 # Runs main.py as one of several processes, with an accident on its way: (process, what, step).
 HOST = """
@@ -142,15 +141,6 @@ def assert_same_evaluation(workdir, other):
   with np.load(folder / 'logits.npz') as arrays, np.load(other_folder / 'logits.npz') as other_arrays:
     for name in arrays:
       np.testing.assert_array_equal(arrays[name], other_arrays[name])
-
-
-def after(step, workdir, to):
-  """A copy of a workdir as it is when its run ends after this checkpoint, and no more."""
-  shutil.copytree(workdir, to, ignore=shutil.ignore_patterns('evaluation'))
-  for path in (to / 'checkpoints').iterdir():
-    if int(path.name) > step:
-      shutil.rmtree(path)
-  return to
 
 
 @pytest.fixture(scope='module')

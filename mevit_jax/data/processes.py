@@ -102,7 +102,7 @@ class _Worker:
 
 def _serve(pipe: Connection) -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-  threading.Thread(target=_end_with_parent, daemon=True).start()
+  end_with_parent()
   answer: tuple[Exception | None, Any] = None, None  # ready
   while True:
     try:
@@ -117,9 +117,13 @@ def _serve(pipe: Connection) -> None:
       answer = error, None
 
 
-def _end_with_parent() -> None:
-  """A parent that was killed can tell nobody to end; what it left would write into its successor's files."""
+def end_with_parent() -> None:
+  """Ends this process when its parent is gone: one that was killed can tell nobody to end."""
   parent = multiprocessing.parent_process()
   assert parent is not None
-  parent.join()
-  os._exit(1)
+
+  def wait() -> None:
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()

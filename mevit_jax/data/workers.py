@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import grain
 from absl import flags
 
+from mevit_jax.data.processes import end_with_parent
 from mevit_jax.errors import UserError
 
 _WHY = {
@@ -92,9 +92,4 @@ def _begin(notes: int, worker: int, count: int) -> None:
   # Ctrl-C and schedulers signal all processes of a run, whose trainer may still have a step to finish and save.
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
-
-  def wait() -> None:
-    parent.join()  # one that was killed cannot tell its workers to end
-    os._exit(1)
-
-  threading.Thread(target=wait, daemon=True).start()
+  end_with_parent()

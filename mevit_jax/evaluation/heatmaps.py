@@ -1,12 +1,9 @@
-"""Heat maps over a clip: as film strips in a picture, and on the frames of a video."""
+"""Heat maps over a clip: on its frames, and as film strips in a picture."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from fractions import Fraction
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import av
 import numpy as np
 from PIL import Image
 
@@ -93,24 +90,6 @@ def draw(frames: np.ndarray, maps: Sequence[HeatMap], title: str) -> np.ndarray:
   canvas = FigureCanvasAgg(figure)
   canvas.draw()
   return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def write_video(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> None:
-  """H.264 in MP4 of uint8 `h w 3` each, all of one size; an odd row or column is left out."""
-  temporary = path.with_name(f'{path.name}.tmp')  # whole or not at all
-  try:
-    with temporary.open('wb') as file, av.open(file, 'w', format='mp4') as container:
-      stream = container.add_stream('libx264', rate=fps, options={'crf': '18'})
-      for index, frame in enumerate(frames):
-        if index == 0:
-          stream.height, stream.width = (side // 2 * 2 for side in frame.shape[:2])
-          stream.pix_fmt = 'yuv420p'
-        even = np.ascontiguousarray(frame[: stream.height, : stream.width])
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format='rgb24')))
-      container.mux(stream.encode())
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def _heat_map(name: str, block: int, weights: np.ndarray, patch: Patch, config: MEViTConfig) -> HeatMap:

@@ -101,7 +101,7 @@ class Predictions:
   @functools.cached_property
   def probabilities(self) -> np.ndarray:
     """Of every video and class, `n c`, float64: averaged over the views; zeros for a video that could not be read."""
-    averaged = [_averaged(self.logits[i : i + _CHUNK], self.average) for i in range(0, len(self.logits), _CHUNK)]
+    averaged = [averaged(self.logits[i : i + _CHUNK], self.average) for i in range(0, len(self.logits), _CHUNK)]
     return np.concatenate(averaged) * self.readable[:, None]
 
   def ranked(self, count: int) -> np.ndarray:
@@ -109,8 +109,8 @@ class Predictions:
     return metrics.ranked(self.probabilities, count)
 
 
-def _averaged(logits: np.ndarray, average: Average) -> np.ndarray:
-  """Probabilities `n c` of logits `n v c`."""
+def averaged(logits: np.ndarray, average: Average) -> np.ndarray:
+  """Probabilities `n c`, float64, of logits `n v c`: averaged over the views."""
   logits = logits.astype(np.float64)
   if average == 'logits':
     logits = logits.mean(axis=1, keepdims=True)

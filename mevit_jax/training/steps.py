@@ -45,13 +45,7 @@ def make_train_step(
   mean, if the state has one.
   """
 
-  prepare = partial(
-    _prepare, augmentation=augmentation, mirrors=mirrors, mean=mean, std=std, label_smoothing=label_smoothing,
-    classes=model.config.classes, dtype=model.config.dtype,
-  )  # fmt: skip
-  if sharding is not None:
-    spec = sharding.spec
-    prepare = jax.shard_map(prepare, mesh=sharding.mesh, in_specs=(spec, spec, spec, PartitionSpec()), out_specs=spec)
+  prepare = _make_inputs(model, augmentation, mirrors, mean, std, label_smoothing, sharding)
 
   def loss_of(params: Params, video: jax.Array, labels: jax.Array, rows: jax.Array, key: jax.Array):
     augment_key, model_key = jax.random.split(key)
@@ -107,29 +101,31 @@ def make_evaluation_step(
   return step
 
 
-def _prepare(
-  video: jax.Array,
-  labels: jax.Array,
-  rows: jax.Array,
-  key: jax.Array,
-  *,
+def _make_inputs(
+  model: Model,
   augmentation: AugmentConfig,
   mirrors: Sequence[int],
   mean: Sequence[float],
   std: Sequence[float],
   label_smoothing: float,
-  classes: int,
-  dtype,
-) -> tuple[jax.Array, jax.Array]:
-  """Rows of a batch, whose numbers in it are `rows` -> what the model is given, and its targets `b classes`."""
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-  augment_keys, mix_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
-  video, labels = augment(video, labels, augment_keys, augmentation, mirrors, mean, std)
-  targets = smooth_targets(labels, classes, label_smoothing)
-  if augmentation.mixes:
-    a = augmentation
-    video, targets = mix(video, targets, mix_keys, a.mixup, a.cutmix, a.mix_probability, a.cutmix_share)
-  return normalise(video, mean, std, dtype), targets
+  sharding: NamedSharding | None,
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """(video, labels, the rows' numbers in the batch, key) -> what the model is given, and its targets `b classes`."""
+  config, a = model.config, augmentation
+
+  def inputs(video: jax.Array, labels: jax.Array, rows: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    augment_keys, mix_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
+    video, labels = augment(video, labels, augment_keys, a, mirrors, mean, std)
+    targets = smooth_targets(labels, config.classes, label_smoothing)
+    if a.mixes:
+      video, targets = mix(video, targets, mix_keys, a.mixup, a.cutmix, a.mix_probability, a.cutmix_share)
+    return normalise(video, mean, std, config.dtype), targets
+
+  if sharding is None:
+    return inputs
+  rows = sharding.spec
+  return jax.shard_map(inputs, mesh=sharding.mesh, in_specs=(rows, rows, rows, PartitionSpec()), out_specs=rows)
 
 
 def _accumulated(grad_of: Callable, inputs: tuple, parts: int, unit: int):

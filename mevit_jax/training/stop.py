@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -28,7 +29,7 @@ class Stop:
   def __init__(self):
     self.signal: signal.Signals | None = None
     self._many = jax.process_count() > 1
-    self._before: dict[signal.Signals, object] = {}
+    self._before: dict[signal.Signals, Any] = {}
 
   def __enter__(self) -> 'Stop':
     if threading.current_thread() is threading.main_thread():  # Python lets no other set them
@@ -38,7 +39,7 @@ class Stop:
 
   def __exit__(self, *_) -> None:
     for number, handler in self._before.items():
-      signal.signal(number, handler)  # type: ignore[arg-type]
+      signal.signal(number, handler)
 
   def asked(self, step: int) -> bool:
     """Whether to save after this step, and stop; every process asks after every step, and gets the same answer."""
