@@ -108,7 +108,7 @@ class Predictor:
     """Loads a checkpoint; the model is compiled when first used.
 
     Args:
-      workdir: of a training run, or of `mevit_jax.convert`.
+      workdir: of a training run, or of `mevit_jax.convert`; or what `mevit_jax.export --to=mevit` has written.
       checkpoint: the 'last', the 'best' or a step.
       weights: 'ema', 'raw', or 'auto': the running mean where there is one.
       clips: views in time; None has as many as the run was evaluated with, and one of a window.

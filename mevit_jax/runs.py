@@ -25,7 +25,7 @@ from mevit_jax.training.checkpoint import Checkpoints
 from mevit_jax.training.optimizer import check_patterns, make_optimizer, make_schedule
 from mevit_jax.training.state import TrainState, begin_state, init_state
 from mevit_jax.training.steps import make_evaluation_step, make_train_step
-from mevit_jax.training.workdir import read_workdir, write_workdir
+from mevit_jax.training.workdir import is_shared, read_workdir, write_workdir
 from mevit_jax.weights.load import inspect, load
 
 # What may differ when a workdir is resumed: where and how fast it runs, and how often it is looked at.
@@ -173,6 +173,8 @@ def check_workdir(run: Run) -> None:
     if (run.workdir / 'checkpoints').exists():
       raise UserError(f'{run.workdir} has checkpoints but no config.json: use another workdir')
     return
+  if is_shared(run.workdir):
+    raise UserError(f"{run.workdir} is no run, but one's exported weights: start from them by --config.init_from")
   before, about = read_workdir(run.workdir), run.about
   # As a recipe of today: fields that came later have their defaults.
   found = recipes.differences(recipes.to_dict(recipes.recipe_of(before['recipe'])), about['recipe'])

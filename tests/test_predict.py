@@ -1,7 +1,6 @@
 """Predictions are those of evaluation, whoever asks and however the video comes; and what the command makes of them."""
 
 import csv
-import dataclasses
 import io
 import itertools
 import json
@@ -13,20 +12,18 @@ import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from mevit_jax import Predictor, evaluate, predict, runs
+from mevit_jax import Predictor, evaluate, predict
 from mevit_jax.data import datasets
 from mevit_jax.data.container import VideoError
 from mevit_jax.data.video import decode, inspect
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation.results import read_results
-from mevit_jax.training.checkpoint import Checkpoints
-from mevit_jax.training.workdir import write_workdir
 from tests.data.videos import make_video
+from tests.workdirs import random_run
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
@@ -49,21 +46,7 @@ def recipe(tiny, compile_once):
 
 @pytest.fixture(scope='module')
 def workdir(recipe, tmp_path_factory):
-  """A run whose params are random enough for classes to differ, and whose running mean is something else."""
-  folder = tmp_path_factory.mktemp('runs') / 'run'
-  run = runs.prepare_run(recipe, folder)
-  state = runs.fresh_state(run)
-  rng = np.random.default_rng(0)
-
-  def noise(x):
-    return jax.numpy.asarray(rng.normal(0, 0.5, x.shape).astype(np.float32))
-
-  params, mean = (jax.tree.map(noise, state.params) for _ in range(2))
-  write_workdir(folder, run.about)
-  checkpoints = Checkpoints(folder, keep=1)
-  checkpoints.save(dataclasses.replace(state, params=params, ema=mean), run.about)
-  checkpoints.close()
-  return folder
+  return random_run(recipe, tmp_path_factory.mktemp('runs') / 'run')
 
 
 @pytest.fixture(scope='module')
