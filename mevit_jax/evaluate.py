@@ -24,6 +24,7 @@ from mevit_jax.parallel.placement import by_rows, keep_rows
 from mevit_jax.recipes import Recipe
 from mevit_jax.training.saved import Weights, open_saved
 from mevit_jax.training.steps import make_evaluation_step
+from mevit_jax.training.workdir import read_workdir
 
 # (params, video uint8 `b v t h w 3`) -> logits `b v classes`
 Predict = Callable[[Params, jax.Array], jax.Array]
@@ -32,6 +33,7 @@ Predict = Callable[[Params, jax.Array], jax.Array]
 def evaluate(recipe: Recipe, workdir: str) -> dict[str, Any]:
   """Evaluates a checkpoint by the recipe's protocol, on the recipe's dataset."""
   folder = Path(workdir).expanduser()
+  read_workdir(folder)  # or a UserError: it is none, or of another version
   saved = open_saved(folder, recipe.evaluation.checkpoint)
   weights = saved.weights(recipe.evaluation.weights)
   recipe = _as_trained(recipe, recipes.recipe_of(saved.about['recipe']), folder)

@@ -498,9 +498,18 @@ def test_evaluating_a_dataset_with_other_classes_is_refused(whole, tiny, tmp_pat
 
 
 def test_evaluating_what_is_no_workdir_writes_nothing(tiny, tmp_path):
-  with pytest.raises(UserError, match='has no checkpoint: train into it first'):
+  with pytest.raises(UserError, match=r'typo is no workdir: it has no config\.json'):
     evaluate.evaluate(tiny(), str(tmp_path / 'typo'))
   assert not (tmp_path / 'typo').exists()
+
+
+def test_evaluating_a_workdir_of_an_older_version_is_refused(whole, tiny, tmp_path):
+  older = shutil.copytree(whole[0], tmp_path / 'older', ignore=shutil.ignore_patterns('evaluation'))
+  about = json.loads((older / 'config.json').read_text())
+  (older / 'config.json').write_text(json.dumps({**about, 'format': 1}))
+  with pytest.raises(UserError, match=r'config\.json has format 1, this version of mevit_jax reads 2'):
+    evaluate.evaluate(tiny(), str(older))
+  assert not (older / 'evaluation').exists()
 
 
 # What is refused, before anything is written.

@@ -158,6 +158,11 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(predictor, videos, ev
     predictor.predict(b'')
 
 
+def test_one_video_is_no_list(predictor):
+  with pytest.raises(UserError, match='takes a list of videos'):
+    next(predictor.predict_each('video.mp4'))
+
+
 def test_left_alone_it_ends_its_threads(predictor, videos):
   before = threading.active_count()
   following = predictor.predict_each([*videos.values()] * 20)
@@ -285,6 +290,20 @@ def test_a_timeline(command, videos, predictor, tmp_path):
   assert (tmp_path / 'out.png').exists()
   words = command(tmp_path / 'long.mp4', **asked).out.splitlines()
   assert [line.split()[-1] for line in words[1:]] == [one['label'] for one in stretches]
+
+
+def test_how_far_a_long_video_is(command, videos, monkeypatch, tmp_path):
+  frames = [frame for data in videos.values() for frame in decode(data, (np.arange(8) + 0.5) / 30)]
+  (tmp_path / 'long.mp4').write_bytes(make_video(frames[:40], size=(24, 24)))
+  asked = {'window': 8 / 30, 'overlay': tmp_path / 'out.mp4'}
+  quiet = command(tmp_path / 'long.mp4', **asked)
+  monkeypatch.setattr(predict, '_SILENT', -1)
+  said = command(tmp_path / 'long.mp4', **asked)
+  assert said.out == quiet.out
+  lines = said.err.splitlines()
+  assert [line for line in lines if 'windows' in line] == ['4 of 5 windows']  # and the last one, which ends it
+  assert [line for line in lines if 'overlay' in line][-1] == 'overlay: 0:01.3 of 0:01.3'
+  assert len(quiet.err.splitlines()) == 1
 
 
 def test_standard_input(command, videos, monkeypatch, predictor):
