@@ -101,8 +101,8 @@ class Predictions:
   @functools.cached_property
   def probabilities(self) -> np.ndarray:
     """Of every video and class, `n c`, float64: averaged over the views; zeros for a video that could not be read."""
-    averaged = [averaged(self.logits[i : i + _CHUNK], self.average) for i in range(0, len(self.logits), _CHUNK)]
-    return np.concatenate(averaged) * self.readable[:, None]
+    chunks = [averaged(self.logits[i : i + _CHUNK], self.average) for i in range(0, len(self.logits), _CHUNK)]
+    return np.concatenate(chunks) * self.readable[:, None]
 
   def ranked(self, count: int) -> np.ndarray:
     """The `count` likeliest classes of every video, `n count`; ties go to the lowest class."""
