@@ -17,6 +17,7 @@ from mevit_jax.parallel import distributed
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
+
 @pytest.fixture
 def start(tmp_path):
   yield from starting(tmp_path)
