@@ -1,4 +1,4 @@
-"""Evaluation counts the same for any devices, processes and batch: real videos, a model with ties, all of the command."""
+"""Evaluation counts the same for any devices, processes and batch: of real videos, by a model with ties."""
 
 import itertools
 import json

@@ -79,9 +79,7 @@ class EvaluationConfig:
     """With a batch that devices can cut into so many equal parts: as it is, or the next larger, which it then says."""
     size = -(-self.batch_size // parts) * parts
     if size != self.batch_size:
-      print(
-        f'evaluation.batch_size {self.batch_size} is taken as {size}: devices cut it into {parts} parts', flush=True
-      )
+      print(f'evaluation.batch_size {self.batch_size} is taken as {size}: it is cut into {parts} parts', flush=True)
     return dataclasses.replace(self, batch_size=size)
 
 

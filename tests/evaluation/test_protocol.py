@@ -155,7 +155,7 @@ def test_a_batch_that_devices_do_not_divide_is_taken_larger(capsys):
   assert EvaluationConfig(batch_size=64).shared(8).batch_size == 64
   assert not capsys.readouterr().out
   assert EvaluationConfig(batch_size=9).shared(8).batch_size == 16
-  assert capsys.readouterr().out == 'evaluation.batch_size 9 is taken as 16: devices cut it into 8 parts\n'
+  assert capsys.readouterr().out == 'evaluation.batch_size 9 is taken as 16: it is cut into 8 parts\n'
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,8 @@ def test_evaluations_have_numbers_of_their_own_and_steps_go_on_after_them(monkey
 
 
 def test_an_evaluation_of_one_process_is_stopped_by_a_signal():
-  with pytest.raises(StopError, match='SIGINT'), Stop() as stop, stop.during_evaluation() as check:
+  with Stop() as stop, stop.during_evaluation() as check:
     check()
     signal.raise_signal(signal.SIGINT)
-    check()
+    with pytest.raises(StopError, match='SIGINT'):
+      check()
