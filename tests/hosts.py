@@ -26,7 +26,7 @@ def happens():
   print(f'accident at {time.time()}', file=sys.stderr, flush=True)
   if what == 'raise':
     raise OSError(5, 'Input/output error', '/a/bad/disk')
-  os.kill(os.getpid(), {'kill': signal.SIGKILL, 'stop': signal.SIGSTOP, 'term': signal.SIGTERM}[what.split()[-1]])
+  os.kill(os.getpid(), {'kill': signal.SIGKILL, 'stop': signal.SIGSTOP, 'slow term': signal.SIGTERM}[what])
 
 if what == 'late':
   from mevit_jax.parallel import distributed
@@ -34,7 +34,7 @@ if what == 'late':
 global_batch, seen = hosts.global_batch, [0]
 def with_accident(batch, sharding):
   seen[0] += 1
-  if what == 'slow term':
+  if what == 'slow term':  # there is time to hear of it
     time.sleep(0.3)
   if seen[0] == step and f'--process_id={process}' in sys.argv:
     happens()

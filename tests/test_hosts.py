@@ -116,10 +116,24 @@ def test_a_process_that_goes_without_a_word_ends_the_other(whole, tiny, start, t
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_saves_and_ends_both(whole, tiny, start, tmp_path):
-  first, second = ends(start([tiny(**{'training.save_every': 100})] * 2, tmp_path / 'run', accident=(1, 'term', 2)))
+  first, second = ends(
+    start([tiny(**{'training.save_every': 100})] * 2, tmp_path / 'run', accident=(1, 'slow term', 2))
+  )
   assert (first.status, second.status) == (143, 143)
   assert 'stopped by SIGTERM at step' in first.output
   assert stored(tmp_path / 'run')[0] < 6
+  train.train(tiny(**{'mesh.data': 2}), str(tmp_path / 'run'))
+  assert_same_run(tmp_path / 'run', whole)
+
+
+@pytest.mark.slow
+def test_a_signal_while_it_evaluates_ends_both(whole, tiny, start, tmp_path):
+  settings = [tiny(**{'evaluation.batch_size': 2})] * 2
+  first, second = ends(start(settings, tmp_path / 'run', accident=(1, 'slow term', 8)))  # 6 steps, and 6 batches
+  assert (first.status, second.status) == (143, 143)
+  assert 'stopped by SIGTERM at step 6, saved' in first.output
+  assert max(first.time, second.time) - second.accident < 60
+  assert not (tmp_path / 'run/evaluation').exists()
   train.train(tiny(**{'mesh.data': 2}), str(tmp_path / 'run'))
   assert_same_run(tmp_path / 'run', whole)
 
