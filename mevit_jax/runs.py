@@ -80,7 +80,6 @@ def build_run(recipe: Recipe, workdir: Path, split: datasets.Split, mesh: jax.sh
   pipeline.check_batch(training.batch_size, recipe.data.repeats)
   rows = by_rows(mesh)
   host_rows(rows, training.batch_size)
-  host_rows(rows, recipe.evaluation.batch_size, 'evaluation.batch_size')
   if training.batch_size // training.accumulate % row_shards(mesh):
     raise UserError(
       f'training.batch_size {training.batch_size} in {training.accumulate} parts (training.accumulate) '
@@ -92,6 +91,7 @@ def build_run(recipe: Recipe, workdir: Path, split: datasets.Split, mesh: jax.sh
       f'must be a multiple of {2 * training.accumulate * row_shards(mesh)} '
       f'(2 x training.accumulate {training.accumulate} x {row_shards(mesh)} devices)'
     )
+  recipe = dataclasses.replace(recipe, evaluation=recipe.evaluation.shared(row_shards(mesh)))
   if recipe.evaluation.weights == 'ema' and not training.ema:
     raise UserError("evaluation.weights is 'ema', and training.ema is 0: there will be no such weights")
   model = build_model(recipe.model, keep_rows(mesh))

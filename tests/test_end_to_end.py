@@ -529,7 +529,6 @@ def refused(recipe, workdir, match):
     ({'augment.mixup': 0.8}, r'training\.batch_size 8 must be a multiple of 16 \(2 x training\.accumulate 1 x 8 dev'),
     ({'data.repeats': 3}, r'batch_size 8 is not divisible by 6: 2 videos x 3 data\.repeats'),
     ({'data.balance': 1.5}, r'data\.balance must be in \[0, 1\], not 1\.5'),
-    ({'evaluation.batch_size': 9}, r'evaluation\.batch_size 9 is not divisible by the 8 devices'),
     ({'mesh.data': 9}, r'mesh\.data is 9, but there are 8 devices'),
     ({'model.classes': 5}, r"model\.classes is 5, but the dataset 'moving_shapes' has 8"),
     ({'data.dataset': 'kinetics400'}, r"no dataset 'kinetics400' in .*; there: moving_shapes; .*mevit_jax\.prepare"),

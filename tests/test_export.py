@@ -13,6 +13,7 @@ import pytest
 import yaml
 from jax.export import deserialize
 from safetensors.numpy import load_file
+from workdirs import random_run
 
 from mevit_jax import Predictor, evaluate, train
 from mevit_jax.data import datasets
@@ -25,7 +26,6 @@ from mevit_jax.models.functional import build_model, names_of
 from mevit_jax.recipes import recipe_of
 from mevit_jax.training.saved import open_saved
 from mevit_jax.weights.load import inspect, load
-from tests.workdirs import random_run
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from workdirs import random_run
 
 from mevit_jax import Predictor, evaluate, predict
 from mevit_jax.data import datasets
@@ -23,7 +24,6 @@ from mevit_jax.data.video import decode, inspect
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation.results import read_results
 from tests.data.videos import make_video
-from tests.workdirs import random_run
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
