@@ -1,0 +1,280 @@
+"""Fused attention within groups for TPU (Pallas, Mosaic): no layout is moved, and no logits leave the chip's VMEM.
+
+A program reads all frames and patches of one example and some heads (128 lanes, mostly two heads) and goes through
+them window by window (windows.py). Logits stand transposed, keys down and queries across, so that the softmax reduces
+along sublanes, which is cheap; heads are told apart by zeros in the lanes of the others, which costs a matrix unit
+nothing and moves nothing. The backward pass keeps only the inputs: the probabilities are computed again.
+"""
+
+import functools
+import os
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from mevit_jax.models.kernels.windows import LANES, PACKED, Plan, round_up
+
+UNROLL = int(os.environ.get('UNROLL', '1'))
+_ROWS_AND_LANES = (((1,), (1,)), ((), ()))  # x @ y.T
+
+
+def forward(query, key, value, token, plan: Plan, heads: int, interpret: bool):
+  """Queries, keys, values `b t n d`, token's `b 3 d` or None -> `b t n d` and the token's, over groups, `b 1 d`."""
+  b, d = query.shape[0], query.shape[-1]
+  outputs = [jax.ShapeDtypeStruct(query.shape, query.dtype)]
+  if token is not None:
+    outputs.append(jax.ShapeDtypeStruct((b, 1, d), jnp.float32))
+  return _call(_forward, [query, key, value], [token], outputs, plan, heads, interpret)
+
+
+def backward(query, key, value, token, gradient, token_gradient, plan: Plan, heads: int, interpret: bool):
+  """Gradients of `forward`'s query, key, value, and of the token's `b 3 d`; `token_gradient` is `b 1 d`."""
+  b, d = query.shape[0], query.shape[-1]
+  outputs = [jax.ShapeDtypeStruct(query.shape, query.dtype)] * 3
+  if token is not None:
+    outputs.append(jax.ShapeDtypeStruct((b, 3, d), jnp.float32))
+  return _call(
+    _backward, [query, key, value, gradient], [token, token_gradient], outputs, plan, heads, interpret
+  )
+
+
+def lanes_of(width: int, heads: int) -> int:
+  """Lanes of a program: whole heads and whole registers, or the whole width."""
+  lanes = math.lcm(width // heads, LANES)
+  return lanes if width % lanes == 0 else width
+
+
+def _call(kernel, patches, tokens, outputs, plan, heads, interpret):
+  b, t, _, d = patches[0].shape
+  lanes = lanes_of(d, heads)
+  tokens = [x for x in tokens if x is not None]
+
+  def spec(x):
+    if x.ndim == 3:
+      return pl.BlockSpec((1, x.shape[1], lanes), lambda i, j, *_: (i, 0, j))
+    return pl.BlockSpec((1, t, plan.padded, lanes), lambda i, j, *_: (i, 0, 0, j))
+
+  table = jnp.array([plan.starts, *zip(*plan.own, strict=True), plan.groups, plan.patterns], jnp.int32)
+  bias = pl.BlockSpec(plan.bias.shape, lambda i, j, *_: (0, 0, 0))
+  specs = [bias, *map(spec, patches + tokens)], [spec(x) for x in outputs]
+  return pl.pallas_call(
+    functools.partial(kernel, plan=plan, width=d // heads, token=bool(tokens)),
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=1, grid=(b, d // lanes), in_specs=specs[0], out_specs=specs[1]
+    ),
+    out_shape=outputs,
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=('parallel', 'parallel'),
+      vmem_limit_bytes=64 * 2**20,
+    ),
+    name=kernel.__name__.strip('_'),
+    interpret=interpret,
+  )(table, jnp.asarray(plan.bias), *patches, *tokens)
+
+
+def _forward(table, bias, query, key, value, *refs, plan, width, token):
+  token_ref, output, token_output = refs if token else (None, *refs, None)
+  if token:
+    token_output[...] = jnp.zeros_like(token_output)
+
+  def window(w, ragged):
+    rows = _Window(plan, table, w, ragged)
+    q, k, v = (rows.read(ref, token_ref, i) for i, ref in enumerate((query, key, value)))
+    values = v.T  # lanes keys
+    outputs = []
+    for head in range(q.shape[1] // width):
+      weights, total = _softmax(k, q, bias[rows.pattern], head, width)
+      part = _dot(values[head * width : (head + 1) * width], weights.astype(v.dtype))  # k queries
+      outputs.append((part / total).astype(v.dtype))
+    result = jnp.concatenate(outputs, axis=0).T  # queries lanes
+    rows.write(output, result)
+    if token:
+      token_output[0] += rows.token_sum(result, True)
+
+  _each_window(plan, window)
+
+
+def _backward(table, bias, query, key, value, gradient, *refs, plan, width, token):
+  token_ref, token_gradient, *outputs = refs if token else (None, None, *refs)
+  scale = width**-0.5
+  if token:
+    outputs[3][...] = jnp.zeros_like(outputs[3])
+
+  def window(w, ragged):
+    rows = _Window(plan, table, w, ragged)
+    q, k, v = (rows.read(ref, token_ref, i) for i, ref in enumerate((query, key, value)))
+    do = rows.read_gradient(gradient, token_gradient)
+    keys = k.T  # lanes keys
+    dq = []
+    dk, dv = (_Lanes(k.shape) for _ in range(2))
+    for head in range(q.shape[1] // width):
+      weights, total = _softmax(k, q, bias[rows.pattern], head, width)
+      weights = weights / total
+      dweights = _heads_dot(v, do, head, width)
+      dlogits = weights * (dweights - jnp.sum(weights * dweights, axis=0, keepdims=True))
+      weights, dlogits = weights.astype(v.dtype), dlogits.astype(v.dtype)
+      dv.add(head, width, weights, do)
+      dk.add(head, width, dlogits, q)
+      dq.append((_dot(keys[head * width : (head + 1) * width], dlogits) * scale).astype(v.dtype))
+    gradients = jnp.concatenate(dq, axis=0).T, dk.value() * scale, dv.value()
+    for i, one in enumerate(gradients):
+      rows.write(outputs[i], one.astype(v.dtype))
+      if token:
+        outputs[3][0, i : i + 1] += rows.token_sum(one, i == 0)
+
+  _each_window(plan, window)
+
+
+def _softmax(k, q, bias, head, width):
+  """The exponentials of a head's logits `keys queries`, at most 1, and their sums `1 queries`."""
+  logits = _heads_dot(k, q, head, width)
+  logits = logits + jnp.concatenate([bias] * math.ceil(logits.shape[1] / bias.shape[1]), axis=1)[:, : logits.shape[1]]
+  largest = jnp.max(logits, axis=0, keepdims=True)
+  weights = jnp.exp2((logits - largest) * (width**-0.5 * math.log2(math.e)))
+  return weights, jnp.sum(weights, axis=0, keepdims=True)
+
+
+def _heads_dot(x, y, head, width):
+  """`rows lanes` and `columns lanes` of all heads -> the products of one head `rows columns`."""
+  first, last = _registers(head, width, x.shape[1])
+  return _dot(x[:, first:last], _only(y, head, width), _ROWS_AND_LANES)
+
+
+def _registers(head, width, lanes):
+  """The lanes of whole registers that hold a head, from and to."""
+  return head * width // LANES * LANES, min(round_up((head + 1) * width, LANES), lanes)
+
+
+def _only(x, head, width):
+  """The registers of a head, with zeros for other heads."""
+  first, last = _registers(head, width, x.shape[1])
+  if last - first == width:
+    return x[:, first:last]
+  lane = jax.lax.broadcasted_iota(jnp.int32, (x.shape[0], last - first), 1) + first
+  return jnp.where((lane >= head * width) & (lane < (head + 1) * width), x[:, first:last], 0)
+
+
+class _Lanes:
+  """A sum over heads, `rows lanes`, register by register."""
+
+  def __init__(self, shape):
+    self.shape, self.parts = shape, {}
+
+  def add(self, head, width, x, y):
+    """Adds x @ y in the lanes of a head."""
+    first, last = _registers(head, width, self.shape[1])
+    part = _dot(x, _only(y, head, width))
+    for lane in range(first, last, LANES):
+      one = part[:, lane - first : min(lane + LANES, last) - first]
+      self.parts[lane] = self.parts[lane] + one if lane in self.parts else one
+
+  def value(self):
+    """`rows lanes`."""
+    return jnp.concatenate([self.parts[lane] for lane in sorted(self.parts)], axis=1)
+
+
+def _dot(x, y, dimensions=(((1,), (0,)), ((), ()))):
+  precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+  return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _each_window(plan: Plan, window):
+  """Runs `window(w, ragged)` for all."""
+
+  def loop(first, last, ragged):
+    def body(w, _):
+      window(w, ragged)
+
+    if last - first == 1:
+      window(first, ragged)
+    elif last > first:
+      jax.lax.fori_loop(first, last, body, None, unroll=UNROLL if (last - first) % UNROLL == 0 else 1)
+
+  loop(0, plan.plain, False)
+  loop(plan.plain, len(plan.starts), True)
+
+
+class _Window:
+  """A window's rows: read with the class token's in their place, and written back."""
+
+  def __init__(self, plan: Plan, table, w, ragged: bool):
+    self.plan, self.w, self.ragged = plan, w, ragged
+    start, self.first, self.last, self.groups, self.pattern = (table[i, w] for i in range(5))
+    self.start = pl.multiple_of(start, 8)
+    self.table = table
+
+  def _at(self):
+    plan = self.plan
+    if plan.space:
+      return 0, self.w
+    return 0, slice(None), pl.ds(self.start, plan.size)
+
+  def _mask(self, lanes, first, last):
+    """Which rows are of the patches from `first` to `last`."""
+    plan = self.plan
+    patch = jax.lax.broadcasted_iota(jnp.int32, (plan.frames, plan.size, lanes), 1)
+    patch = patch.reshape(plan.frames * plan.size, lanes)
+    return (patch >= first) & (patch < last)
+
+  def _join(self, x, filler):
+    """Rows of patches, then the class token's (or zeros)."""
+    plan = self.plan
+    tail = plan.first_token_row // PACKED * PACKED
+    if tail < len(x):
+      row = tail + jax.lax.broadcasted_iota(jnp.int32, (len(x) - tail, x.shape[1]), 0)
+      last = jnp.where(row < plan.first_token_row, x[tail:], filler(len(x) - tail, tail))
+      x = last if tail == 0 else jnp.concatenate([x[:tail], last], axis=0)
+    if len(x) < plan.rows:
+      x = jnp.concatenate([x, filler(plan.rows - len(x), len(x))], axis=0)
+    return x
+
+  def read(self, ref, token_ref, i):
+    """`rows lanes` of queries, keys or values; `i` is the row of the token's."""
+    x = self._patches(ref)
+    if self.ragged and not self.plan.space:  # what lies after the last patch may be anything
+      x = jnp.where(self._mask(x.shape[1], 0, self.plan.patches - self.start), x, 0)
+
+    def filler(count, _):
+      if token_ref is None:
+        return jnp.zeros((count, x.shape[1]), x.dtype)
+      return jnp.broadcast_to(token_ref[0, i : i + 1], (count, x.shape[1]))
+
+    return self._join(x, filler)
+
+  def read_gradient(self, ref, token_ref):
+    """`rows lanes` of an output's gradient, 0 for rows that are not the window's own."""
+    x = self._patches(ref)
+    if self.ragged and not self.plan.space:
+      x = jnp.where(self._mask(x.shape[1], self.first, self.last), x, 0)
+
+    def filler(count, first):
+      zeros = jnp.zeros((count, x.shape[1]), x.dtype)
+      if token_ref is None:
+        return zeros
+      row = first + jax.lax.broadcasted_iota(jnp.int32, zeros.shape, 0)
+      return jnp.where(row < self.plan.first_token_row + self.groups, token_ref[0], zeros)
+
+    return self._join(x, filler)
+
+  def write(self, ref, x):
+    """Writes the patches' rows."""
+    plan = self.plan
+    x = x[: plan.frames * plan.size]
+    if self.ragged and not plan.space:
+      x = jnp.where(self._mask(x.shape[1], self.first, self.last), x, self._patches(ref))
+    ref[self._at()] = x if plan.space else x.reshape(plan.frames, plan.size, x.shape[1])
+
+  def token_sum(self, x, of_groups):
+    """The sum of the class token's rows, one a group of the window (or the first alone): `1 lanes`, float32."""
+    tail = self.plan.first_token_row // PACKED * PACKED
+    x = x[tail:].astype(jnp.float32)
+    row = tail - self.plan.first_token_row + jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
+    count = self.groups if of_groups else 1
+    return jnp.sum(jnp.where((row >= 0) & (row < count), x, 0), axis=0, keepdims=True)
+
+  def _patches(self, ref):
+    x = ref[self._at()]
+    return x if self.plan.space else x.reshape(-1, x.shape[-1])
