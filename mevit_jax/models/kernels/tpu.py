@@ -181,6 +181,11 @@ def _dot(x, y, dimensions=(((1,), (0,)), ((), ()))):
   return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
+def _choose(mask, x, y):
+  """Where rows are chosen; in float32, as a mask of rows does not fit two rows of bfloat16 to a register's."""
+  return jnp.where(mask, x.astype(jnp.float32), y.astype(jnp.float32)).astype(x.dtype)
+
+
 def _each_window(plan: Plan, window):
   """Runs `window(w, ragged)` for all."""
 
@@ -225,7 +230,7 @@ class _Window:
     tail = plan.first_token_row // PACKED * PACKED
     if tail < len(x):
       row = tail + jax.lax.broadcasted_iota(jnp.int32, (len(x) - tail, x.shape[1]), 0)
-      last = jnp.where(row < plan.first_token_row, x[tail:], filler(len(x) - tail, tail))
+      last = _choose(row < plan.first_token_row, x[tail:], filler(len(x) - tail, tail))
       x = last if tail == 0 else jnp.concatenate([x[:tail], last], axis=0)
     if len(x) < plan.rows:
       x = jnp.concatenate([x, filler(plan.rows - len(x), len(x))], axis=0)
@@ -235,7 +240,7 @@ class _Window:
     """`rows lanes` of queries, keys or values; `i` is the row of the token's."""
     x = self._patches(ref)
     if self.ragged and not self.plan.space:  # what lies after the last patch may be anything
-      x = jnp.where(self._mask(x.shape[1], 0, self.plan.patches - self.start), x, 0)
+      x = _choose(self._mask(x.shape[1], 0, self.plan.patches - self.start), x, jnp.zeros_like(x))
 
     def filler(count, _):
       if token_ref is None:
@@ -248,14 +253,14 @@ class _Window:
     """`rows lanes` of an output's gradient, 0 for rows that are not the window's own."""
     x = self._patches(ref)
     if self.ragged and not self.plan.space:
-      x = jnp.where(self._mask(x.shape[1], self.first, self.last), x, 0)
+      x = _choose(self._mask(x.shape[1], self.first, self.last), x, jnp.zeros_like(x))
 
     def filler(count, first):
       zeros = jnp.zeros((count, x.shape[1]), x.dtype)
       if token_ref is None:
         return zeros
       row = first + jax.lax.broadcasted_iota(jnp.int32, zeros.shape, 0)
-      return jnp.where(row < self.plan.first_token_row + self.groups, token_ref[0], zeros)
+      return _choose(row < self.plan.first_token_row + self.groups, jnp.broadcast_to(token_ref[0], zeros.shape), zeros)
 
     return self._join(x, filler)
 
@@ -264,7 +269,7 @@ class _Window:
     plan = self.plan
     x = x[: plan.frames * plan.size]
     if self.ragged and not plan.space:
-      x = jnp.where(self._mask(x.shape[1], self.first, self.last), x, self._patches(ref))
+      x = _choose(self._mask(x.shape[1], self.first, self.last), x, self._patches(ref))
     ref[self._at()] = x if plan.space else x.reshape(plan.frames, plan.size, x.shape[1])
 
   def token_sum(self, x, of_groups):
