@@ -7,7 +7,6 @@ nothing and moves nothing. The backward pass keeps only the inputs: the probabil
 """
 
 import functools
-import os
 import math
 
 import jax
@@ -17,7 +16,6 @@ from jax.experimental.pallas import tpu as pltpu
 
 from mevit_jax.models.kernels.windows import LANES, PACKED, Plan, round_up
 
-UNROLL = int(os.environ.get('UNROLL', '1'))
 _ROWS_AND_LANES = (((1,), (1,)), ((), ()))  # x @ y.T
 
 
@@ -77,60 +75,71 @@ def _call(kernel, patches, tokens, outputs, plan, heads, interpret):
 
 def _forward(table, bias, query, key, value, *refs, plan, width, token):
   token_ref, output, token_output = refs if token else (None, *refs, None)
+  heads = range(query.shape[-1] // width)
   if token:
     token_output[...] = jnp.zeros_like(token_output)
 
-  def window(w, ragged):
-    rows = _Window(plan, table, w, ragged)
-    q, k, v = (rows.read(ref, token_ref, i) for i, ref in enumerate((query, key, value)))
-    values = v.T  # lanes keys
-    outputs = []
-    for head in range(q.shape[1] // width):
-      weights, total = _softmax(k, q, bias[rows.pattern], head, width)
-      part = _dot(values[head * width : (head + 1) * width], weights.astype(v.dtype))  # k queries
-      outputs.append((part / total).astype(v.dtype))
-    result = jnp.concatenate(outputs, axis=0).T  # queries lanes
-    rows.write(output, result)
-    if token:
-      token_output[0] += rows.token_sum(result, True)
+  def windows(ws, ragged):
+    rows = [_Window(plan, table, w, ragged) for w in ws]
+    read = [[one.read(ref, token_ref, i) for i, ref in enumerate((query, key, value))] for one in rows]
+    logits = [[_heads_dot(k, q, head, width) for head in heads] for q, k, _ in read]
+    weights = [[_softmax(x, bias[one.pattern], width) for x in xs] for one, xs in zip(rows, logits, strict=True)]
+    values = [v.T for _, _, v in read]  # lanes keys
+    parts = [
+      [_dot(v[head * width : (head + 1) * width], x.astype(v.dtype)) / total for head, (x, total) in enumerate(xs)]
+      for v, xs in zip(values, weights, strict=True)
+    ]
+    for one, xs in zip(rows, parts, strict=True):
+      result = jnp.concatenate([x.astype(query.dtype) for x in xs], axis=0).T  # queries lanes
+      one.write(output, result)
+      if token:
+        token_output[0] += one.token_sum(result, True)
 
-  _each_window(plan, window)
+  _each_window(plan, windows)
 
 
 def _backward(table, bias, query, key, value, gradient, *refs, plan, width, token):
   token_ref, token_gradient, *outputs = refs if token else (None, None, *refs)
+  heads = range(query.shape[-1] // width)
   scale = width**-0.5
   if token:
     outputs[3][...] = jnp.zeros_like(outputs[3])
 
-  def window(w, ragged):
-    rows = _Window(plan, table, w, ragged)
-    q, k, v = (rows.read(ref, token_ref, i) for i, ref in enumerate((query, key, value)))
-    do = rows.read_gradient(gradient, token_gradient)
-    keys = k.T  # lanes keys
-    dq = []
-    dk, dv = (_Lanes(k.shape) for _ in range(2))
-    for head in range(q.shape[1] // width):
-      weights, total = _softmax(k, q, bias[rows.pattern], head, width)
-      weights = weights / total
-      dweights = _heads_dot(v, do, head, width)
-      dlogits = weights * (dweights - jnp.sum(weights * dweights, axis=0, keepdims=True))
-      weights, dlogits = weights.astype(v.dtype), dlogits.astype(v.dtype)
-      dv.add(head, width, weights, do)
-      dk.add(head, width, dlogits, q)
-      dq.append((_dot(keys[head * width : (head + 1) * width], dlogits) * scale).astype(v.dtype))
-    gradients = jnp.concatenate(dq, axis=0).T, dk.value() * scale, dv.value()
-    for i, one in enumerate(gradients):
-      rows.write(outputs[i], one.astype(v.dtype))
-      if token:
-        outputs[3][0, i : i + 1] += rows.token_sum(one, i == 0)
+  def windows(ws, ragged):
+    rows = [_Window(plan, table, w, ragged) for w in ws]
+    read = [
+      [*(one.read(ref, token_ref, i) for i, ref in enumerate((query, key, value))), one.read_gradient(gradient, token_gradient)]
+      for one in rows
+    ]
+    logits = [[_heads_dot(k, q, head, width) for head in heads] for q, k, _, _ in read]
+    dweights = [[_heads_dot(v, do, head, width) for head in heads] for _, _, v, do in read]
+    both = []
+    for one, xs, ys in zip(rows, logits, dweights, strict=True):
+      for x, y in zip(xs, ys, strict=True):
+        weights, total = _softmax(x, bias[one.pattern], width)
+        weights = weights / total
+        dlogits = weights * (y - jnp.sum(weights * y, axis=0, keepdims=True))
+        both.append((weights.astype(query.dtype), dlogits.astype(query.dtype)))
+    for i, (one, (q, k, _, do)) in enumerate(zip(rows, read, strict=True)):
+      mine = both[i * len(heads) : (i + 1) * len(heads)]
+      keys = k.T  # lanes keys
+      dk, dv = (_Lanes(k.shape) for _ in range(2))
+      dq = []
+      for head, (weights, dlogits) in enumerate(mine):
+        dv.add(head, width, weights, do)
+        dk.add(head, width, dlogits, q)
+        dq.append((_dot(keys[head * width : (head + 1) * width], dlogits) * scale).astype(q.dtype))
+      gradients = jnp.concatenate(dq, axis=0).T, dk.value() * scale, dv.value()
+      for j, x in enumerate(gradients):
+        one.write(outputs[j], x.astype(q.dtype))
+        if token:
+          outputs[3][0, j : j + 1] += one.token_sum(x, j == 0)
 
-  _each_window(plan, window)
+  _each_window(plan, windows)
 
 
-def _softmax(k, q, bias, head, width):
+def _softmax(logits, bias, width):
   """The exponentials of a head's logits `keys queries`, at most 1, and their sums `1 queries`."""
-  logits = _heads_dot(k, q, head, width)
   logits = logits + jnp.concatenate([bias] * math.ceil(logits.shape[1] / bias.shape[1]), axis=1)[:, : logits.shape[1]]
   largest = jnp.max(logits, axis=0, keepdims=True)
   weights = jnp.exp2((logits - largest) * (width**-0.5 * math.log2(math.e)))
@@ -186,20 +195,24 @@ def _choose(mask, x, y):
   return jnp.where(mask, x.astype(jnp.float32), y.astype(jnp.float32)).astype(x.dtype)
 
 
-def _each_window(plan: Plan, window):
-  """Runs `window(w, ragged)` for all."""
+def _each_window(plan: Plan, windows):
+  """Runs `windows(ws, ragged)` for all; some at once, as one's matrix products hide behind another's softmax."""
 
   def loop(first, last, ragged):
-    def body(w, _):
-      window(w, ragged)
+    at_once = next(n for n in range(plan.at_once, 0, -1) if (last - first) % n == 0)
 
-    if last - first == 1:
-      window(first, ragged)
+    def body(i, _):
+      windows([first + i * at_once + j for j in range(at_once)], ragged)
+
+    if last - first == at_once:
+      windows(range(first, last), ragged)
     elif last > first:
-      jax.lax.fori_loop(first, last, body, None, unroll=UNROLL if (last - first) % UNROLL == 0 else 1)
+      jax.lax.fori_loop(0, (last - first) // at_once, body, None)
 
-  loop(0, plan.plain, False)
-  loop(plan.plain, len(plan.starts), True)
+  if plan.plain:
+    loop(0, plan.plain, False)
+  if plan.plain < len(plan.starts):
+    loop(plan.plain, len(plan.starts), True)
 
 
 class _Window:

@@ -54,6 +54,11 @@ class Plan:
   patches: int
   padded: int
 
+  @property
+  def at_once(self) -> int:
+    """Windows that a loop's body takes on: more fill the gaps between an instruction and its result."""
+    return max(1, min(4, 512 // self.rows))
+
 
 @functools.lru_cache(maxsize=64)
 def plan_space(frames: int, patches: int, token: bool) -> Plan:
