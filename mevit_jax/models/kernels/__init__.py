@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mevit_jax.models.kernels import tpu
+from mevit_jax.models.kernels.cost import ROWS, VMEM, Cost, cost, vmem_bytes
 from mevit_jax.models.kernels.windows import Blocks, Plan, plan_motion, plan_space
 
 # The class token's query, key and value, each `b d`.
@@ -39,6 +40,25 @@ def fused_attention(
   one = None if token is None else jnp.stack(token, axis=1)  # b 3 d
   output, token_output = _attention(query, key, value, one, heads, blocks, interpret)
   return output, None if token_output is None else token_output.astype(query.dtype)
+
+
+def supported(
+  shape: tuple[int, int, int, int], *, heads: int, blocks: Blocks | None, token: bool, dtype: jnp.dtype
+) -> bool:
+  """Whether `fused_attention` takes `b t n d` of this dtype: two- or four-byte numbers, and windows that fit in VMEM."""
+  itemsize = jnp.dtype(dtype).itemsize
+  if itemsize > 4:
+    return False
+  plan = _plan(shape, blocks, token)
+  return plan.rows <= ROWS and vmem_bytes(shape, heads, plan, itemsize) <= VMEM
+
+
+def fused_cost(
+  shape: tuple[int, int, int, int], *, heads: int, blocks: Blocks | None, token: bool, dtype: jnp.dtype
+) -> tuple[Cost, Cost]:
+  """What `fused_attention` of `b t n d` costs, forward and backward."""
+  plan, itemsize = _plan(shape, blocks, token), jnp.dtype(dtype).itemsize
+  return cost(shape, heads, plan, token, False, itemsize), cost(shape, heads, plan, token, True, itemsize)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mevit_jax.models.kernels.windows import LANES, PACKED, Plan, round_up
+from mevit_jax.models.kernels.cost import cost, vmem_bytes
+from mevit_jax.models.kernels.windows import LANES, PACKED, Plan, lanes_of, registers_of
 
 _ROWS_AND_LANES = (((1,), (1,)), ((), ()))  # x @ y.T
 
@@ -39,15 +40,10 @@ def backward(query, key, value, token, gradient, token_gradient, plan: Plan, hea
   )
 
 
-def lanes_of(width: int, heads: int) -> int:
-  """Lanes of a program: whole heads and whole registers, or the whole width."""
-  lanes = math.lcm(width // heads, LANES)
-  return lanes if width % lanes == 0 else width
-
-
 def _call(kernel, patches, tokens, outputs, plan, heads, interpret):
   b, t, _, d = patches[0].shape
-  lanes = lanes_of(d, heads)
+  lanes, size = lanes_of(d, heads), patches[0].dtype.itemsize
+  count = cost(patches[0].shape, heads, plan, tokens[0] is not None, kernel is _backward, size)
   tokens = [x for x in tokens if x is not None]
 
   def spec(x):
@@ -66,7 +62,10 @@ def _call(kernel, patches, tokens, outputs, plan, heads, interpret):
     out_shape=outputs,
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'parallel'),
-      vmem_limit_bytes=64 * 2**20,
+      vmem_limit_bytes=max(32 * 2**20, round(1.25 * vmem_bytes(patches[0].shape, heads, plan, size))),
+    ),
+    cost_estimate=pl.CostEstimate(
+      flops=count.flops, bytes_accessed=count.bytes, transcendentals=count.exponentials
     ),
     name=kernel.__name__.strip('_'),
     interpret=interpret,
@@ -148,18 +147,13 @@ def _softmax(logits, bias, width):
 
 def _heads_dot(x, y, head, width):
   """`rows lanes` and `columns lanes` of all heads -> the products of one head `rows columns`."""
-  first, last = _registers(head, width, x.shape[1])
+  first, last = registers_of(head, width, x.shape[1])
   return _dot(x[:, first:last], _only(y, head, width), _ROWS_AND_LANES)
-
-
-def _registers(head, width, lanes):
-  """The lanes of whole registers that hold a head, from and to."""
-  return head * width // LANES * LANES, min(round_up((head + 1) * width, LANES), lanes)
 
 
 def _only(x, head, width):
   """The registers of a head, with zeros for other heads."""
-  first, last = _registers(head, width, x.shape[1])
+  first, last = registers_of(head, width, x.shape[1])
   if last - first == width:
     return x[:, first:last]
   lane = jax.lax.broadcasted_iota(jnp.int32, (x.shape[0], last - first), 1) + first
@@ -174,7 +168,7 @@ class _Lanes:
 
   def add(self, head, width, x, y):
     """Adds x @ y in the lanes of a head."""
-    first, last = _registers(head, width, self.shape[1])
+    first, last = registers_of(head, width, self.shape[1])
     part = _dot(x, _only(y, head, width))
     for lane in range(first, last, LANES):
       one = part[:, lane - first : min(lane + LANES, last) - first]

@@ -146,6 +146,17 @@ def _bias(frames, size, inside, rows, most, token) -> np.ndarray:
   return bias if most > 1 else bias[:, :1] + np.zeros((1, LANES), np.float32)
 
 
+def lanes_of(width: int, heads: int) -> int:
+  """Lanes of a program: whole heads and whole registers, or the whole width `d`."""
+  lanes = math.lcm(width // heads, LANES)
+  return lanes if width % lanes == 0 else width
+
+
+def registers_of(head: int, width: int, lanes: int) -> tuple[int, int]:
+  """The lanes of the registers that hold a head of this width, from and to."""
+  return head * width // LANES * LANES, min(round_up((head + 1) * width, LANES), lanes)
+
+
 def round_up(number: int, multiple: int) -> int:
   """The next multiple."""
   return math.ceil(number / multiple) * multiple
