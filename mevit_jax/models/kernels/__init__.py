@@ -45,7 +45,7 @@ def fused_attention(
 def supported(
   shape: tuple[int, int, int, int], *, heads: int, blocks: Blocks | None, token: bool, dtype: jnp.dtype
 ) -> bool:
-  """Whether `fused_attention` takes `b t n d` of this dtype: two- or four-byte numbers, and windows that fit in VMEM."""
+  """Whether `fused_attention` takes `b t n d` of this dtype: at most four bytes a number, windows that fit in VMEM."""
   itemsize = jnp.dtype(dtype).itemsize
   if itemsize > 4:
     return False

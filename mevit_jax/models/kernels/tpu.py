@@ -35,9 +35,7 @@ def backward(query, key, value, token, gradient, token_gradient, plan: Plan, hea
   outputs = [jax.ShapeDtypeStruct(query.shape, query.dtype)] * 3
   if token is not None:
     outputs.append(jax.ShapeDtypeStruct((b, 3, d), jnp.float32))
-  return _call(
-    _backward, [query, key, value, gradient], [token, token_gradient], outputs, plan, heads, interpret
-  )
+  return _call(_backward, [query, key, value, gradient], [token, token_gradient], outputs, plan, heads, interpret)
 
 
 def _call(kernel, patches, tokens, outputs, plan, heads, interpret):
@@ -64,9 +62,7 @@ def _call(kernel, patches, tokens, outputs, plan, heads, interpret):
       dimension_semantics=('parallel', 'parallel'),
       vmem_limit_bytes=max(32 * 2**20, round(1.25 * vmem_bytes(patches[0].shape, heads, plan, size))),
     ),
-    cost_estimate=pl.CostEstimate(
-      flops=count.flops, bytes_accessed=count.bytes, transcendentals=count.exponentials
-    ),
+    cost_estimate=pl.CostEstimate(flops=count.flops, bytes_accessed=count.bytes, transcendentals=count.exponentials),
     name=kernel.__name__.strip('_'),
     interpret=interpret,
   )(table, jnp.asarray(plan.bias), *patches, *tokens)
@@ -107,7 +103,10 @@ def _backward(table, bias, query, key, value, gradient, *refs, plan, width, toke
   def windows(ws, ragged):
     rows = [_Window(plan, table, w, ragged) for w in ws]
     read = [
-      [*(one.read(ref, token_ref, i) for i, ref in enumerate((query, key, value))), one.read_gradient(gradient, token_gradient)]
+      [
+        *(one.read(ref, token_ref, i) for i, ref in enumerate((query, key, value))),
+        one.read_gradient(gradient, token_gradient),
+      ]
       for one in rows
     ]
     logits = [[_heads_dot(k, q, head, width) for head in heads] for q, k, _, _ in read]
