@@ -32,7 +32,7 @@ def cost(shape: tuple[int, int, int, int], heads: int, plan: Plan, token: bool, 
     first, last = registers_of(head, width, lanes)
     registers = -(-(last - first) // LANES)
     logits, values = down * across * registers, width * across * across
-    tiles += 4 * logits + values if backward else logits + values
+    tiles += 2 * logits + 3 * values if backward else logits + values
   programs = b * (d // lanes)
   exponentials = down * across * LANES * (lanes // width) * len(plan.starts)
   arrays = 7 if backward else 4

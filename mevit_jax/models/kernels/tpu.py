@@ -119,17 +119,16 @@ def _backward(table, bias, query, key, value, gradient, *refs, plan, width, toke
         dlogits = weights * (y - jnp.sum(weights * y, axis=0, keepdims=True))
         both.append((weights.astype(query.dtype), dlogits.astype(query.dtype)))
     for i, (one, (q, k, _, do)) in enumerate(zip(rows, read, strict=True)):
-      mine = both[i * len(heads) : (i + 1) * len(heads)]
-      keys = k.T  # lanes keys
-      dk, dv = (_Lanes(k.shape) for _ in range(2))
-      dq = []
-      for head, (weights, dlogits) in enumerate(mine):
-        dv.add(head, width, weights, do)
-        dk.add(head, width, dlogits, q)
-        dq.append((_dot(keys[head * width : (head + 1) * width], dlogits) * scale).astype(q.dtype))
-      gradients = jnp.concatenate(dq, axis=0).T, dk.value() * scale, dv.value()
-      for j, x in enumerate(gradients):
-        one.write(outputs[j], x.astype(q.dtype))
+      across = [x.T for x in (k, q, do)]  # lanes rows: a head is rows of it
+      parts: list[list[jax.Array]] = [[], [], []]
+      for head, (weights, dlogits) in enumerate(both[i * len(heads) : (i + 1) * len(heads)]):
+        keys, queries, gradients = (x[head * width : (head + 1) * width] for x in across)
+        parts[0].append(_dot(keys, dlogits) * scale)  # k queries
+        parts[1].append(_dot(queries, dlogits, _ROWS_AND_LANES) * scale)  # k keys
+        parts[2].append(_dot(gradients, weights, _ROWS_AND_LANES))  # k keys
+      for j, xs in enumerate(parts):
+        x = jnp.concatenate([x.astype(q.dtype) for x in xs], axis=0).T  # rows lanes
+        one.write(outputs[j], x)
         if token:
           outputs[3][0, j : j + 1] += one.token_sum(x, j == 0)
 
@@ -157,25 +156,6 @@ def _only(x, head, width):
     return x[:, first:last]
   lane = jax.lax.broadcasted_iota(jnp.int32, (x.shape[0], last - first), 1) + first
   return jnp.where((lane >= head * width) & (lane < (head + 1) * width), x[:, first:last], 0)
-
-
-class _Lanes:
-  """A sum over heads, `rows lanes`, register by register."""
-
-  def __init__(self, shape):
-    self.shape, self.parts = shape, {}
-
-  def add(self, head, width, x, y):
-    """Adds x @ y in the lanes of a head."""
-    first, last = registers_of(head, width, self.shape[1])
-    part = _dot(x, _only(y, head, width))
-    for lane in range(first, last, LANES):
-      one = part[:, lane - first : min(lane + LANES, last) - first]
-      self.parts[lane] = self.parts[lane] + one if lane in self.parts else one
-
-  def value(self):
-    """`rows lanes`."""
-    return jnp.concatenate([self.parts[lane] for lane in sorted(self.parts)], axis=1)
 
 
 def _dot(x, y, dimensions=(((1,), (0,)), ((), ()))):
