@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from mevit_jax.models.kernels.cost import cost, vmem_bytes
-from mevit_jax.models.kernels.windows import LANES, PACKED, Plan, lanes_of, registers_of
+from mevit_jax.models.kernels.windows import PACKED, Plan, lanes_of, registers_of
 
 _ROWS_AND_LANES = (((1,), (1,)), ((), ()))  # x @ y.T
 
@@ -164,7 +164,7 @@ def _dot(x, y, dimensions=(((1,), (0,)), ((), ()))):
 
 
 def _choose(mask, x, y):
-  """Where rows are chosen; in float32, as a mask of rows does not fit two rows of bfloat16 to a register's."""
+  """Where rows are chosen; in float32, as Mosaic has no masks of rows for registers that pack two of them."""
   return jnp.where(mask, x.astype(jnp.float32), y.astype(jnp.float32)).astype(x.dtype)
 
 
@@ -195,7 +195,6 @@ class _Window:
     self.plan, self.w, self.ragged = plan, w, ragged
     start, self.first, self.last, self.groups, self.pattern = (table[i, w] for i in range(5))
     self.start = pl.multiple_of(start, 8)
-    self.table = table
 
   def _at(self):
     plan = self.plan

@@ -85,14 +85,15 @@ def plan_space(frames: int, patches: int, token: bool) -> Plan:
 
 @functools.lru_cache(maxsize=64)
 def plan_motion(frames: int, blocks: Blocks, token: bool) -> Plan:
-  """The windows of motion attention over `t` frames, with the fewest registers of logits that it finds."""
+  """The windows of motion attention over `t` frames, of the size that has the fewest logits."""
   sizes = [mh * mw for nh, nw, mh, mw in blocks for _ in range(nh * nw)]
   ends = np.cumsum(sizes)
   spans = [(int(end) - size, int(end)) for end, size in zip(ends, sizes, strict=True)]
   step = SUBLANES if frames % 2 == 0 else PACKED
   least = max(round_up(last - first // step * step, step) for first, last in spans)
   choices = [_motion(frames, spans, size, step, token) for size in range(least, least + 3 * step, step)]
-  return min(choices, key=lambda plan: len(plan.starts) * plan.rows * round_up(plan.rows, LANES))
+  beside = 2 * SUBLANES * LANES  # what a window costs beside its logits, in logits (by the compiler's schedules)
+  return min(choices, key=lambda plan: len(plan.starts) * (plan.rows * round_up(plan.rows, LANES) + beside))
 
 
 def _motion(frames: int, spans: list[tuple[int, int]], size: int, step: int, token: bool) -> Plan:
