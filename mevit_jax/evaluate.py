@@ -20,7 +20,7 @@ from mevit_jax.models.functional import Params, build_model
 from mevit_jax.parallel.distributed import is_first
 from mevit_jax.parallel.hosts import host_rows
 from mevit_jax.parallel.mesh import make_mesh
-from mevit_jax.parallel.placement import by_rows, keep_rows
+from mevit_jax.parallel.placement import by_rows, each_device, keep_rows
 from mevit_jax.recipes import Recipe
 from mevit_jax.training.saved import Weights, open_saved
 from mevit_jax.training.steps import make_evaluation_step
@@ -36,7 +36,7 @@ def evaluate(recipe: Recipe, workdir: str) -> dict[str, Any]:
   weights = saved.weights(recipe.evaluation.weights)
   recipe = _as_trained(recipe, recipes.recipe_of(saved.about['recipe']), folder)
   mesh = make_mesh(recipe.mesh)
-  model = build_model(recipe.model, keep_rows(mesh))
+  model = build_model(recipe.model, keep_rows(mesh), each_device(mesh))
   host_rows(by_rows(mesh), recipe.evaluation.batch_size, 'evaluation.batch_size')
   params = saved.params(weights, mesh)
   step_function = make_evaluation_step(model, mean=recipe.data.mean, std=recipe.data.std)
@@ -50,6 +50,7 @@ def _as_trained(recipe: Recipe, trained: Recipe, workdir: Path) -> Recipe:
   found = recipes.differences({'model': recipes.to_dict(trained)['model']}, {'model': recipes.to_dict(recipe)['model']})
   free = (
     'model.classes',
+    'model.attention',
     'model.unroll',
     'model.remat',
     'model.layer_norm_eps',
