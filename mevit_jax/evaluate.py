@@ -20,7 +20,7 @@ from mevit_jax.models.functional import Params, build_model
 from mevit_jax.parallel.distributed import is_first
 from mevit_jax.parallel.hosts import host_rows
 from mevit_jax.parallel.mesh import make_mesh, row_shards
-from mevit_jax.parallel.placement import by_rows, keep_rows
+from mevit_jax.parallel.placement import by_rows, each_device, keep_rows
 from mevit_jax.recipes import Recipe
 from mevit_jax.training.saved import Weights, open_saved
 from mevit_jax.training.steps import make_evaluation_step
@@ -44,7 +44,7 @@ def evaluate(recipe: Recipe, workdir: str) -> dict[str, Any]:
   weights = saved.weights(recipe.evaluation.weights)
   recipe = _as_trained(recipe, recipes.recipe_of(saved.about['recipe']), folder)
   mesh = make_mesh(recipe.mesh)
-  model = build_model(recipe.model, keep_rows(mesh))
+  model = build_model(recipe.model, keep_rows(mesh), each_device(mesh))
   recipe = dataclasses.replace(recipe, evaluation=recipe.evaluation.shared(row_shards(mesh)))
   host_rows(by_rows(mesh), recipe.evaluation.batch_size)
   params = saved.params(weights, mesh)
@@ -66,6 +66,7 @@ def _as_trained(recipe: Recipe, trained: Recipe, workdir: Path) -> Recipe:
   found = recipes.differences({'model': recipes.to_dict(trained)['model']}, {'model': recipes.to_dict(recipe)['model']})
   free = (
     'model.classes',
+    'model.attention',
     'model.unroll',
     'model.remat',
     'model.layer_norm_eps',

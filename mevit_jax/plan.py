@@ -14,9 +14,7 @@ here knows of slow hosts, of waiting for videos, nor of what a chip really does 
 """
 
 import dataclasses
-import importlib.util
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +30,7 @@ from mevit_jax.models.config import count_flops
 from mevit_jax.parallel.mesh import make_mesh, row_shards
 from mevit_jax.parallel.placement import by_rows, placed
 from mevit_jax.planning import chips, report
+from mevit_jax.planning.environment import prepare_process
 from mevit_jax.planning.estimate import StepPlan, bytes_a_device, plan_step
 from mevit_jax.recipes import Recipe
 from mevit_jax.runs import Run
@@ -172,24 +171,6 @@ def _rows(run: Run, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape, dtype, sharding=by_rows(run.mesh))
 
 
-def _prepare_process() -> None:
-  """Starts this process again with what the compilers want in its environment: some of it is read before Python is."""
-  wanted = {
-    'JAX_PLATFORMS': 'cpu',
-    'TPU_SKIP_MDS_QUERY': '1',  # do not ask the cloud which TPU this is
-    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # two plans at once
-    'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1',
-    'TPU_WORKER_HOSTNAMES': 'localhost',  # these two keep libtpu from complaining that it finds no TPU
-    'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
-  }
-  nvidia = importlib.util.find_spec('nvidia')
-  folders = [Path(folder) / 'cu13' / 'lib' for folder in nvidia.submodule_search_locations or ()] if nvidia else []
-  if found := [str(folder) for folder in folders if folder.is_dir()]:
-    wanted['LD_LIBRARY_PATH'] = os.pathsep.join(found)
-  if any(os.environ.get(name) != value for name, value in wanted.items()):
-    os.execve(sys.executable, [sys.executable, '-m', 'mevit_jax.plan', *sys.argv[1:]], {**os.environ, **wanted})
-
-
 def _batches(recipe: Recipe, topology: chips.Topology, devices: Sequence[jax.Device]) -> list[int]:
   """The batches that the flags ask for on these devices; 0 is the recipe's."""
   if flags.FLAGS.largest_batch:
@@ -202,7 +183,7 @@ def _batches(recipe: Recipe, topology: chips.Topology, devices: Sequence[jax.Dev
 def main(argv: Sequence[str]) -> None:
   """Plans every topology with every batch, and prints a report or JSON."""
   command.no_arguments(argv)
-  _prepare_process()
+  prepare_process('mevit_jax.plan')
   recipe = recipes.recipe_of(flags.FLAGS.config)
   plans: list[report.Plan] = []
   for topology in map(chips.parse, flags.FLAGS.topology):

@@ -18,7 +18,7 @@ from mevit_jax.models.functional import Model, Params, build_model, count_parame
 from mevit_jax.parallel.distributed import gathered, is_first
 from mevit_jax.parallel.hosts import host_rows
 from mevit_jax.parallel.mesh import make_mesh, row_shards
-from mevit_jax.parallel.placement import by_rows, keep_rows, place, placed, put
+from mevit_jax.parallel.placement import by_rows, each_device, keep_rows, place, placed, put
 from mevit_jax.recipes import Recipe
 from mevit_jax.training.augment import mirror_labels
 from mevit_jax.training.checkpoint import Checkpoints
@@ -30,9 +30,9 @@ from mevit_jax.weights.load import inspect, load
 
 # What may differ when a workdir is resumed: where and how fast it runs, and how often it is looked at.
 _MAY_DIFFER = (
-  'mesh.', 'evaluation.', 'data.workers', 'data.data_dir', 'model.unroll', 'model.remat', 'model.classes',
-  'training.log_every', 'training.save_every', 'training.keep', 'training.evaluate_every', 'training.profile',
-  'training.on_nonfinite',
+  'mesh.', 'evaluation.', 'data.workers', 'data.data_dir', 'model.attention', 'model.unroll', 'model.remat',
+  'model.classes', 'training.log_every', 'training.save_every', 'training.keep', 'training.evaluate_every',
+  'training.profile', 'training.on_nonfinite',
 )  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def build_run(recipe: Recipe, workdir: Path, split: datasets.Split, mesh: jax.sh
   recipe = dataclasses.replace(recipe, evaluation=recipe.evaluation.shared(row_shards(mesh)))
   if recipe.evaluation.weights == 'ema' and not training.ema:
     raise UserError("evaluation.weights is 'ema', and training.ema is 0: there will be no such weights")
-  model = build_model(recipe.model, keep_rows(mesh))
+  model = build_model(recipe.model, keep_rows(mesh), each_device(mesh))
   check_patterns(recipe.optimizer, model.abstract)
   steps_per_epoch = len(split) * recipe.data.repeats / training.batch_size
   steps = max(1, round(training.epochs * steps_per_epoch))

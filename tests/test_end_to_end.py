@@ -593,6 +593,7 @@ def test_where_how_fast_and_how_often_may_differ(whole, tiny):
     'data.workers': 3,
     'evaluation.crops': 3,
     'evaluation.batch_size': 4,
+    'model.attention': 'plain',
     'model.unroll': 1,
     'model.remat': 'block',
     'training.log_every': 7,

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from mevit_jax.models.attention import Heads, join, motion_groups
 from mevit_jax.models.blocks import Traced
 from mevit_jax.models.config import MEViTConfig
-from mevit_jax.models.embed import to_block_order
 from mevit_jax.models.functional import Model, Params
+from mevit_jax.models.order import to_block_order
 from mevit_jax.training.steps import normalise
 
 Patch = tuple[int, int, int]  # frame, row, column

@@ -9,11 +9,17 @@ from mevit_jax.models.config import MEViTConfig
 
 
 class Heads(NamedTuple):
-  """Queries, keys and values of some tokens, each `... h k`."""
+  """Queries, keys and values of some tokens, each `... h k`, or `... d` with the heads side by side."""
 
   query: jax.Array
   key: jax.Array
   value: jax.Array
+
+
+def by_heads(projected: Heads, width: int) -> Heads:
+  """`... d` -> `... h k`, of heads of this width `k`."""
+  query, key, value = (x.reshape(*x.shape[:-1], -1, width) for x in projected)
+  return Heads(query, key, value)
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

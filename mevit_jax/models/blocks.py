@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from mevit_jax.models.attention import Heads, attend, motion_attention, space_attention
+from mevit_jax.models.attention import Heads, attend, by_heads
 from mevit_jax.models.config import MEViTConfig
+from mevit_jax.models.layers import gelu, layer_norm, linear
+from mevit_jax.models.platforms import Each, grouped
 
 # Patches `b t n d`, and the class token `b d` where there is one.
 Tokens = tuple[jax.Array, jax.Array | None]
@@ -20,12 +22,11 @@ Traced = dict[str, tuple[Heads, Heads | None]]
 # What keeps an activation `b ...` where it is to be; it changes no number.
 Keep = Callable[[jax.Array], jax.Array]
 
-_GROUPINGS: dict[str, Callable] = {'space': space_attention, 'motion': motion_attention}
 _REMAT_KEEPS = ('attention', 'mlp')
 
 
-def as_it_is(x: jax.Array) -> jax.Array:
-  """A `Keep` that does nothing: the devices are one, or need no telling."""
+def as_it_is(x):
+  """A `Keep` and an `Each` that does nothing: the devices are one, or need no telling."""
   return x
 
 
@@ -41,9 +42,13 @@ class Attention(nnx.Module):
     )
     self.out = nnx.LinearGeneral(heads, config.width, axis=(-2, -1), kernel_init=xavier, dtype=dtype, rngs=rngs)
 
-  def heads(self, normed: jax.Array) -> Heads:
-    """`... d` -> queries, keys and values `... h k`."""
-    return Heads(self.query(normed), self.key(normed), self.value(normed))
+  def project(self, normed: jax.Array) -> Heads:
+    """`... d` -> queries, keys and values `... d`, heads side by side."""
+    return Heads(linear(self.query, normed), linear(self.key, normed), linear(self.value, normed))
+
+  def output(self, x: jax.Array) -> jax.Array:
+    """`... d`, heads side by side -> `... d`."""
+    return linear(self.out, x)
 
 
 class MLP(nnx.Module):
@@ -56,8 +61,8 @@ class MLP(nnx.Module):
     self.down = nnx.Linear(config.mlp_dim, config.width, kernel_init=xavier, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    hidden = checkpoint_name(self.up(self.norm(x)), 'mlp')
-    return self.down(jax.nn.gelu(hidden, approximate=False))
+    hidden = checkpoint_name(linear(self.up, self.norm(x)), 'mlp')
+    return linear(self.down, gelu(hidden))
 
 
 class PatchBlock(nnx.Module):
@@ -69,10 +74,10 @@ class PatchBlock(nnx.Module):
       setattr(self, f'{name}_attention', Attention(config, rngs))
     self.mlp = MLP(config, rngs)
 
-  def __call__(self, tokens: Tokens, drop_rate: jax.Array, key: jax.Array | None) -> Tokens:
+  def __call__(self, tokens: Tokens, drop_rate: jax.Array, key: jax.Array | None, each: Each = as_it_is) -> Tokens:
     keys = _split(key, len(self.order) + 1)
     for name, one_key in zip(self.order, keys, strict=False):
-      tokens = _add(tokens, self._attention(name, tokens), drop_rate, one_key)
+      tokens = _add(tokens, self._attention(name, tokens, each), drop_rate, one_key)
     patches, token = tokens
     update = self.mlp(patches), None if token is None else self.mlp(token)
     return _add(tokens, update, drop_rate, keys[-1])
@@ -81,38 +86,42 @@ class PatchBlock(nnx.Module):
     """What each attention reads."""
     traced = {}
     for name in self.order:
-      traced[name] = self._heads(name, tokens)
-      tokens = _add(tokens, self._attention(name, tokens), jnp.zeros(()), None)
+      patches, token = self._project(name, tokens)
+      width = self.config.width // self.config.heads
+      traced[name] = by_heads(patches, width), token and by_heads(token, width)
+      tokens = _add(tokens, self._attention(name, tokens, as_it_is), jnp.zeros(()), None)
     return traced
 
-  def _attention(self, name: str, tokens: Tokens) -> Tokens:
+  def _attention(self, name: str, tokens: Tokens, each: Each) -> Tokens:
     attention = getattr(self, f'{name}_attention')
-    output, token_output = _GROUPINGS[name](*self._heads(name, tokens), self.config)
-    output = checkpoint_name(output, 'attention')
-    return attention.out(output), None if token_output is None else attention.out(token_output)
+    output, token_output = grouped(name, *self._project(name, tokens), self.config, each)
+    output, token_output = checkpoint_name((output, token_output), 'attention')
+    return attention.output(output), None if token_output is None else attention.output(token_output)
 
-  def _heads(self, name: str, tokens: Tokens) -> tuple[Heads, Heads | None]:
+  def _project(self, name: str, tokens: Tokens) -> tuple[Heads, Heads | None]:
     patches, token = tokens
     attention = getattr(self, f'{name}_attention')
     joins = token is not None and (name == 'space' or self.config.class_token_in_motion)
-    heads = attention.heads(attention.norm(patches))  # b t n h k
-    return heads, attention.heads(attention.norm(token)) if joins else None  # b h k
+    projected = attention.project(attention.norm(patches))  # b t n d
+    return projected, attention.project(attention.norm(token)) if joins else None  # b d
 
 
 class ClassBlock(nnx.Module):
   """A block of the class stage, eqs. 10 and 5: the class token reads all patches, and only it changes."""
 
   def __init__(self, config: MEViTConfig, rngs: nnx.Rngs):
+    self.head_width = config.width // config.heads
     self.class_attention = Attention(config, rngs)
     self.mlp = MLP(config, rngs)
 
-  def __call__(self, tokens: Tokens, drop_rate: jax.Array, key: jax.Array | None) -> Tokens:
+  def __call__(self, tokens: Tokens, drop_rate: jax.Array, key: jax.Array | None, each: Each = as_it_is) -> Tokens:
+    del each  # one query an example: XLA's own attention serves everywhere
     keys = _split(key, 2)
     patches, token = tokens
     assert token is not None
-    output = attend(*self._heads(tokens))[:, 0]  # b h k
+    output = attend(*self._heads(tokens)).reshape(token.shape)  # b d
     output = checkpoint_name(output, 'attention')
-    token = _drop_path(self.class_attention.out(output), drop_rate, keys[0]) + token
+    token = _drop_path(self.class_attention.output(output), drop_rate, keys[0]) + token
     return patches, _drop_path(self.mlp(token), drop_rate, keys[1]) + token
 
   def trace(self, tokens: Tokens) -> Traced:
@@ -124,8 +133,8 @@ class ClassBlock(nnx.Module):
     (patches, token), attention = tokens, self.class_attention
     flat = patches.reshape(patches.shape[0], -1, patches.shape[-1])  # b t·n d
     normed = attention.norm(flat)
-    query = attention.query(attention.norm(token))[:, None]  # b 1 h k
-    return Heads(query, attention.key(normed), attention.value(normed))
+    query = linear(attention.query, attention.norm(token)[:, None])  # b 1 d
+    return by_heads(Heads(query, linear(attention.key, normed), linear(attention.value, normed)), self.head_width)
 
 
 class Stage(nnx.Module):
@@ -135,7 +144,14 @@ class Stage(nnx.Module):
     self.config, self.depth = config, depth
     self.blocks = jax.vmap(make)(rngs.split(depth))
 
-  def __call__(self, tokens: Tokens, drop_rates: jax.Array, key: jax.Array | None, keep: Keep = as_it_is) -> Tokens:
+  def __call__(
+    self,
+    tokens: Tokens,
+    drop_rates: jax.Array,
+    key: jax.Array | None,
+    keep: Keep = as_it_is,
+    each: Each = as_it_is,
+  ) -> Tokens:
     """Runs the blocks one after the other, as one loop that `config.unroll` and `config.remat` shape.
 
     Args:
@@ -143,10 +159,11 @@ class Stage(nnx.Module):
       drop_rates: `depth`: each block's rate of stochastic depth.
       key: of stochastic depth; None means evaluation.
       keep: what every block's tokens go through, see `build_model`.
+      each: what every attention's function goes through, likewise.
     """
     scanned = 0 < self.config.unroll < self.depth
     step = _rematerialised(
-      lambda block, tokens, *args: block(jax.tree.map(keep, tokens), *args), self.config.remat, scanned
+      lambda block, tokens, *args: block(jax.tree.map(keep, tokens), *args, each), self.config.remat, scanned
     )
     keys = None if key is None else jax.random.split(key, self.depth)
     stacked = (self.blocks, drop_rates, keys)
@@ -168,17 +185,6 @@ class Stage(nnx.Module):
       traced.append(block.trace(tokens))
       tokens = block(tokens, jnp.zeros(()), None)
     return tokens, traced
-
-
-def layer_norm(config: MEViTConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-  """LayerNorm over `d`; its statistics are float32 and not by E[x²] - E[x]², which loses digits."""
-  return nnx.LayerNorm(
-    config.width,
-    epsilon=config.layer_norm_eps,
-    dtype=jnp.dtype(config.dtype),
-    use_fast_variance=False,
-    rngs=rngs,
-  )
 
 
 def _unstack(tree, depth: int) -> list:

@@ -13,6 +13,7 @@ from mevit_jax.errors import UserError
 from mevit_jax.models.blocks import Keep, Traced, as_it_is
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.mevit import MEViT
+from mevit_jax.models.platforms import Each
 
 # A nested dict of arrays, keyed by the parameters' names.
 Params = dict
@@ -40,13 +41,15 @@ class Model:
   trace: Callable[..., Any]
 
 
-def build_model(config: MEViTConfig, keep: Keep = as_it_is) -> Model:
+def build_model(config: MEViTConfig, keep: Keep = as_it_is, each: Each = as_it_is) -> Model:
   """The model of a config; a UserError where the number of classes is still open.
 
   Args:
     config: what it is.
     keep: what the tokens go through before every block and at the end: on many devices, a function that holds them
       where they are to be (see `parallel/placement.keep_rows`); the model itself knows no devices.
+    each: on many devices, makes of an attention of all rows and heads one in which each device has its own (see
+      `parallel/placement.each_device`): the compiler does not part kernels that are not its own.
   """
   if not config.classes:
     raise UserError('classes is 0: say how many labels the model tells apart')
@@ -63,10 +66,10 @@ def build_model(config: MEViTConfig, keep: Keep = as_it_is) -> Model:
     return nnx.merge(graphdef, params)
 
   def apply(params: Params, video: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    return bind(params, video)(video, key, keep)
+    return bind(params, video)(video, key, keep, each)
 
   def tokens(params: Params, video: jax.Array, key: jax.Array | None = None):
-    return bind(params, video).tokens(video, key, keep)
+    return bind(params, video).tokens(video, key, keep, each)
 
   def trace(params: Params, video: jax.Array, block: int | slice) -> Traced | list[Traced]:
     return bind(params, video).trace(video)[block]

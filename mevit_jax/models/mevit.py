@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mevit_jax.models.blocks import ClassBlock, Keep, PatchBlock, Stage, Tokens, Traced, as_it_is, layer_norm
+from mevit_jax.models.blocks import ClassBlock, Keep, PatchBlock, Stage, Tokens, Traced, as_it_is
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.embed import Embedding
+from mevit_jax.models.layers import layer_norm
+from mevit_jax.models.platforms import Each
 
 
 class MEViT(nnx.Module):
@@ -27,22 +29,25 @@ class MEViT(nnx.Module):
     self.norm = layer_norm(config, rngs)
     self.head = nnx.Linear(config.width, config.classes, kernel_init=jax.nn.initializers.zeros, rngs=rngs)
 
-  def __call__(self, video: jax.Array, key: jax.Array | None = None, keep: Keep = as_it_is) -> jax.Array:
+  def __call__(
+    self, video: jax.Array, key: jax.Array | None = None, keep: Keep = as_it_is, each: Each = as_it_is
+  ) -> jax.Array:
     """Classifies clips.
 
     Args:
       video: `b t h w 3`, normalised.
       key: of stochastic depth; None means evaluation.
       keep: what activations go through, see `build_model`.
+      each: what the functions of attention go through, likewise.
 
     Returns:
       Logits `b classes`, float32.
     """
-    _, token = self.tokens(video, key, keep)
+    _, token = self.tokens(video, key, keep, each)
     return self.head(self.norm(keep(token)).astype(self.head.kernel.dtype))  # eq. 9
 
   def tokens(
-    self, video: jax.Array, key: jax.Array | None = None, keep: Keep = as_it_is
+    self, video: jax.Array, key: jax.Array | None = None, keep: Keep = as_it_is, each: Each = as_it_is
   ) -> tuple[jax.Array, jax.Array]:
     """The patches `b t n d` (in block order) and the class token `b d` after the last block."""
     config = self.config
@@ -51,11 +56,11 @@ class MEViT(nnx.Module):
     keys = [None] * 3 if key is None or not config.drop_path else jax.random.split(key, 3)
     first, second = config.space_blocks, config.space_blocks + config.motion_blocks
     if config.space_blocks:
-      tokens = self.space(tokens, rates[:first], keys[0], keep)
+      tokens = self.space(tokens, rates[:first], keys[0], keep, each)
     if config.motion_blocks:
-      tokens = self.motion(tokens, rates[first:second], keys[1], keep)
+      tokens = self.motion(tokens, rates[first:second], keys[1], keep, each)
     if config.class_blocks:
-      tokens = self.classify((tokens[0], start), rates[second:], keys[2], keep)
+      tokens = self.classify((tokens[0], start), rates[second:], keys[2], keep, each)
     patches, token = tokens
     assert token is not None  # there from the start, or since the class stage
     return patches, token

@@ -80,6 +80,26 @@ def keep_rows(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
   return lambda x: jax.lax.with_sharding_constraint(x, by_rows(mesh))
 
 
+def each_device(mesh: Mesh) -> Callable[[Callable], Callable]:
+  """A function for a model to put its attentions through: each device computes its own rows and heads, nothing is sent.
+
+  An attention takes and gives arrays whose first axis are rows, and whose last are heads, side by side.
+  """
+
+  def specs(tree):
+    return jax.tree.map(lambda x: PartitionSpec(ROW_AXES, *[None] * (x.ndim - 2), 'tensor'), tree)
+
+  def parted(attention: Callable) -> Callable:
+    def run(*args):
+      made = specs(jax.eval_shape(attention, *args))
+      # The kernels do not say along which axes their results vary, as check_vma wants to know.
+      return jax.shard_map(attention, mesh=mesh, in_specs=specs(args), out_specs=made, check_vma=False)(*args)
+
+    return run
+
+  return parted if mesh.size > 1 else lambda attention: attention
+
+
 def _check_divides(name: str, shape: Sequence[int], mesh: Mesh, spec: PartitionSpec) -> None:
   for size, axes in zip(shape, spec, strict=False):
     axes = (axes,) if isinstance(axes, str) else axes or ()

@@ -22,6 +22,7 @@ class Chip:
     platform: 'tpu' or 'cuda'.
     flops: a second, dense bfloat16.
     memory: what a program may use of it.
+    speed: bytes a second between that memory and the chip.
     clock: cycles a second; 0 where the compiler counts none.
     link: bytes a second that one link sends: of a TPU torus to one neighbour, of a GPU to its switch.
     ring: a torus' side closes into a ring, with links both ways, when it is a multiple of this; 0: no torus.
@@ -33,6 +34,7 @@ class Chip:
   platform: str
   flops: float
   memory: float
+  speed: float
   clock: float
   link: float
   ring: int
@@ -54,12 +56,12 @@ _AMPERE: dict[str, Any] = {
 CHIPS = {
   chip.name: chip
   for chip in (
-    Chip('v5e', 'tpu', 197e12, 15.75 * 2**30, 1.5e9, 45e9, 16, 3.1e9),
-    Chip('v5p', 'tpu', 459e12, 95.74 * 2**30, 1.75e9, 90e9, 4, 6.25e9),
-    Chip('v6e', 'tpu', 918e12, 31.25 * 2**30, 1.75e9, 90e9, 16, 12.5e9),
-    Chip('a100', 'cuda', 312e12, 0.75 * 85.1e9, 0, 300e9, 0, 25e9, {**_AMPERE, 'bandwidth': 2039e9, 'memory': 85.1e9}),
-    Chip('h100', 'cuda', 989e12, 0.75 * 85.5e9, 0, 450e9, 0, 50e9, {**_HOPPER, 'bandwidth': 3350e9, 'memory': 85.5e9}),
-    Chip('h200', 'cuda', 989e12, 0.75 * 150e9, 0, 450e9, 0, 50e9, {**_HOPPER, 'bandwidth': 4800e9, 'memory': 150e9}),
+    Chip('v5e', 'tpu', 197e12, 15.75 * 2**30, 819e9, 1.5e9, 45e9, 16, 3.1e9),
+    Chip('v5p', 'tpu', 459e12, 95.74 * 2**30, 2765e9, 1.75e9, 90e9, 4, 6.25e9),
+    Chip('v6e', 'tpu', 918e12, 31.25 * 2**30, 1640e9, 1.75e9, 90e9, 16, 12.5e9),
+    Chip('a100', 'cuda', 312e12, 0.75 * 85.1e9, 2039e9, 0, 300e9, 0, 25e9, {**_AMPERE, 'memory': 85.1e9}),
+    Chip('h100', 'cuda', 989e12, 0.75 * 85.5e9, 3350e9, 0, 450e9, 0, 50e9, {**_HOPPER, 'memory': 85.5e9}),
+    Chip('h200', 'cuda', 989e12, 0.75 * 150e9, 4800e9, 0, 450e9, 0, 50e9, {**_HOPPER, 'memory': 150e9}),
   )
 }
 
@@ -128,7 +130,7 @@ def target_config(chip: Chip) -> str:
       block_dim_limit_x: 2147483647
       block_dim_limit_y: 65535
       block_dim_limit_z: 65535
-      memory_bandwidth: {target['bandwidth']:.0f}
+      memory_bandwidth: {chip.speed:.0f}
       l2_cache_size: {target['l2']}
       clock_rate_ghz: {target['ghz']}
       device_memory_size: {target['memory']:.0f}

@@ -10,11 +10,14 @@ import jax
 import numpy as np
 
 from mevit_jax.planning.chips import Chip, Topology, bandwidth
-from mevit_jax.planning.hlo import Collective, read_program
+from mevit_jax.planning.hlo import Collective, Kernel, read_program
 
 # XLA times Triton's matrix products against cuBLAS', which it cannot where no GPU is; its untimed choice of tiles fails
 # for some widths (192, jaxlib 0.10.2). Memory and collectives are the same with cuBLAS.
 _OPTIONS: dict[str, jax.stages.CompilerOptions] = {'cuda': {'xla_gpu_enable_triton_gemm': False}}
+
+# What a kernel of one's own is taken to reach of the matrix units' best, or of the memory's.
+_REACHED = 0.6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +50,7 @@ class StepPlan:
     flops: of the whole step on all chips, by formula.
     flops_second: of all chips at their best.
     moved: bytes that the compiler says a chip's memory moves, a loop's body once; 0 where it does not say.
-    cycles: the compiler's estimate, by what they are spent on.
+    cycles: the compiler's estimate, by what they are spent on; 'kernels' of one's own are counted by `kernel_cycles`.
     compute: seconds of those cycles; 0 where the compiler counts none.
     traffic: the collectives.
     open_loops: loops whose cycles are counted once, for want of their number.
@@ -113,6 +116,9 @@ def plan_step(
   assert stats is not None
   assert text is not None
   program = read_program(text)
+  cycles = dict(program.cycles)
+  if program.kernels:
+    cycles['kernels'] = kernel_cycles(program.kernels, chip)
   made = stats.output_size_in_bytes - stats.alias_size_in_bytes
   other = stats.argument_size_in_bytes - sum(sizes.values())
   memory = {
@@ -121,10 +127,16 @@ def plan_step(
   }  # fmt: skip
   cost = compiled.cost_analysis() if chip.platform == 'tpu' else None
   return StepPlan(
-    memory, sum(memory.values()), chip.memory, flops, best, (cost or {}).get('bytes accessed', 0), dict(program.cycles),
-    sum(program.cycles.values()) / chip.clock if chip.clock else 0, _traffic(program.collectives, topology, mesh),
+    memory, sum(memory.values()), chip.memory, flops, best, (cost or {}).get('bytes accessed', 0), cycles,
+    sum(cycles.values()) / chip.clock if chip.clock else 0, _traffic(program.collectives, topology, mesh),
     program.open_loops, took,
   )  # fmt: skip
+
+
+def kernel_cycles(kernels: Sequence[Kernel], chip: Chip) -> int:
+  """Cycles of kernels that the compiler counts none for: the larger of arithmetic's and bytes', at 0.6 of the best."""
+  seconds = sum(kernel.times * max(kernel.flops / chip.flops, kernel.bytes / chip.speed) for kernel in kernels)
+  return round(seconds * chip.clock / _REACHED)
 
 
 def needed_memory(message: str, inputs: int) -> float | None:

@@ -1,4 +1,4 @@
-"""What the text of a compiled program says: the compiler's cycles, and every collective with its size."""
+"""What the text of a compiled program says: the compiler's cycles, every collective, and every kernel of one's own."""
 
 import collections
 import dataclasses
@@ -19,6 +19,12 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _BELOW = re.compile(r'compare\([^()]*?%([\w.\-]+)\), direction=LT')
 _CALLS = re.compile(r'\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)')
 _MATMUL = re.compile(r' (dot|convolution)\(')
+# A Pallas kernel for TPUs: the arrays that it reads, and what its author says of it.
+_KERNEL = re.compile(
+  r'%(?P<name>[\w\-]+)[\w.\-]* = (?P<made>\S.*?) custom-call\(.*custom_call_target="tpu_custom_call"'
+)
+_READ = re.compile(r'operand_layout_constraints=\{(.*?\})\}')
+_SAID = re.compile(r'"cost_estimate":\{"flops":"(\d+)","transcendentals":"\d+","bytes_accessed":"(\d+)"')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 
 
@@ -48,6 +54,23 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kernel:
+  """A kernel of one's own (Pallas), of which the compiler knows no cycles.
+
+  Attributes:
+    name: as its author calls it.
+    flops: of the matrix units, tiles padded, by its author's `CostEstimate`; 0 where there is none.
+    bytes: of the arrays that it reads and makes, each once; or its author's, where those are more.
+    times: how often the program runs it.
+  """
+
+  name: str
+  flops: int
+  bytes: int
+  times: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
   """What a program's text says.
 
@@ -56,11 +79,13 @@ class Program:
       what is fused to it), 'other fusions', 'copies', 'other'. Collectives have none, and TPUs alone have any.
     collectives: all of them, each once.
     open_loops: loops whose number of runs the text does not say: their bodies are counted once.
+    kernels: of one's own, each place once; they are not among the cycles.
   """
 
   cycles: dict[str, int]
   collectives: tuple[Collective, ...]
   open_loops: int
+  kernels: tuple[Kernel, ...] = ()
 
 
 def read_program(text: str) -> Program:
@@ -74,15 +99,25 @@ def read_program(text: str) -> Program:
   found: dict[str, Collective] = {}
   matmuls = _with_matmuls(lines)
   cycles: collections.Counter[str] = collections.Counter()
+  kernels: list[Kernel] = []
   for name, body in lines.items():
     for line in body if runs.get(name) else ():
+      if match := _KERNEL.search(line):
+        kernels.append(_kernel(match, line, runs[name]))
       if estimate := _CYCLES.search(line):
         cycles[_spent_on(line, matmuls)] += runs[name] * int(estimate[1])
       if match := _COLLECTIVE.search(line):
         channel = re.search(r'channel_id=(\d+)', line)
         key = channel[1] if channel else line
         found.setdefault(key, _collective(match, line, name, runs[name]))
-  return Program(dict(cycles), tuple(found.values()), open_loops)
+  return Program(dict(cycles), tuple(found.values()), open_loops, tuple(kernels))
+
+
+def _kernel(match: re.Match, line: str, times: int) -> Kernel:
+  read, said = _READ.search(line), _SAID.search(line)
+  moved = int(_bytes(match['made']) + _bytes(read[1] if read else ''))
+  flops, claimed = (int(said[1]), int(said[2])) if said else (0, 0)
+  return Kernel(match['name'], flops, max(moved, claimed), times)
 
 
 def _with_matmuls(lines: dict[str, list[str]]) -> set[str]:
@@ -171,6 +206,14 @@ def _made(match: re.Match) -> list[re.Match]:
   if match['start'] and match['kind'] != 'all-reduce':
     return arrays[len(arrays) // 2 :]
   return arrays
+
+
+def _bytes(text: str) -> float:
+  """Of all arrays that a text names."""
+  return sum(
+    _width(array['dtype']) * math.prod(map(int, array['shape'].split(',') if array['shape'] else ()))
+    for array in _ARRAY.finditer(text)
+  )
 
 
 def _width(dtype: str) -> float:

@@ -22,7 +22,7 @@ ARTEFACT, ABOUT = 'model.jax_export', 'model.json'
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 # How it computes, whatever the model was trained with: as exactly as float32 can on every platform. The blocks are a
 # loop: on a CPU it is as fast as all of them in a row, and compiled in two thirds of the time and memory.
-_COMPUTES: dict[str, Any] = {'dtype': 'float32', 'unroll': 1, 'remat': 'none'}
+_COMPUTES: dict[str, Any] = {'dtype': 'float32', 'attention': 'plain', 'unroll': 1, 'remat': 'none'}
 _PRECISION = 'highest'
 _LARGEST = 2**31 - 2**24  # bytes: flatbuffers end at 2 GiB, and the code wants room
 

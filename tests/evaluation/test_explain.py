@@ -9,8 +9,8 @@ import pytest
 from mevit_jax.evaluation import explain
 from mevit_jax.models.attention import attend, motion_attention, space_attention
 from mevit_jax.models.config import MEViTConfig
-from mevit_jax.models.embed import from_block_order
 from mevit_jax.models.functional import build_model
+from mevit_jax.models.order import from_block_order
 
 
 def tiny(grid, frames, stages, block_size, **fields):

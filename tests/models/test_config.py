@@ -70,7 +70,7 @@ def is_jaxpr(x):
   ids=['ours', 'TimeSformer', 'M=3', 'M divides neither side of 2x5', 'M is the grid'],
 )
 def test_flops_are_those_of_the_models_matrix_products(config):
-  model = build_model(config)
+  model = build_model(dataclasses.replace(config, attention='plain'))  # else there are products of every platform's
   video = jax.ShapeDtypeStruct((1, config.frames, *config.image_size, 3), jnp.float32)
   assert count_flops(config) == products(jax.make_jaxpr(model.apply)(model.abstract, video).jaxpr)
 

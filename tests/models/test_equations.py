@@ -6,8 +6,8 @@ import pytest
 from naive import assert_close, forward, random_params, random_video
 
 from mevit_jax.models.config import MEViTConfig
-from mevit_jax.models.embed import from_block_order
 from mevit_jax.models.functional import build_model
+from mevit_jax.models.order import from_block_order
 
 
 def tiny(grid, frames, stages, block_size, **fields):

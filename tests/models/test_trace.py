@@ -6,8 +6,8 @@ import pytest
 from naive import CLASS, assert_close, forward, random_params, random_video
 from test_equations import READINGS
 
-from mevit_jax.models.embed import from_block_order
 from mevit_jax.models.functional import build_model
+from mevit_jax.models.order import from_block_order
 
 NAMES = [
   'three stages, M=2 divides one side',

@@ -7,8 +7,8 @@ import pytest
 
 from mevit_jax.errors import UserError
 from mevit_jax.planning import chips, report
-from mevit_jax.planning.estimate import StepPlan, Traffic, needed_memory, seconds_of
-from mevit_jax.planning.hlo import Collective
+from mevit_jax.planning.estimate import StepPlan, Traffic, kernel_cycles, needed_memory, seconds_of
+from mevit_jax.planning.hlo import Collective, Kernel
 
 V5E = chips.CHIPS['v5e']
 
@@ -91,3 +91,10 @@ def test_a_step_is_between_hidden_and_not():
   assert step.seconds == (0.75, 1.25)
   assert step.share_of_peak == pytest.approx((1 / 3, 0.2))
   assert StepPlan({'parameters': 1}, 1, 2, 100.0, 400.0, traffic=traffic).seconds == (0.0, 0.0)
+
+
+def test_a_kernel_counts_as_its_arithmetic_or_its_bytes():
+  """The larger of both at 0.6 of the chip's best: a millisecond of v5e's matrix units, and two of its memory."""
+  arithmetic, memory = Kernel('a', 197 * 10**9, 819, 3), Kernel('b', 197, 2 * 819 * 10**6, 1)
+  assert kernel_cycles([arithmetic], V5E) == pytest.approx(3 * 1.5e6 / 0.6, rel=1e-6)
+  assert kernel_cycles([arithmetic, memory], V5E) == pytest.approx(5 * 1.5e6 / 0.6, rel=1e-6)

@@ -124,3 +124,22 @@ def test_a_real_program_in_a_loop():
   assert found.open_loops == 0
   assert {(one.kind, one.groups.shape) for one in found.collectives} == {('all-reduce', (1, 4))}
   assert sum(one.times * one.size for one in found.collectives) == 3 * 5 * 4
+
+
+@pytest.mark.parametrize(('said', 'flops', 'size'), [
+  ('', 0, 3 * 64 * 2 + 64 * 4),
+  ('"cost_estimate":{"flops":"700","transcendentals":"5","bytes_accessed":"9999","remote_bytes_transferred":"0"}', 700,
+   9999),
+])  # fmt: skip
+def test_kernels_of_ones_own(said, flops, size):
+  """By their author's estimate, but never fewer bytes than of the arrays that go in and out; as often as they run."""
+  kernel = (
+    '%fused_attention.7 = (bf16[8,8]{1,0:T(8,128)(2,1)}, f32[64]{0:T(128)}) custom-call(%a, %b), '
+    'custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[8,8]{1,0}, bf16[64]{0}}, '
+    f'backend_config={{"custom_call_config":{{"body":"TUzv",{said}}}}}'
+  )
+  (found,) = program(kernel).kernels
+  assert (found.name, found.flops, found.bytes, found.times) == ('fused_attention', flops, size, 1)
+  body = LOOP.replace('%f = f32', f'{kernel}\n  %f = f32')
+  (found,) = program('%w = (s32[]) while(%t), condition=%condition, body=%body', before=body).kernels
+  assert found.times == 5

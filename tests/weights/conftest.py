@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mevit_jax.models.config import MEViTConfig
-from mevit_jax.models.embed import from_block_order
 from mevit_jax.models.functional import build_model
+from mevit_jax.models.order import from_block_order
 
 # Of all models here.
 WIDTH, HEADS, MLP, PATCH, SIDE, DEPTH, CLASSES = 32, 2, 64, 8, 32, 3, 5

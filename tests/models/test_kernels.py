@@ -1,0 +1,166 @@
+"""The fused attention against the plain path, step by step on this machine, and compiled for TPUs that are not here."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from naive import assert_close
+
+from mevit_jax.models.attention import Heads, motion_attention, space_attention
+from mevit_jax.models.config import MEViTConfig
+from mevit_jax.models.kernels import fused_attention, fused_cost, supported
+
+ROOT = Path(__file__).parents[2]
+
+
+def config_of(grid, frames, width, heads, block_size):
+  return MEViTConfig(frames=frames, width=width, heads=heads, image_size=grid, patch_size=(1, 1), block_size=block_size)
+
+
+def inputs(config, token, dtype='float32', seed=0):
+  """Queries, keys, values and the class token's, and gradients of the two outputs."""
+  rng = np.random.default_rng(seed)
+  n = config.grid[0] * config.grid[1]
+  patches = [jnp.asarray(rng.standard_normal((2, config.frames, n, config.width)), dtype) for _ in range(4)]
+  tokens = [jnp.asarray(rng.standard_normal((2, config.width)), dtype) for _ in range(4)]
+  primals = *patches[:3], tuple(tokens[:3]) if token else None
+  return primals, (patches[3], tokens[3] if token else None)
+
+
+def fused(config, kind):
+  blocks = config.blocks if kind == 'motion' else None
+  return lambda *primals: fused_attention(*primals, heads=config.heads, blocks=blocks, interpret=True)
+
+
+def plain(config, kind):
+  def split(x):
+    return x.reshape(*x.shape[:-1], config.heads, -1)
+
+  def attention(query, key, value, token):
+    one = None if token is None else Heads(*map(split, token))
+    patches = Heads(*map(split, (query, key, value)))
+    output, token_output = (motion_attention if kind == 'motion' else space_attention)(patches, one, config)
+    return output.reshape(query.shape), None if token is None else token_output.reshape(len(query), -1)
+
+  return attention
+
+
+def run(function, primals, gradients):
+  """The outputs, and the gradients of all inputs."""
+
+  def both(primals, gradients):
+    outputs, pull = jax.vjp(function, *primals)
+    return outputs, pull(gradients)
+
+  return jax.jit(both)(primals, gradients)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'grid', 'frames', 'width', 'heads', 'block_size', 'token'),
+  [
+    ('space', (3, 6), 3, 128, 2, 1, True),  # 18 patches: the class token takes the place of padding
+    ('space', (4, 4), 2, 160, 2, 1, True),  # 16: it takes registers of its own; heads of 80 share one
+    ('motion', (6, 6), 2, 192, 3, 2, True),  # 36 patches in windows of 8, the last half empty; an odd number of heads
+    ('motion', (5, 3), 3, 64, 2, 2, True),  # a ragged grid, an odd number of frames
+    ('motion', (5, 7), 2, 128, 1, 3, True),  # blocks that overlap their neighbours' windows
+    ('motion', (3, 4), 2, 96, 3, 1, False),
+    ('motion', (4, 5), 2, 256, 4, 5, True),  # the whole grid, two programs an example
+  ],
+)
+def test_equals_the_plain_path(kind, grid, frames, width, heads, block_size, token):
+  config = config_of(grid, frames, width, heads, block_size)
+  arguments = inputs(config, token)
+  assert_close(run(fused(config, kind), *arguments), run(plain(config, kind), *arguments), 1e-5)
+
+
+def _pairs(one, other):
+  return zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+
+
+@pytest.mark.parametrize('kind', ['space', 'motion'])
+def test_bfloat16_is_as_exact_as_the_plain_path(kind):
+  config = config_of((6, 6), 2, 128, 2, 2)
+  arguments = inputs(config, True, 'bfloat16')
+  with jax.enable_x64(True):
+    exact = run(plain(config, kind), *jax.tree.map(lambda x: np.asarray(x, np.float64), arguments))
+    exact = jax.tree.map(np.asarray, exact)
+  found = (run(attention(config, kind), *arguments) for attention in (fused, plain))
+  ours, plains = ([np.sqrt(np.mean((np.float64(x) - e) ** 2)) for x, e in _pairs(one, exact)] for one in found)
+  ratios = np.divide(ours, plains)
+  assert ratios.mean() < 1
+  assert ratios.max() < 1.1  # the last rounding of the class token's few numbers is chance
+
+
+def test_keys_of_other_groups_and_padding_change_nothing():
+  # Logits as large as float32 allows without their maximum taken away, and values that would show.
+  config = config_of((6, 2), 2, 64, 1, 2)
+  (query, key, value, _), _ = inputs(config, False)
+  first = fused(config, 'motion')(100 * query, key, value, None)[0]
+  other = value.at[:, :, 4:].set(1e30), key.at[:, :, 4:].multiply(100)
+  second = fused(config, 'motion')(100 * query, other[1], other[0], None)[0]
+  assert np.all(np.isfinite(first))
+  np.testing.assert_array_equal(first[:, :, :4], second[:, :, :4])
+
+
+def test_says_what_it_takes_and_costs():
+  shape, base = (8, 8, 196, 768), {'heads': 12, 'token': True, 'dtype': 'bfloat16'}
+
+  def blocks(block_size, frames=8):
+    return config_of((14, 14), frames, 768, 12, block_size).blocks
+
+  assert supported(shape, blocks=None, **base)
+  assert supported(shape, blocks=blocks(2), **base)
+  assert not supported(shape, blocks=blocks(14), **base)  # the logits of a window of 1 600 tokens
+  assert not supported(shape, blocks=None, **{**base, 'dtype': 'float64'})
+  forward, backward = fused_cost(shape, blocks=blocks(2), **base)
+  array = 2 * 8 * 8 * 196 * 768
+  assert 4 * array < forward.bytes < 4.01 * array
+  assert 7 * array < backward.bytes < 7.01 * array
+  # 25 windows of 80 rows, 80 x 64 x 80 and 64 x 80 x 80 in whole tiles; 12 heads of 8 examples.
+  assert forward.flops == 2 * 128**2 * (80 + 64) * 25 * 12 * 8
+  assert backward.flops == 2 * 128**2 * (2 * 80 + 3 * 64) * 25 * 12 * 8
+  assert fused_cost(shape, blocks=blocks(1), **base) == (forward, backward)  # M = 1 costs what M = 2 does
+
+
+COMPILE = """
+import sys
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from mevit_jax.models.config import MEViTConfig
+from mevit_jax.models.kernels import fused_attention
+for name in ('v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'):
+  device = topologies.get_topology_desc(platform='tpu', topology_name=name).devices[0]
+  for grid, frames, width, heads, block_size, token in (
+    (14, 8, 768, 12, 2, True), (14, 8, 768, 12, 3, True), (16, 4, 1280, 16, 2, False), (7, 5, 192, 3, 2, True),
+  ):
+    config = MEViTConfig(frames=frames, width=width, heads=heads, image_size=grid, patch_size=1, block_size=block_size)
+    def of(*shape):
+      return jax.ShapeDtypeStruct((2, *shape), jnp.bfloat16, sharding=jax.sharding.SingleDeviceSharding(device))
+    patches, one = of(frames, grid**2, width), of(width)
+    for blocks in (None, config.blocks):
+      def both(query, key, value, token, gradients):
+        function = lambda *x: fused_attention(*x, heads=heads, blocks=blocks)
+        outputs, pull = jax.vjp(function, query, key, value, token)
+        return outputs, pull(gradients)
+      text = jax.jit(both).lower(
+        *[patches] * 3, (one,) * 3 if token else None, (patches, one if token else None)
+      ).compile().as_text()
+      assert text.count('tpu_custom_call') == 2, text
+print('compiled')
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='needs libtpu, of requirements-plan.txt')
+def test_compiles_for_tpus():
+  wanted = {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
+  done = subprocess.run(
+    [sys.executable, '-c', COMPILE], cwd=ROOT, env={**os.environ, **wanted}, capture_output=True, text=True
+  )
+  assert 'compiled' in done.stdout, done.stderr[-3000:]
