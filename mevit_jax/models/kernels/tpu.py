@@ -20,6 +20,7 @@ from mevit_jax.models.kernels.windows import PACKED, Plan, lanes_of, registers_o
 _ROWS_AND_LANES = (((1,), (1,)), ((), ()))  # x @ y.T
 
 
+@functools.partial(jax.jit, static_argnames=('plan', 'heads', 'interpret'))  # traced once for all blocks
 def forward(query, key, value, token, plan: Plan, heads: int, interpret: bool):
   """Queries, keys, values `b t n d`, token's `b 3 d` or None -> `b t n d` and the token's, over groups, `b 1 d`."""
   b, d = query.shape[0], query.shape[-1]
@@ -29,6 +30,7 @@ def forward(query, key, value, token, plan: Plan, heads: int, interpret: bool):
   return _call(_forward, [query, key, value], [token], outputs, plan, heads, interpret)
 
 
+@functools.partial(jax.jit, static_argnames=('plan', 'heads', 'interpret'))
 def backward(query, key, value, token, gradient, token_gradient, plan: Plan, heads: int, interpret: bool):
   """Gradients of `forward`'s query, key, value, and of the token's `b 3 d`; `token_gradient` is `b 1 d`."""
   b, d = query.shape[0], query.shape[-1]
