@@ -57,7 +57,7 @@ class MLP(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     hidden = checkpoint_name(self.up(self.norm(x)), 'mlp')
-    return self.down(jax.nn.gelu(hidden, approximate=False))
+    return self.down(gelu(hidden))
 
 
 class PatchBlock(nnx.Module):
@@ -168,6 +168,12 @@ class Stage(nnx.Module):
       traced.append(block.trace(tokens))
       tokens = block(tokens, jnp.zeros(()), None)
     return tokens, traced
+
+
+def gelu(x: jax.Array) -> jax.Array:
+  """The exact GELU by erf, in float32 at least; jax.nn.gelu takes erfc, which costs twice as much on CPUs."""
+  precise = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return (0.5 * precise * (1 + jax.lax.erf(precise * 0.5**0.5))).astype(x.dtype)
 
 
 def layer_norm(config: MEViTConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
