@@ -8,6 +8,9 @@ from mevit_jax.models.blocks import ClassBlock, Keep, PatchBlock, Stage, Tokens,
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.embed import Embedding
 
+# Where the blocks are, in their order.
+STAGES = ('space', 'motion', 'classify')
+
 
 class MEViT(nnx.Module):
   """Motion Enhanced Video Transformer (Li and Zhuang, MMM 2022)."""
@@ -64,7 +67,7 @@ class MEViT(nnx.Module):
     """What the attentions of every block read."""
     tokens, start = self._start(video)
     traced: list[Traced] = []
-    for name in ('space', 'motion', 'classify'):
+    for name in STAGES:
       if stage := getattr(self, name, None):
         tokens, found = stage.trace((tokens[0], start) if name == 'classify' else tokens)
         traced += found
