@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
   config = peers.timesformer_config(
     motion_blocks=sizes.pop('depth'), frames=_FRAMES.value, image_size=(_SIZE.value,) * 2, dtype=dtype, **sizes
   )
-  peak, _ = peers.peaks(dtype)
+  peak, _ = peers.peaks(dtype, _CLOCK.value)
   print(f'TimeSformer {_MODEL.value}, {_FRAMES.value}x{_SIZE.value}, {dtype}, torch {torch.__version__}; {peers.describe()}')
   print(f'{count_flops(config) / 1e9:.1f} GFLOP a clip in matrix products, whose peak here is {peak / 1e9:.0f} GFLOP/s')
   rows = []

@@ -59,6 +59,7 @@ def import_transformers(torch: Any) -> Any:
     torch.for_benchmarks = library  # its operators go when it goes
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
+    importlib.import_module('transformers.utils.logging').disable_progress_bar()
     return importlib.import_module('transformers.models.timesformer')
 
 
@@ -145,7 +146,7 @@ def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
   return statistics.median(b / a for a, b in zip(times[name], times[base], strict=True))
 
 
-def peaks(dtype: str) -> tuple[float, float]:
+def peaks(dtype: str, clock: str = 'wall') -> tuple[float, float]:
   """FLOP/s of matrix products and bytes/s of memory: a GPU's by its data sheet, else measured here; 0 if unknown."""
   kind = jax.devices()[0].device_kind.lower()
   for chip in CHIPS.values():
@@ -155,18 +156,18 @@ def peaks(dtype: str) -> tuple[float, float]:
     return 0.0, 0.0
   side, numbers = 2048, 2**25
   x = jnp.ones((side, side), dtype)
-  flops = 2 * side**3 / _best(jax.jit(jnp.matmul).lower(x, x).compile(), x, x)
+  flops = 2 * side**3 / _best(clock, jax.jit(jnp.matmul).lower(x, x).compile(), x, x)
   x = jnp.ones(numbers, jnp.float32)
-  return flops, 2 * 4 * numbers / _best(jax.jit(lambda x: x + 1, donate_argnums=0), x)
+  return flops, 2 * 4 * numbers / _best(clock, jax.jit(lambda x: x + 1, donate_argnums=0), x)
 
 
-def _best(run: Callable, *args) -> float:
+def _best(clock: str, run: Callable, *args) -> float:
   """Seconds of the fastest of some calls; what is donated comes back as the result."""
   times = []
   for _ in range(8):
-    start = time.perf_counter()
+    start = CLOCKS[clock]()
     result = jax.block_until_ready(run(*args))
-    times.append(time.perf_counter() - start)
+    times.append(CLOCKS[clock]() - start)
     args = (result, *args[1:]) if len(args) == 1 else args
   return min(times)
 

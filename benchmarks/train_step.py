@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
   batch = _BATCH_SIZE.value or (8 if peers.on_gpu() else 1)
   names = _PEERS.value or ['eager', 'sdpa'] + ['compile'] * peers.on_gpu()
   configs = configs_of(_SIZE.value, _FRAMES.value, _PIXELS.value, dtype, _REMAT.value)
-  peak, _ = peers.peaks(dtype)
+  peak, _ = peers.peaks(dtype, _CLOCK.value)
   print(f'{_SIZE.value}, {_FRAMES.value}x{_PIXELS.value}, batch {batch}, {dtype}, torch {torch.__version__}; {peers.describe()}')
   cases, about = cases_of(torch, configs, _MODELS.value, names, batch, dtype)
   times = peers.take_turns(cases, _ROUNDS.value, _CLOCK.value)
