@@ -4,13 +4,12 @@
   python -m benchmarks.attention --block_sizes=1,2 --frames=8,16,32 --batch=4
   taskset -c 0 python -m benchmarks.attention --clock=cpu          # one core, where others use the machine
 
-From queries, keys and values `b t n h k` (n in block order, as our model has them) to the output in that layout, and from
-its gradient to theirs: what others move to have a block's patches together counts. `ours` is what our model runs on this
-platform; `xla` the textbook's softmax(q k / sqrt k) v by XLA; `jax dpa` jax.nn.dot_product_attention (cuDNN on a GPU);
-`torch sdpa` PyTorch's (left out where torch is not installed). Each is compared with `xla` in float32 at precision
-HIGHEST before it is timed. The floor is the larger of the matrix products at the peak (four and ten multiply-adds per
-query, key and number of a head: 2 products forward, 5 backward) and of the bytes that have to move (4 arrays forward, 8
-backward) at the memory's bandwidth.
+From queries, keys and values `b t n h k` (n in block order, as our model has them) to the output in that layout, and
+from its gradient to theirs: what others move to have a block's patches together counts. `ours` is what our model runs
+on this platform; `xla` the textbook's softmax(q k / sqrt k) v by XLA; `jax dpa` jax.nn.dot_product_attention (cuDNN
+on a GPU); `torch sdpa` PyTorch's (left out where torch is not installed). Each is compared with `xla` in float32 at
+precision HIGHEST before it is timed. The floor is the larger of the matrix products at the peak (2 forward, 5
+backward) and of the bytes that have to move (4 arrays forward, 8 backward) at the memory's bandwidth.
 """
 
 import statistics
@@ -30,47 +29,41 @@ import numpy as np  # isort: skip
 from mevit_jax.models.attention import Heads, motion_attention, motion_groups
 from mevit_jax.models.config import MEViTConfig
 
-_BLOCK_SIZES = flags.DEFINE_list('block_sizes', '1,2,3,7,14', 'M.')
-_FRAMES = flags.DEFINE_list('frames', '8', 'Frames of a clip.')
-_GRID = flags.DEFINE_integer('grid', 14, 'Patches of a side.', lower_bound=1)
-_HEADS = flags.DEFINE_integer('heads', 12, 'Heads, each of 64 numbers.', lower_bound=1)
-_BATCH = flags.DEFINE_integer('batch', 0, 'Clips; default: 1, and 16 on a GPU.', lower_bound=0)
-_DTYPE = flags.DEFINE_enum('dtype', '', ['', 'float32', 'bfloat16'], 'Default: float32, and bfloat16 on a GPU.')
-_ROUNDS = flags.DEFINE_integer('rounds', 9, 'How often each is timed.', lower_bound=1)
-_CLOCK = flags.DEFINE_enum('clock', 'wall', list(peers.CLOCKS), 'Time on the clock, or CPU time of all threads.')
-_JSON = flags.DEFINE_string('json', '', 'A file to write the figures to.')
-
 WIDTH = 64  # of a head
 
 
 def main(argv: Sequence[str]) -> None:
   """Checks, measures, and prints a table."""
   no_arguments(argv)
-  dtype = _DTYPE.value or ('bfloat16' if peers.on_gpu() else 'float32')
-  batch = _BATCH.value or (16 if peers.on_gpu() else 1)
-  flops, bandwidth = peers.peaks(dtype, _CLOCK.value)
-  print(f'{batch} x {_GRID.value}x{_GRID.value} patches, {_HEADS.value} heads, {dtype}; {peers.describe()}')
+  dtype = peers.chosen_dtype()
+  batch = flags.FLAGS.batch or (16 if peers.on_gpu() else 1)
+  flops, bandwidth = peers.peaks(dtype, flags.FLAGS.clock)
+  print(
+    f'{batch} x {flags.FLAGS.grid}x{flags.FLAGS.grid} patches, {flags.FLAGS.heads} heads, {dtype}; {peers.describe()}'
+  )
   print(f'peak {flops / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s; ms, and times the speed of xla')
   rows = []
-  for frames in map(int, _FRAMES.value):
-    for block_size in map(int, _BLOCK_SIZES.value):
-      side = _GRID.value
+  for frames in map(int, flags.FLAGS.frames):
+    for block_size in map(int, flags.FLAGS.block_sizes):
+      side = flags.FLAGS.grid
       config = MEViTConfig(
-        classes=1, frames=frames, image_size=16 * side, width=WIDTH * _HEADS.value, heads=_HEADS.value,
+        classes=1, frames=frames, image_size=16 * side, width=WIDTH * flags.FLAGS.heads, heads=flags.FLAGS.heads,
         mlp_dim=1, block_size=block_size, dtype=dtype,
       )  # fmt: skip
-      rows += measure(config, batch, flops, bandwidth)
-  peers.write(_JSON.value, rows, batch=batch, dtype=dtype, clock=_CLOCK.value, flops=flops, bandwidth=bandwidth)
+      rows += measure(config, batch, flops, bandwidth, peers.timing())
+  peers.write(rows, batch=batch, flops=flops, bandwidth=bandwidth)
 
 
-def measure(config: MEViTConfig, batch: int, flops: float, bandwidth: float) -> list[dict]:
+def measure(config: MEViTConfig, batch: int, flops: float, bandwidth: float, timing: peers.Timing) -> list[dict]:
   """A row for the floor and for each way, forward alone and forward with backward."""
   forward, both, off_by = cases_of(config, batch)
   floors = floor(config, batch, flops, bandwidth)
   label = f't {config.frames:2} M {config.block_size:2}'
   print(f'{label} {"floor":11} forward {1e3 * floors[0]:8.2f}        with backward {1e3 * floors[1]:8.2f}')
-  rows = [{'frames': config.frames, 'block_size': config.block_size, 'name': 'floor', 'forward': floors[0], 'both': floors[1]}]
-  times = peers.take_turns(forward, _ROUNDS.value, _CLOCK.value), peers.take_turns(both, _ROUNDS.value, _CLOCK.value)
+  rows = [
+    {'frames': config.frames, 'block_size': config.block_size, 'name': 'floor', 'forward': floors[0], 'both': floors[1]}
+  ]
+  times = peers.take_turns(forward, timing), peers.take_turns(both, timing)
   for name in forward:
     seconds = [statistics.median(found[name]) for found in times]
     faster = [peers.ratio(found, name, 'xla') for found in times]
@@ -79,7 +72,9 @@ def measure(config: MEViTConfig, batch: int, flops: float, bandwidth: float) -> 
       f'{faster[1]:5.2f}x  off by {off_by[name]:.1e}',
       flush=True,
     )
-    rows.append({**rows[0], 'name': name, 'forward': seconds[0], 'both': seconds[1], 'times_xla': faster, 'off_by': off_by[name]})
+    rows.append(
+      {**rows[0], 'name': name, 'forward': seconds[0], 'both': seconds[1], 'times_xla': faster, 'off_by': off_by[name]}
+    )
   return rows
 
 
@@ -198,4 +193,9 @@ def torch_cases(torch, config: MEViTConfig, arrays: Sequence[np.ndarray]) -> tup
 
 
 if __name__ == '__main__':
+  peers.define_flags()
+  flags.DEFINE_list('block_sizes', '1,2,3,7,14', 'M.')
+  flags.DEFINE_integer('grid', 14, 'Patches of a side.', lower_bound=1)
+  flags.DEFINE_integer('heads', 12, 'Heads, each of 64 numbers.', lower_bound=1)
+  flags.DEFINE_integer('batch', 0, 'Clips; default: 1, and 16 on a GPU.', lower_bound=0)
   run(main)

@@ -1,4 +1,4 @@
-"""What the benchmarks beside PyTorch share: transformers' TimeSformer with the same weights, turns, clocks, the peak."""
+"""What the benchmarks beside PyTorch share: transformers' TimeSformer with the same weights, turns, clocks, peaks."""
 
 import functools
 import importlib
@@ -11,15 +11,15 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # a GPU's memory is PyTorch's too
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from mevit_jax.errors import UserError
 from mevit_jax.models.config import MEViTConfig
@@ -28,6 +28,15 @@ from mevit_jax.planning.chips import CHIPS
 from mevit_jax.weights.load import load
 
 CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
+
+
+class Timing(NamedTuple):
+  """How often each is timed, and by which of CLOCKS."""
+
+  rounds: int
+  clock: str
+
+
 # As far apart as two results may be, relative to the largest number.
 TOLERANCES = {'float32': 1e-5, 'bfloat16': 4e-2}
 
@@ -52,7 +61,7 @@ def import_torch() -> Any:
 @functools.cache
 def import_transformers(torch: Any) -> Any:
   """transformers' TimeSformer; a torchvision for GPUs beside a torch for CPUs lacks two operators at its import."""
-  if torch.version.cuda is None and not version('torchvision').endswith('+cpu'):
+  if torch.version.cuda is None and not hasattr(torch.ops.torchvision, 'nms'):
     library = torch.library.Library('torchvision', 'FRAGMENT')
     for name in ('nms', 'qnms'):
       library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
@@ -77,10 +86,16 @@ def make_peer(torch: Any, config: MEViTConfig) -> Any:
   transformers = import_transformers(torch)
   peer = transformers.TimesformerForVideoClassification(
     transformers.TimesformerConfig(
-      hidden_size=config.width, num_attention_heads=config.heads, intermediate_size=config.mlp_dim,
-      num_hidden_layers=config.depth, num_frames=config.frames, image_size=config.image_size[0],
-      patch_size=config.patch_size[0], num_labels=config.classes, layer_norm_eps=config.layer_norm_eps,
-    )  # fmt: skip
+      hidden_size=config.width,
+      num_attention_heads=config.heads,
+      intermediate_size=config.mlp_dim,
+      num_hidden_layers=config.depth,
+      num_frames=config.frames,
+      image_size=config.image_size[0],
+      patch_size=config.patch_size[0],
+      num_labels=config.classes,
+      layer_norm_eps=config.layer_norm_eps,
+    )
   )
   generator = torch.Generator().manual_seed(0)
   with torch.no_grad():  # most biases and norms are constants at initialisation: a swap would not be seen
@@ -123,16 +138,16 @@ def check(name: str, found: Iterable, wanted: Iterable, dtype: str) -> float:
   worst = 0.0
   for one, other in zip(found, wanted, strict=True):
     a, b = np.asarray(one, np.float64), np.asarray(other, np.float64)
-    worst = max(worst, float(np.abs(a - b).max() / np.abs(b).max()))
+    worst = float(np.maximum(worst, np.abs(a - b).max() / np.abs(b).max()))  # NaN stays
   if not worst <= TOLERANCES[dtype]:
     raise UserError(f'{name} is {worst:.1e} of the largest number off: what computes something else is not timed')
   return worst
 
 
-def take_turns(cases: dict[str, Callable[[], Any]], rounds: int, clock: str) -> dict[str, list[float]]:
+def take_turns(cases: dict[str, Callable[[], Any]], timing: Timing) -> dict[str, list[float]]:
   """Seconds of each case in every round, one after the other; a first round does not count."""
-  now, times = CLOCKS[clock], {name: [] for name in cases}
-  for round_ in range(rounds + 1):
+  now, times = CLOCKS[timing.clock], {name: [] for name in cases}
+  for round_ in range(timing.rounds + 1):
     for name, run in cases.items():
       start = now()
       run()
@@ -178,7 +193,40 @@ def describe() -> str:
   return f'{jax.devices()[0].device_kind}, {cores}, jax {jax.__version__}, Python {sys.version.split()[0]}'
 
 
-def write(path: str, rows: list[dict], **about) -> None:
-  """The figures as JSON, if a file is named."""
-  if path:
-    Path(path).write_text(json.dumps({'on': describe(), **about, 'rows': rows}, indent=2) + '\n')
+def define_flags() -> None:
+  """The flags that these benchmarks share; defined where one is run, so that tests may import them all."""
+  flags.DEFINE_list('frames', '8', 'Frames of a clip, one number or more.')
+  flags.DEFINE_enum('dtype', '', ['', 'float32', 'bfloat16'], 'Default: float32, and bfloat16 on a GPU.')
+  flags.DEFINE_integer('rounds', 7, 'How often each is timed.', lower_bound=1)
+  flags.DEFINE_enum('clock', 'wall', list(CLOCKS), 'Time on the clock, or CPU time of all threads.')
+  flags.DEFINE_string('json', '', 'A file to write the figures to.')
+
+
+def define_peer_flags() -> None:
+  """Likewise, of those beside transformers."""
+  define_flags()
+  flags.DEFINE_string('size', 'B/16', 'A ViT.')
+  flags.DEFINE_integer('pixels', 224, 'Of a side of a frame.', lower_bound=1)
+  flags.DEFINE_list('peers', '', 'Of eager, sdpa, compile; default: eager,sdpa, and all on a GPU.')
+
+
+def timing() -> Timing:
+  """As the flags say."""
+  return Timing(flags.FLAGS.rounds, flags.FLAGS.clock)
+
+
+def chosen_dtype() -> str:
+  """Of the computation, as the flag says or as suits the device."""
+  return flags.FLAGS.dtype or ('bfloat16' if on_gpu() else 'float32')
+
+
+def chosen_peers() -> list[str]:
+  """transformers' ways, the first of which the others are compared with."""
+  return flags.FLAGS.peers or ['eager', 'sdpa'] + ['compile'] * on_gpu()
+
+
+def write(rows: list[dict], **about) -> None:
+  """The figures as JSON, if --json names a file."""
+  if flags.FLAGS.json:
+    about = {'on': describe(), 'dtype': chosen_dtype(), 'clock': flags.FLAGS.clock, **about}
+    Path(flags.FLAGS.json).write_text(json.dumps({**about, 'rows': rows}, indent=2) + '\n')

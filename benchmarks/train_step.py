@@ -5,11 +5,11 @@
   python -m benchmarks.train_step --size=L/16 --peers=eager,sdpa,compile --batch_size=16      # on a GPU
   taskset -c 0 python -m benchmarks.train_step --clock=cpu         # one core, where others use the machine
 
-Needs requirements-parity.txt. A step takes uint8 clips: normalisation, forward, backward, SGD with Nesterov momentum; no
-dropout of any kind, no augmentation. `eager`, `sdpa` and `compile` are as in benchmarks.inference, and so are the
-dtypes. `mevit` (space 4, motion 8, M = 2) has no peer of its own: it stands beside a TimeSformer of the same size, which
-does more arithmetic. Before anything is timed loss and gradient are compared, the gradient at the clip's pixels, behind
-all layers (where they are the same model).
+Needs requirements-parity.txt. A step takes uint8 clips: normalisation, forward, backward, SGD with Nesterov momentum;
+no dropout of any kind, no augmentation. `eager`, `sdpa` and `compile` are as in benchmarks.inference, and so are the
+dtypes. `mevit` (space 4, motion 8, M = 2) has no peer of its own: it stands beside a TimeSformer of the same size,
+which does more arithmetic. Before anything is timed loss and gradient are compared, the gradient at the clip's
+pixels, behind all layers (where they are the same model).
 """
 
 import statistics
@@ -33,18 +33,6 @@ from mevit_jax.training.objectives import cross_entropy
 from mevit_jax.training.state import begin_state
 from mevit_jax.training.steps import make_train_step
 
-_MODELS = flags.DEFINE_list('models', 'timesformer', 'Ours: of timesformer, mevit.')
-_SIZE = flags.DEFINE_string('size', 'B/16', 'A ViT.')
-_FRAMES = flags.DEFINE_integer('frames', 8, 'Frames of a clip.', lower_bound=1)
-_PIXELS = flags.DEFINE_integer('pixels', 224, 'Of a side.', lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 0, 'Clips of a step; default: 1, and 8 on a GPU.', lower_bound=0)
-_PEERS = flags.DEFINE_list('peers', '', 'Of eager, sdpa, compile; default: eager,sdpa, and all on a GPU.')
-_DTYPE = flags.DEFINE_enum('dtype', '', ['', 'float32', 'bfloat16'], 'Of the computation.')
-_REMAT = flags.DEFINE_enum('remat', 'none', ['none', 'block', 'residuals'], 'What ours recomputes.')
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'How often each is timed.', lower_bound=1)
-_CLOCK = flags.DEFINE_enum('clock', 'wall', list(peers.CLOCKS), 'Time on the clock, or CPU time of all threads.')
-_JSON = flags.DEFINE_string('json', '', 'A file to write the figures to.')
-
 MEAN = STD = (0.5, 0.5, 0.5)
 RATE, MOMENTUM = 1e-3, 0.9
 
@@ -53,29 +41,37 @@ def main(argv: Sequence[str]) -> None:
   """Checks, measures, and prints a table."""
   no_arguments(argv)
   torch = peers.import_torch()
-  dtype = _DTYPE.value or ('bfloat16' if peers.on_gpu() else 'float32')
-  batch = _BATCH_SIZE.value or (8 if peers.on_gpu() else 1)
-  names = _PEERS.value or ['eager', 'sdpa'] + ['compile'] * peers.on_gpu()
-  configs = configs_of(_SIZE.value, _FRAMES.value, _PIXELS.value, dtype, _REMAT.value)
-  peak, _ = peers.peaks(dtype, _CLOCK.value)
-  print(f'{_SIZE.value}, {_FRAMES.value}x{_PIXELS.value}, batch {batch}, {dtype}, torch {torch.__version__}; {peers.describe()}')
-  cases, about = cases_of(torch, configs, _MODELS.value, names, batch, dtype)
-  times = peers.take_turns(cases, _ROUNDS.value, _CLOCK.value)
+  dtype, peak = peers.chosen_dtype(), peers.peaks(peers.chosen_dtype(), flags.FLAGS.clock)[0]
+  batch, names = flags.FLAGS.batch_size or (8 if peers.on_gpu() else 1), peers.chosen_peers()
+  print(f'{flags.FLAGS.size}, batch {batch}, {dtype}, torch {torch.__version__}; {peers.describe()}')
   rows = []
-  print(f'{"":12} {"ms":>10} {"clips/s":>9} {"x eager":>8} {"of peak":>8} {"off by":>8} {"MiB":>8} {"compile s":>9}')
+  for frames in map(int, flags.FLAGS.frames):
+    configs = configs_of(flags.FLAGS.size, frames, flags.FLAGS.pixels, dtype, flags.FLAGS.remat)
+    cases, about = cases_of(torch, configs, flags.FLAGS.models, names, batch, dtype)
+    print(f'{frames}x{flags.FLAGS.pixels}; peak {peak / 1e9:.0f} GFLOP/s')
+    print(f'{"":12} {"ms":>10} {"clips/s":>9} {"x first":>8} {"of peak":>8} {"off by":>8} {"MiB":>8} {"compile s":>9}')
+    rows += measure(configs, batch, cases, about, names[0], peak, peers.timing())
+  peers.write(rows, size=flags.FLAGS.size, batch=batch, peak=peak)
+
+
+def measure(
+  configs: dict, batch: int, cases: dict, about: dict, first: str, peak: float, timing: peers.Timing
+) -> list[dict]:
+  """A row for each."""
+  times, rows = peers.take_turns(cases, timing), []
   for name, found in times.items():
-    seconds = statistics.median(found)
+    seconds, faster = statistics.median(found), peers.ratio(times, name, first)
     # A peer's arithmetic is counted as ours of the same function: it multiplies by one matrix more, which we fold.
-    flops = 3 * batch * count_flops(configs.get(name, configs['timesformer']))
-    row = {'name': name, 'seconds': seconds, 'times_first_peer': peers.ratio(times, name, names[0])}
-    rows.append({**row, 'share': flops / seconds / peak if peak else float('nan'), **about[name]})
+    config = configs.get(name, configs['timesformer'])
+    share = 3 * batch * count_flops(config) / seconds / peak if peak else float('nan')
+    row = {'frames': config.frames, 'name': name, 'seconds': seconds, 'times_first_peer': faster, 'share': share}
+    rows.append({**row, **about[name]})
     print(
-      f'{name:12} {1000 * seconds:10.1f} {batch / seconds:9.3f} {row["times_first_peer"]:8.2f} {rows[-1]["share"]:8.1%} '
-      f'{about[name]["off_by"]:8.1e} {about[name]["mib"]:8.0f} {about[name]["compile_s"]:9.1f}'
+      f'{name:12} {1000 * seconds:10.1f} {batch / seconds:9.3f} {faster:8.2f} {share:8.1%} '
+      f'{about[name]["off_by"]:8.1e} {about[name]["mib"]:8.0f} {about[name]["compile_s"]:9.1f}',
+      flush=True,
     )
-  peers.write(
-    _JSON.value, rows, size=_SIZE.value, frames=_FRAMES.value, batch=batch, dtype=dtype, clock=_CLOCK.value, peak=peak
-  )
+  return rows
 
 
 def configs_of(size: str, frames: int, pixels: int, dtype: str, remat: str) -> dict[str, MEViTConfig]:
@@ -180,4 +176,8 @@ def peer_case(torch, config, name: str, video, label, dtype: str, wanted) -> tup
 
 
 if __name__ == '__main__':
+  peers.define_peer_flags()
+  flags.DEFINE_list('models', 'timesformer', 'Ours: of timesformer, mevit.')
+  flags.DEFINE_integer('batch_size', 0, 'Clips of a step; default: 1, and 8 on a GPU.', lower_bound=0)
+  flags.DEFINE_enum('remat', 'none', ['none', 'block', 'residuals'], 'What ours recomputes.')
   run(main)
