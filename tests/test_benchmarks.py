@@ -46,7 +46,9 @@ def torch():
 
 def test_attention(capsys):
   """Every way computes the same, uneven blocks too, and is timed beside the floor."""
-  config = MEViTConfig(classes=1, frames=2, image_size=48, width=128, heads=2, mlp_dim=1, block_size=2, dtype='float32')
+  config = MEViTConfig(
+    classes=1, frames=2, image_size=(16, 48), width=128, heads=2, mlp_dim=1, block_size=2, dtype='float32'
+  )
   rows = attention.measure(config, 1, 1e11, 1e10, ONCE)
   assert [row['name'] for row in rows][:4] == ['floor', 'ours', 'xla', 'jax dpa']
   assert all(row['off_by'] <= 1e-5 and row['forward'] > 0 and row['both'] > 0 for row in rows[1:])
@@ -90,6 +92,7 @@ def test_inference(torch):
     assert row['share'] == pytest.approx(2 * count_flops(small()) / row['seconds'] / 1e9)
 
 
+@pytest.mark.slow
 def test_train_step(torch):
   """Loss and the gradient at the pixels are the peer's; then both go on training."""
   mevit = MEViTConfig(**{**small().__dict__, 'block_size': 2, 'order': 'space_time', 'class_token_in_motion': True})

@@ -49,7 +49,7 @@ def test_params_are_plain_dicts_of_float32_as_promised():
 def test_blocks_may_lie_apart(unroll):
   """Params whose blocks are unstacked are the same model; where blocks are a loop they stay stacked."""
   model = build_model(dataclasses.replace(CONFIG, unroll=unroll))
-  params = random_params(CONFIG)
+  params = random_params(MODEL)
   apart = model.unstack(params)
   assert isinstance(apart['motion']['blocks']['mlp']['up']['kernel'], tuple) == (unroll == 0)
   np.testing.assert_allclose(
