@@ -131,8 +131,8 @@ class Predictor:
     self.clip, self.step, self.weights = recipe.clip, saved.step, saved.weights(weights)
     self._clips, self._crops, self._evaluation = clips, crops or recipe.evaluation.crops, recipe.evaluation
     self._batch_size, self._threads = batch_size, threads or len(os.sched_getaffinity(0))
-    self._params = saved.params(self.weights)
     model = build_model(recipe.model)
+    self._params = model.unstack(saved.params(self.weights))
     self._apply = jax.jit(make_evaluation_step(model, mean=recipe.data.mean, std=recipe.data.std))
     self._lock = threading.Lock()
 

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import decode
+from benchmarks import attention, decode, inference, peers, train_step
+from mevit_jax.errors import UserError
+from mevit_jax.models.config import MEViTConfig, count_flops
 
 
 def test_decode(capsys):
@@ -45,10 +48,79 @@ def test_tpu_counts_every_block(tmp_path):
   done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   rows = json.loads((tmp_path / 'rows.json').read_text())
-  for attention in ('auto', 'plain'):
-    one, two, four = (row for row in rows if row['attention'] == attention)
-    for name in ('mcycles', 'floor', *(['kernels'] if attention == 'auto' else [])):
-      assert four[name] - two[name] == pytest.approx(2 * (two[name] - one[name]), rel=0.1), (attention, name)
-    assert (one['kernels'] > 0) == (attention == 'auto')
+  for how in ('auto', 'plain'):
+    one, two, four = (row for row in rows if row['attention'] == how)
+    for name in ('mcycles', 'floor', *(['kernels'] if how == 'auto' else [])):
+      assert four[name] - two[name] == pytest.approx(2 * (two[name] - one[name]), rel=0.1), (how, name)
+    assert (one['kernels'] > 0) == (how == 'auto')
     assert 0 < four['share'] < 1
   assert 'libtpu 0.' in done.stdout
+
+
+ONCE = peers.Timing(1, 'cpu')
+
+
+@pytest.fixture
+def torch():
+  pytest.importorskip('torch')
+  pytest.importorskip('transformers')
+  return peers.import_torch()
+
+
+def test_attention(capsys):
+  """Every way computes the same, uneven blocks too, and is timed beside the floor."""
+  config = MEViTConfig(
+    classes=1, frames=2, image_size=(16, 48), width=128, heads=2, mlp_dim=1, block_size=2, dtype='float32'
+  )
+  rows = attention.measure(config, 1, 1e11, 1e10, ONCE)
+  assert [row['name'] for row in rows][:4] == ['floor', 'ours', 'xla', 'jax dpa']
+  assert all(row['off_by'] <= 1e-5 and row['forward'] > 0 and row['both'] > 0 for row in rows[1:])
+  assert 'ours' in capsys.readouterr().out
+
+
+def test_floor_of_attention():
+  """One block of all 9 patches in 2 frames is 18 tokens; a slow memory or slow arithmetic makes the floor."""
+  config = MEViTConfig(classes=1, frames=2, image_size=48, width=128, heads=2, mlp_dim=1, block_size=3, dtype='float32')
+  assert attention.floor(config, 5, 1.0, 1e30) == (5 * 4 * 18**2 * 128, 5 * 14 * 18**2 * 128)
+  assert attention.floor(config, 5, 1e30, 1.0) == (5 * 4 * 18 * 128 * 4, 5 * 12 * 18 * 128 * 4)
+
+
+def test_what_computes_something_else_is_not_timed():
+  found, wanted = [np.array([1.0, 2.0])], [np.array([1.0, 2.001])]
+  assert peers.check('bf16', found, wanted, 'bfloat16') == pytest.approx(0.001 / 2.001)
+  with pytest.raises(UserError, match=r'ours is 5\.0e-04 of the largest'):
+    peers.check('ours', found, wanted, 'float32')
+  with pytest.raises(UserError, match='nan'):
+    peers.check('ours', [np.array([np.nan])], [np.array([1.0])], 'float32')
+
+
+def test_turns_and_ratio():
+  calls = []
+  times = peers.take_turns({'a': lambda: calls.append('a'), 'b': lambda: calls.append('b')}, ONCE)
+  assert ''.join(calls) == 'abab'
+  assert [len(found) for found in times.values()] == [1, 1]
+  assert peers.ratio({'ours': [1.0, 2.0, 4.0], 'peer': [3.0, 2.0, 8.0]}, 'ours', 'peer') == 2.0
+
+
+def small(**changes):
+  sizes = {'width': 32, 'heads': 2, 'mlp_dim': 64, 'patch_size': 16, 'image_size': 32, 'frames': 2, 'classes': 5}
+  return peers.timesformer_config(motion_blocks=2, dtype='float32', **{**sizes, **changes})
+
+
+def test_inference(torch):
+  rows = inference.measure(torch, small(), 2, ['eager', 'sdpa'], 1e9, ONCE)
+  assert [row['name'] for row in rows] == ['eager', 'sdpa', 'ours']
+  for row in rows:
+    assert row['off_by'] <= 1e-5
+    assert row['share'] == pytest.approx(2 * count_flops(small()) / row['seconds'] / 1e9)
+
+
+@pytest.mark.slow
+def test_train_step(torch):
+  """Loss and the gradient at the pixels are the peer's; then both go on training."""
+  mevit = MEViTConfig(**{**small().__dict__, 'block_size': 2, 'order': 'space_time', 'class_token_in_motion': True})
+  configs = {'timesformer': small(), 'mevit': mevit}
+  cases, about = train_step.cases_of(torch, configs, list(configs), ['eager', 'sdpa'], 2, 'float32')
+  assert about['timesformer']['off_by'] <= 1e-5
+  rows = train_step.measure(configs, 2, cases, about, 'eager', 1e9, ONCE)
+  assert [row['name'] for row in rows] == ['eager', 'sdpa', 'timesformer', 'mevit']

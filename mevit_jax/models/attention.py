@@ -23,11 +23,17 @@ def by_heads(projected: Heads, width: int) -> Heads:
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Softmax attention, eqs. 3 and 4: `... q h k` over `... s h k` -> `... q h k`; the softmax is float32 at least."""
-  scale = query.shape[-1] ** -0.5
-  logits = jnp.einsum('...qhk,...shk->...hqs', query, key, preferred_element_type=_precise(query.dtype))  # ... h q s
-  weights = jax.nn.softmax(logits * scale, axis=-1).astype(value.dtype)
-  return jnp.einsum('...hqs,...shk->...qhk', weights, value)  # ... q h k
+  """Softmax attention, eqs. 3 and 4: `... q h k` over `... s h k` -> `... q h k`; the softmax is float32 at least.
+
+  The sum is divided, `q k` numbers, and not each of the `q s` weights.
+  """
+  precise = _precise(query.dtype)
+  logits = jnp.einsum('...qhk,...shk->...hqs', query, key, preferred_element_type=precise)  # ... h q s
+  largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))  # it cancels
+  weights = jnp.exp((logits - largest) * query.shape[-1] ** -0.5)
+  summed = jnp.einsum('...hqs,...shk->...hqk', weights.astype(value.dtype), value, preferred_element_type=precise)
+  output = summed / weights.sum(axis=-1, keepdims=True)
+  return output.astype(value.dtype).swapaxes(-3, -2)  # ... q h k
 
 
 def _precise(dtype: jnp.dtype) -> jnp.dtype:

@@ -188,9 +188,12 @@ class Stage(nnx.Module):
 
 
 def _unstack(tree, depth: int) -> list:
-  """The blocks of a stacked tree; splitting at once has one concatenation as its gradient, indexing one a block."""
-  leaves, treedef = jax.tree.flatten(tree)
-  parts = [[part[0] for part in jnp.split(leaf, depth)] for leaf in leaves]
+  """The blocks of a stacked tree, or of one whose leaves are tuples already (see `Model.unstack`).
+
+  Splitting at once has one concatenation as its gradient, indexing one a block.
+  """
+  leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: isinstance(x, tuple))
+  parts = [leaf if isinstance(leaf, tuple) else [part[0] for part in jnp.split(leaf, depth)] for leaf in leaves]
   return [jax.tree.unflatten(treedef, [leaf[i] for leaf in parts]) for i in range(depth)]
 
 

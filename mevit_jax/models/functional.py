@@ -12,7 +12,7 @@ from flax import nnx
 from mevit_jax.errors import UserError
 from mevit_jax.models.blocks import Keep, Traced, as_it_is
 from mevit_jax.models.config import MEViTConfig
-from mevit_jax.models.mevit import MEViT
+from mevit_jax.models.mevit import STAGES, MEViT
 from mevit_jax.models.platforms import Each
 
 # A nested dict of arrays, keyed by the parameters' names.
@@ -31,6 +31,8 @@ class Model:
     tokens: likewise -> patches `b t n d` in block order and class token `b d` after the last block.
     trace: (params, video, block) -> queries, keys and values of that block's attentions, see `blocks.Traced`; the
       block is an index over all stages' blocks, negative from the end, or a slice for a list of them.
+    unstack: params -> the same, each block's apart, which the functions above take as well: for inference, where a
+      program would else copy every block's weights out of the stack at each call (unless `config.unroll` is set).
   """
 
   config: MEViTConfig
@@ -39,6 +41,7 @@ class Model:
   apply: Callable[..., jax.Array]
   tokens: Callable[..., tuple[jax.Array, jax.Array]]
   trace: Callable[..., Any]
+  unstack: Callable[[Params], Params]
 
 
 def build_model(config: MEViTConfig, keep: Keep = as_it_is, each: Each = as_it_is) -> Model:
@@ -61,7 +64,7 @@ def build_model(config: MEViTConfig, keep: Keep = as_it_is, each: Each = as_it_i
     return start_motion(params, config.motion_start)
 
   def bind(params: Params, video: jax.Array) -> MEViT:
-    check_params(params, abstract)
+    check_params(params, abstract if _is_stacked(params) else jax.eval_shape(unstack, abstract))
     _check_video(video, config)
     return nnx.merge(graphdef, params)
 
@@ -74,7 +77,17 @@ def build_model(config: MEViTConfig, keep: Keep = as_it_is, each: Each = as_it_i
   def trace(params: Params, video: jax.Array, block: int | slice) -> Traced | list[Traced]:
     return bind(params, video).trace(video)[block]
 
-  return Model(config, abstract, init, apply, tokens, trace)
+  def unstack(params: Params) -> Params:
+    if config.unroll:
+      return params
+    return {name: jax.tree.map(tuple, part) if name in STAGES else part for name, part in params.items()}
+
+  return Model(config, abstract, init, apply, tokens, trace, unstack)
+
+
+def _is_stacked(params: Params) -> bool:
+  leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, tuple))
+  return not any(isinstance(leaf, tuple) for leaf in leaves)
 
 
 def start_motion(params: Params, start: str) -> Params:

@@ -10,6 +10,9 @@ from mevit_jax.models.embed import Embedding
 from mevit_jax.models.layers import layer_norm
 from mevit_jax.models.platforms import Each
 
+# Where the blocks are, in their order.
+STAGES = ('space', 'motion', 'classify')
+
 
 class MEViT(nnx.Module):
   """Motion Enhanced Video Transformer (Li and Zhuang, MMM 2022)."""
@@ -69,7 +72,7 @@ class MEViT(nnx.Module):
     """What the attentions of every block read."""
     tokens, start = self._start(video)
     traced: list[Traced] = []
-    for name in ('space', 'motion', 'classify'):
+    for name in STAGES:
       if stage := getattr(self, name, None):
         tokens, found = stage.trace((tokens[0], start) if name == 'classify' else tokens)
         traced += found

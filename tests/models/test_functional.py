@@ -45,6 +45,21 @@ def test_params_are_plain_dicts_of_float32_as_promised():
   assert not np.any(params['motion']['blocks']['motion_attention']['out']['kernel'])
 
 
+@pytest.mark.parametrize('unroll', [0, 1])
+def test_blocks_may_lie_apart(unroll):
+  """Params whose blocks are unstacked are the same model; where blocks are a loop they stay stacked."""
+  model = build_model(dataclasses.replace(CONFIG, unroll=unroll))
+  params = random_params(MODEL)
+  apart = model.unstack(params)
+  assert isinstance(apart['motion']['blocks']['mlp']['up']['kernel'], tuple) == (unroll == 0)
+  np.testing.assert_allclose(
+    jax.jit(model.apply)(apart, VIDEO), jax.jit(model.apply)(params, VIDEO), rtol=1e-6, atol=1e-6
+  )
+  apart.pop('head')
+  with pytest.raises(ValueError, match="missing \\['head/bias'"):
+    model.apply(apart, VIDEO)
+
+
 def test_a_stage_without_blocks_has_no_params():
   def stages(**blocks):
     fields = {'space_blocks': 0, 'motion_blocks': 0, 'class_blocks': 0, **blocks}

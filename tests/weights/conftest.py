@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import sys
 import warnings
 from importlib.metadata import version
 
@@ -40,7 +39,11 @@ def _import(name):
 @pytest.fixture(scope='session')
 def torch():
   torch = _import('torch')
-  if sys.platform == 'linux' and torch.version.cuda is None and not version('torchvision').endswith('+cpu'):
+  if (
+    torch.version.cuda is None
+    and not version('torchvision').endswith('+cpu')
+    and not hasattr(torch.ops.torchvision, 'nms')
+  ):
     # This torchvision is for GPUs: with torch for CPUs its import misses two operators, which no ViT needs.
     library = torch.library.Library('torchvision', 'FRAGMENT')
     for name in ('nms', 'qnms'):

@@ -1,0 +1,201 @@
+"""What motion attention alone costs, forward and backward, beside other ways to compute it and beside the floor.
+
+  python -m benchmarks.attention                                   # B/16 at 224x224: M in 1, 2, 3, 7, 14, 8 frames
+  python -m benchmarks.attention --block_sizes=1,2 --frames=8,16,32 --batch=4
+  taskset -c 0 python -m benchmarks.attention --clock=cpu          # one core, where others use the machine
+
+From queries, keys and values `b t n h k` (n in block order, as our model has them) to the output in that layout, and
+from its gradient to theirs: what others move to have a block's patches together counts. `ours` is what our model runs
+on this platform; `xla` the textbook's softmax(q k / sqrt k) v by XLA; `jax dpa` jax.nn.dot_product_attention (cuDNN
+on a GPU); `torch sdpa` PyTorch's (left out where torch is not installed). Each is compared with `xla` in float32 at
+precision HIGHEST before it is timed. The floor is the larger of the matrix products at the peak (2 forward, 5
+backward) and of the bytes that have to move (4 arrays forward, 8 backward) at the memory's bandwidth.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from absl import flags
+
+from benchmarks import peers
+from mevit_jax.command import no_arguments, run
+from mevit_jax.errors import UserError
+
+import jax  # isort: skip  # after benchmarks.peers, which says how it shares a GPU
+import jax.numpy as jnp  # isort: skip
+import numpy as np  # isort: skip
+
+from mevit_jax.models.attention import Heads, motion_attention, motion_groups
+from mevit_jax.models.config import MEViTConfig
+
+WIDTH = 64  # of a head
+
+
+def main(argv: Sequence[str]) -> None:
+  """Checks, measures, and prints a table."""
+  no_arguments(argv)
+  dtype = peers.chosen_dtype()
+  batch = flags.FLAGS.batch or (16 if peers.on_gpu() else 1)
+  flops, bandwidth = peers.peaks(dtype, flags.FLAGS.clock)
+  print(
+    f'{batch} x {flags.FLAGS.grid}x{flags.FLAGS.grid} patches, {flags.FLAGS.heads} heads, {dtype}; {peers.describe()}'
+  )
+  print(f'peak {flops / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s; ms, and times the speed of xla')
+  rows = []
+  for frames in map(int, flags.FLAGS.frames):
+    for block_size in map(int, flags.FLAGS.block_sizes):
+      side = flags.FLAGS.grid
+      config = MEViTConfig(
+        classes=1, frames=frames, image_size=16 * side, width=WIDTH * flags.FLAGS.heads, heads=flags.FLAGS.heads,
+        mlp_dim=1, block_size=block_size, dtype=dtype,
+      )  # fmt: skip
+      rows += measure(config, batch, flops, bandwidth, peers.timing())
+  peers.write(rows, batch=batch, flops=flops, bandwidth=bandwidth)
+
+
+def measure(config: MEViTConfig, batch: int, flops: float, bandwidth: float, timing: peers.Timing) -> list[dict]:
+  """A row for the floor and for each way, forward alone and forward with backward."""
+  forward, both, off_by = cases_of(config, batch)
+  floors = floor(config, batch, flops, bandwidth)
+  label = f't {config.frames:2} M {config.block_size:2}'
+  print(f'{label} {"floor":11} forward {1e3 * floors[0]:8.2f}        with backward {1e3 * floors[1]:8.2f}')
+  rows = [
+    {'frames': config.frames, 'block_size': config.block_size, 'name': 'floor', 'forward': floors[0], 'both': floors[1]}
+  ]
+  times = peers.take_turns(forward, timing), peers.take_turns(both, timing)
+  for name in forward:
+    seconds = [statistics.median(found[name]) for found in times]
+    faster = [peers.ratio(found, name, 'xla') for found in times]
+    print(
+      f'{label} {name:11} forward {1e3 * seconds[0]:8.2f} {faster[0]:5.2f}x with backward {1e3 * seconds[1]:8.2f} '
+      f'{faster[1]:5.2f}x  off by {off_by[name]:.1e}',
+      flush=True,
+    )
+    rows.append(
+      {**rows[0], 'name': name, 'forward': seconds[0], 'both': seconds[1], 'times_xla': faster, 'off_by': off_by[name]}
+    )
+  return rows
+
+
+def floor(config: MEViTConfig, batch: int, flops: float, bandwidth: float) -> tuple[float, float]:
+  """Seconds that forward, and forward with backward, take at least; 0 where the peaks are not known."""
+  d, size = config.width, jnp.dtype(config.dtype).itemsize
+  pairs = batch * sum(nh * nw * (config.frames * mh * mw) ** 2 for nh, nw, mh, mw in config.blocks)
+  array = batch * config.frames * config.grid[0] * config.grid[1] * d * size
+  if not flops:
+    return 0.0, 0.0
+  return (
+    max(4 * pairs * d / flops, 4 * array / bandwidth),
+    max(14 * pairs * d / flops, 12 * array / bandwidth),
+  )
+
+
+def cases_of(config: MEViTConfig, batch: int) -> tuple[dict[str, Callable], dict[str, Callable], dict[str, float]]:
+  """Forward and forward with backward by name, and how far each is off."""
+  rng = np.random.default_rng(0)
+  shape = (batch, config.frames, config.grid[0] * config.grid[1], config.heads, WIDTH)
+  arrays = [rng.normal(size=shape).astype(np.float32) for _ in range(4)]  # q, k, v, and the output's gradient
+  with jax.default_matmul_precision('highest'):
+    wanted = jax.block_until_ready(jax.jit(with_backward(partial(regrouped, textbook, config)))(*arrays))
+  ways = {
+    'ours': lambda q, k, v: motion_attention(Heads(q, k, v), None, config)[0],
+    'xla': partial(regrouped, textbook, config),
+    'jax dpa': partial(regrouped, dot_product_attention, config),
+  }
+  inputs = [jnp.asarray(x, config.dtype) for x in arrays]
+  forward, both, off_by = {}, {}, {}
+  for name, way in ways.items():
+    one = jax.jit(way).lower(*inputs[:3]).compile()
+    two = jax.jit(with_backward(way)).lower(*inputs).compile()
+    forward[name] = lambda one=one: jax.block_until_ready(one(*inputs[:3]))
+    both[name] = lambda two=two: jax.block_until_ready(two(*inputs))
+    off_by[name] = peers.check(name, [np.asarray(x, np.float32) for x in both[name]()], wanted, config.dtype)
+  try:
+    torch = peers.import_torch()
+  except UserError as error:
+    print(f'torch sdpa: {error}')
+    return forward, both, off_by
+  name = 'torch sdpa'
+  forward[name], both[name] = torch_cases(torch, config, arrays)
+  off_by[name] = peers.check(name, [x.float().cpu().numpy() for x in both[name]()], wanted, config.dtype)
+  return forward, both, off_by
+
+
+def textbook(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """`b g s h k`: softmax(q k / sqrt k) v, as one writes it down."""
+  logits = jnp.einsum('bgqhk,bgshk->bghqs', query, key, preferred_element_type=jnp.float32) * WIDTH**-0.5
+  return jnp.einsum('bghqs,bgshk->bgqhk', jax.nn.softmax(logits).astype(value.dtype), value)
+
+
+def dot_product_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """JAX's own, by cuDNN where there is a GPU and the groups' size allows it."""
+  flat = [x.reshape(-1, *x.shape[2:]) for x in (query, key, value)]  # b·g s h k
+  implementation = 'cudnn' if peers.on_gpu() and query.shape[2] % 2 == 0 and query.dtype != jnp.float32 else 'xla'
+  return jax.nn.dot_product_attention(*flat, implementation=implementation).reshape(query.shape)
+
+
+def regrouped(attend: Callable, config: MEViTConfig, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """Attention within the blocks of `b t n h k`, each region of equal blocks for itself."""
+  outputs = []
+  regions = zip(*(motion_groups(x, config) for x in (query, key, value)), strict=True)
+  for (nh, nw, mh, mw), region in zip(config.blocks, regions, strict=True):
+    output = attend(*region)  # b g t·m h k
+    b, _, _, h, k = output.shape
+    output = output.reshape(b, nh * nw, config.frames, mh * mw, h, k).swapaxes(1, 2)  # b t g m h k
+    outputs.append(output.reshape(b, config.frames, -1, h, k))
+  return jnp.concatenate(outputs, axis=2)  # b t n h k
+
+
+def with_backward(way: Callable) -> Callable:
+  """(q, k, v, the output's gradient) -> output and the gradients of q, k, v."""
+
+  def both(query, key, value, gradient):
+    output, backward = jax.vjp(way, query, key, value)
+    return output, *backward(gradient)
+
+  return both
+
+
+def torch_cases(torch, config: MEViTConfig, arrays: Sequence[np.ndarray]) -> tuple[Callable, Callable]:
+  """PyTorch's fused attention in the same layout."""
+  device, dtype = 'cuda' if peers.on_gpu() else 'cpu', getattr(torch, config.dtype)
+  *inputs, gradient = (torch.tensor(x, dtype=dtype, device=device) for x in arrays)
+  inputs = [x.requires_grad_() for x in inputs]
+
+  def attend():
+    outputs, start = [], 0
+    for nh, nw, mh, mw in config.blocks:
+      g, m = nh * nw, mh * mw
+      region = [x[:, :, start : start + g * m].unflatten(2, (g, m)) for x in inputs]  # b t g m h k
+      region = [x.permute(0, 2, 4, 1, 3, 5).flatten(3, 4).flatten(0, 1) for x in region]  # b·g h t·m k
+      output = torch.nn.functional.scaled_dot_product_attention(*region)
+      output = output.unflatten(0, (-1, g)).unflatten(3, (config.frames, m))  # b g h t m k
+      outputs.append(output.permute(0, 3, 1, 4, 2, 5).flatten(2, 3))  # b t g·m h k
+      start += g * m
+    return torch.cat(outputs, 2)
+
+  def forward():
+    with torch.inference_mode():
+      output = attend()
+    if peers.on_gpu():
+      torch.cuda.synchronize()
+    return output
+
+  def both():
+    output = attend()
+    gradients = torch.autograd.grad(output, inputs, gradient)
+    if peers.on_gpu():
+      torch.cuda.synchronize()
+    return output.detach(), *gradients
+
+  return forward, both
+
+
+if __name__ == '__main__':
+  peers.define_flags()
+  flags.DEFINE_list('block_sizes', '1,2,3,7,14', 'M.')
+  flags.DEFINE_integer('grid', 14, 'Patches of a side.', lower_bound=1)
+  flags.DEFINE_integer('heads', 12, 'Heads, each of 64 numbers.', lower_bound=1)
+  flags.DEFINE_integer('batch', 0, 'Clips; default: 1, and 16 on a GPU.', lower_bound=0)
+  run(main)

@@ -1,0 +1,124 @@
+"""How fast the TimeSformer configuration classifies clips, beside transformers' TimeSformer with the same weights.
+
+  python -m benchmarks.inference                                   # B/16, 8 frames of 224x224, batches of 1 and 4
+  python -m benchmarks.inference --peers=eager,sdpa,compile --batch_sizes=1,8,64
+  taskset -c 0 python -m benchmarks.inference --clock=cpu          # one core, where others use the machine
+
+Needs requirements-parity.txt. `eager` is transformers as it is, `sdpa` the same with PyTorch's fused attention in its
+place, `compile` that under torch.compile. float32 on a CPU; on a GPU ours in bfloat16 and PyTorch under autocast. A
+batch of 1 is the latency. Logits are compared before anything is timed.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from benchmarks import peers
+from mevit_jax.command import no_arguments, run
+
+import jax  # isort: skip  # after benchmarks.peers, which says how it shares a GPU
+import jax.numpy as jnp  # isort: skip
+import numpy as np  # isort: skip
+
+from mevit_jax.models.config import count_flops, variant
+from mevit_jax.models.functional import build_model
+
+
+def main(argv: Sequence[str]) -> None:
+  """Checks, measures, and prints a table."""
+  no_arguments(argv)
+  torch = peers.import_torch()
+  dtype, peak = peers.chosen_dtype(), peers.peaks(peers.chosen_dtype(), flags.FLAGS.clock)[0]
+  print(f'TimeSformer {flags.FLAGS.size}, {dtype}, torch {torch.__version__}; {peers.describe()}')
+  rows = []
+  for frames in map(int, flags.FLAGS.frames):
+    sizes = variant(flags.FLAGS.size)
+    depth, shape = sizes.pop('depth'), {'frames': frames, 'image_size': (flags.FLAGS.pixels, flags.FLAGS.pixels)}
+    config = peers.timesformer_config(motion_blocks=depth, dtype=dtype, **shape, **sizes)
+    flops = count_flops(config)
+    print(
+      f'{frames}x{flags.FLAGS.pixels}: {flops / 1e9:.1f} GFLOP a clip in matrix products; peak {peak / 1e9:.0f} GFLOP/s'
+    )
+    print(
+      f'{"batch":>6} {"":10} {"ms":>10} {"clips/s":>9} {"x first":>8} {"of peak":>8} '
+      f'{"off by":>8} {"MiB":>7} {"compile s":>9}'
+    )
+    for batch in map(int, flags.FLAGS.batch_sizes):
+      rows += measure(torch, config, batch, peers.chosen_peers(), peak, peers.timing())
+  peers.write(rows, size=flags.FLAGS.size, peak=peak)
+
+
+def measure(torch, config, batch: int, names: Sequence[str], peak: float, timing: peers.Timing) -> list[dict]:
+  """A row for ours and for each peer."""
+  cases, about = cases_of(torch, config, batch, names, config.dtype)
+  times = peers.take_turns(cases, timing)
+  rows = []
+  for name, found in times.items():
+    seconds = statistics.median(found)
+    share = batch * count_flops(config) / seconds / peak if peak else float('nan')
+    faster = peers.ratio(times, name, names[0])
+    row = {'frames': config.frames, 'batch': batch, 'name': name, 'seconds': seconds}
+    rows.append({**row, 'times_first_peer': faster, 'share': share, **about[name]})
+    print(
+      f'{batch:6} {name:10} {1000 * seconds:10.1f} {batch / seconds:9.3f} {faster:8.2f} {share:8.1%} '
+      f'{about[name]["off_by"]:8.1e} {about[name]["mib"]:7.0f} {about[name]["compile_s"]:9.1f}',
+      flush=True,
+    )
+  return rows
+
+
+def cases_of(
+  torch, config, batch: int, names: Sequence[str], dtype: str
+) -> tuple[dict[str, Callable], dict[str, dict]]:
+  """What is timed, and what is known of each before: distance from transformers in float32, memory, compilation."""
+  video = np.random.default_rng(0).normal(size=(batch, config.frames, *config.image_size, 3)).astype(np.float32)
+  peer = peers.make_peer(torch, config)
+  model = build_model(config)
+  params = model.unstack(peers.same_weights(peer, model))
+  device, pixels = ('cuda' if peers.on_gpu() else 'cpu'), peers.to_torch(torch, video)
+  with torch.inference_mode():
+    wanted = peer.to(device)(pixels).logits.cpu().numpy()
+  del peer
+  cases, about = {}, {}
+  for name in names:
+    cases[name], about[name] = peer_case(torch, config, name, pixels, dtype, wanted)
+  start = time.perf_counter()
+  compiled = jax.jit(model.apply).lower(params, jnp.asarray(video)).compile()
+  seconds, on_device = time.perf_counter() - start, jnp.asarray(video)
+  cases['ours'] = lambda: compiled(params, on_device).block_until_ready()
+  used = compiled.memory_analysis()
+  mib = (used.temp_size_in_bytes + used.argument_size_in_bytes + used.output_size_in_bytes) / 2**20
+  about['ours'] = {'off_by': peers.check('ours', [cases['ours']()], [wanted], dtype), 'mib': mib, 'compile_s': seconds}
+  return cases, about
+
+
+def peer_case(torch, config, name: str, pixels, dtype: str, wanted: np.ndarray) -> tuple[Callable, dict]:
+  """One of transformers' ways; PyTorch tells its memory on GPUs alone."""
+  peer = peers.make_peer(torch, config).to(pixels.device)
+  if name != 'eager':
+    peers.use_sdpa(torch, peer)
+  if name == 'compile':
+    peer.compile()
+
+  def classify():
+    with torch.inference_mode(), torch.autocast(pixels.device.type, torch.bfloat16, enabled=dtype == 'bfloat16'):
+      logits = peer(pixels).logits
+    if peers.on_gpu():
+      torch.cuda.synchronize()
+    return logits
+
+  if peers.on_gpu():
+    torch.cuda.reset_peak_memory_stats()
+  start = time.perf_counter()
+  logits = classify().float().cpu().numpy()
+  seconds = time.perf_counter() - start if name == 'compile' else float('nan')
+  mib = torch.cuda.max_memory_allocated() / 2**20 if peers.on_gpu() else float('nan')
+  return classify, {'off_by': peers.check(name, [logits], [wanted], dtype), 'mib': mib, 'compile_s': seconds}
+
+
+if __name__ == '__main__':
+  peers.define_peer_flags()
+  flags.DEFINE_list('batch_sizes', '1,4', 'Clips at once.')
+  run(main)
