@@ -48,7 +48,8 @@ def test_tpu_counts_every_block(tmp_path):
   for attention in ('auto', 'plain'):
     one, two, four = (row for row in rows if row['attention'] == attention)
     for name in ('mcycles', 'floor', *(['kernels'] if attention == 'auto' else [])):
-      assert four[name] - two[name] == pytest.approx(2 * (two[name] - one[name]), rel=0.1), (attention, name)
+      # A fifth is what tilings of so small arrays differ by; a loop counted once would be less than half.
+      assert four[name] - two[name] == pytest.approx(2 * (two[name] - one[name]), rel=0.25), (attention, name)
     assert (one['kernels'] > 0) == (attention == 'auto')
     assert 0 < four['share'] < 1
   assert 'libtpu 0.' in done.stdout
