@@ -51,7 +51,8 @@ def test_tpu_counts_every_block(tmp_path):
   for how in ('auto', 'plain'):
     one, two, four = (row for row in rows if row['attention'] == how)
     for name in ('mcycles', 'floor', *(['kernels'] if how == 'auto' else [])):
-      assert four[name] - two[name] == pytest.approx(2 * (two[name] - one[name]), rel=0.1), (how, name)
+      # A fifth is what tilings of so small arrays differ by; a loop counted once would be less than half.
+      assert four[name] - two[name] == pytest.approx(2 * (two[name] - one[name]), rel=0.25), (how, name)
     assert (one['kernels'] > 0) == (how == 'auto')
     assert 0 < four['share'] < 1
   assert 'libtpu 0.' in done.stdout
