@@ -2,7 +2,7 @@
 # Checks the code and runs the tests, in a virtual environment of their own.
 #   bash launch/test.sh          what needs the pinned requirements alone: some minutes
 #   bash launch/test.sh --all    and parity with PyTorch's models (installs torch, transformers, timm: 1 GB and more),
-#                                the demo's accuracy, from files to results, and the report in Chromium
+#                                the demo's accuracy, from files to results, the report in Chromium, the notebook
 #   bash launch/test.sh -k NAME  pytest's arguments are passed on; -n0 runs all in one process
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -19,30 +19,46 @@ from mevit_jax.evaluation.results import write_results
 from mevit_jax.models.functional import Params, build_model
 from mevit_jax.parallel.distributed import is_first
 from mevit_jax.parallel.hosts import host_rows
-from mevit_jax.parallel.mesh import make_mesh
+from mevit_jax.parallel.mesh import make_mesh, row_shards
 from mevit_jax.parallel.placement import by_rows, keep_rows
 from mevit_jax.recipes import Recipe
 from mevit_jax.training.saved import Weights, open_saved
 from mevit_jax.training.steps import make_evaluation_step
+from mevit_jax.training.stop import Stop, StopError
+from mevit_jax.training.workdir import read_workdir
 
 # (params, video uint8 `b v t h w 3`) -> logits `b v classes`
 Predict = Callable[[Params, jax.Array], jax.Array]
 
 
 def evaluate(recipe: Recipe, workdir: str) -> dict[str, Any]:
-  """Evaluates a checkpoint by the recipe's protocol, on the recipe's dataset."""
+  """Evaluates a checkpoint by the recipe's protocol, on the recipe's dataset.
+
+  Raises:
+    UserError: for what a recipe, a dataset or a workdir can have wrong.
+    SystemExit: one of several processes got SIGTERM, with which a process that is alone ends at once.
+  """
   folder = Path(workdir).expanduser()
+  read_workdir(folder)  # or a UserError: it is none, or of another version
   saved = open_saved(folder, recipe.evaluation.checkpoint)
   weights = saved.weights(recipe.evaluation.weights)
   recipe = _as_trained(recipe, recipes.recipe_of(saved.about['recipe']), folder)
   mesh = make_mesh(recipe.mesh)
   model = build_model(recipe.model, keep_rows(mesh))
-  host_rows(by_rows(mesh), recipe.evaluation.batch_size, 'evaluation.batch_size')
+  recipe = dataclasses.replace(recipe, evaluation=recipe.evaluation.shared(row_shards(mesh)))
+  host_rows(by_rows(mesh), recipe.evaluation.batch_size)
   params = saved.params(weights, mesh)
   step_function = make_evaluation_step(model, mean=recipe.data.mean, std=recipe.data.std)
   predict = jax.jit(step_function, out_shardings=by_rows(mesh))
   names = tuple(saved.about['class_names'])
-  return evaluate_params(recipe, predict, folder, mesh, params, saved.step, weights, names=names, picture=True)
+  try:
+    with Stop().during_evaluation() as check:  # not entered: a signal ends a process that is alone at once
+      return evaluate_params(
+        recipe, predict, folder, mesh, params, saved.step, weights, names=names, picture=True, check=check
+      )
+  except StopError as stopped:
+    print(f'stopped by {stopped.signal.name}: this evaluation has written nothing', flush=True)
+    raise SystemExit(128 + stopped.signal) from None
 
 
 def _as_trained(recipe: Recipe, trained: Recipe, workdir: Path) -> Recipe:
@@ -139,7 +155,7 @@ def predict_split(
     clips=protocol.clips,
     crops=protocol.crops,
     batch_size=protocol.batch_size,
-    rows=host_rows(rows, protocol.batch_size, 'evaluation.batch_size'),
+    rows=host_rows(rows, protocol.batch_size),
     workers=recipe.data.workers,
   )
   said = time.monotonic()

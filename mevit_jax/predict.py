@@ -20,7 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -37,6 +37,7 @@ from mevit_jax.predictor import Predicted, Predictor
 
 _FIGURE_VIDEOS, _FIGURE_FRAMES = 12, 8
 _STDIN = 'standard input'
+_SILENT = 10  # seconds; then it says how far it is
 
 
 def find_videos(arguments: Sequence[str]) -> dict[str, Path]:
@@ -115,16 +116,19 @@ class _Table:
 
 
 class _Clock:
-  """How long it took to the first predictions, and how fast it is from then on."""
+  """How long it took to the first predictions, and how fast it is from then on; says how far a long video is."""
 
   def __init__(self, ready: float):
     self._begun = time.monotonic()
-    self._ready, self._first, self._last = ready, 0.0, self._begun
+    self._ready, self._first, self._last, self.said = ready, 0.0, self._begun, self._begun
     self._views, self._first_views = 0, 0
 
-  def __call__(self, views: int) -> None:
-    """After a batch."""
+  def __call__(self, views: int, place: int, count: int) -> None:
+    """After a batch; see `Predictor.predict_each`."""
     self._last = time.monotonic()
+    if self._last - self.said > _SILENT and place < count:
+      print(f'{place} of {count} windows', file=sys.stderr, flush=True)
+      self.said = self._last
     self._views += views
     if not self._first:
       self._first, self._first_views = self._last - self._begun, views
@@ -152,7 +156,7 @@ def predict(videos: dict[str, Path], predictor: Predictor, ready: float = 0.0) -
     table = _Table(stack.enter_context(_path(options.csv or os.devnull).open('w', newline='')), options.top)
     following = predictor.predict_each([videos[name] for name in names], options.window, options.every, report=speed)
     for found in stack.enter_context(contextlib.closing(following)):
-      name = names[found.index]
+      name, speed.said = names[found.index], time.monotonic()
       table.add(name, found)
       if options.json:
         print(json.dumps(as_json(name, found, options.top)), flush=True)
@@ -166,11 +170,26 @@ def predict(videos: dict[str, Path], predictor: Predictor, ready: float = 0.0) -
       if options.figure and len(shown) < _FIGURE_VIDEOS:
         shown.append(Shown(name, _frames(videos[name]), found.predictions))
       if options.overlay:
-        write_overlay(_path(options.overlay), videos[name], draws_labels(found.predictions))
+        write_overlay(_path(options.overlay), videos[name], _draws(found))
   if shown:
     draw_figure(_path(options.figure), shown)
   print(f'{read} of {len(names)} videos predicted; {speed}', file=sys.stderr, flush=True)
   return read
+
+
+def _draws(found: Predicted) -> Callable[[np.ndarray, float], np.ndarray]:
+  """What `write_overlay` draws frames with; says now and then how far it is."""
+  draw, said = draws_labels(found.predictions), time.monotonic()
+  end = clock(found.predictions[-1].end)
+
+  def drawn(frame: np.ndarray, seconds: float) -> np.ndarray:
+    nonlocal said
+    if time.monotonic() - said > _SILENT:
+      said = time.monotonic()
+      print(f'overlay: {clock(seconds)} of {end}', file=sys.stderr, flush=True)
+    return draw(frame, seconds)
+
+  return drawn
 
 
 def _path(name: str) -> Path:

@@ -74,9 +74,10 @@ class Predicted:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Row:
-  """The views `v t h w 3` of one of a video's `count` spans, or why there are none."""
+  """The views `v t h w 3` of one of a video's `count` spans, the `place`-th to come, or why there are none."""
 
   index: int
+  place: int = 0
   count: int = 0
   span: Span = Span(0, 0, 0)
   views: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint8))
@@ -108,7 +109,7 @@ class Predictor:
     """Loads a checkpoint; the model is compiled when first used.
 
     Args:
-      workdir: of a training run, or of `mevit_jax.convert`.
+      workdir: of a training run, or of `mevit_jax.convert`; or what `mevit_jax.export --to=mevit` has written.
       checkpoint: the 'last', the 'best' or a step.
       weights: 'ema', 'raw', or 'auto': the running mean where there is one.
       clips: views in time; None has as many as the run was evaluated with, and one of a window.
@@ -162,7 +163,7 @@ class Predictor:
     window: float | None = None,
     every: float | None = None,
     fps: float | None = None,
-    report: Callable[[int], None] = lambda views: None,
+    report: Callable[[int, int, int], None] = lambda views, place, count: None,
   ) -> Generator[Predicted, None, None]:
     """Predicts many videos, in their order; one that cannot be read has an `error`, and the rest goes on.
 
@@ -174,8 +175,11 @@ class Predictor:
       every: seconds from one window's start to the next one's; None has them side by side. With `every` alone a window
         is as long as a clip.
       fps: of videos that are frames.
-      report: called after every batch with how many views were in it.
+      report: called after every batch with how many views were in it, and how many of its last video's how many windows
+        are done.
     """
+    if isinstance(videos, (str, bytes, os.PathLike)):
+      raise UserError('predict_each takes a list of videos; predict and timeline take one')
     asked = self._window(window, every)
 
     def read(index: int) -> Iterator[_Row]:
@@ -216,11 +220,11 @@ class Predictor:
     """The views of a video's windows."""
     clips = self._clips or (1 if window else self._evaluation.clips)
     parts = spans(reader, window, every)
-    for span, views in read_views(reader, self.clip, parts, clips, self._crops):
-      yield _Row(index, len(parts), span, views, damage=reader.damage)
+    for place, (span, views) in enumerate(read_views(reader, self.clip, parts, clips, self._crops), 1):
+      yield _Row(index, place, len(parts), span, views, damage=reader.damage)
 
   def _predicted(
-    self, rows: Iterable[_Row], report: Callable[[int], None] = lambda views: None
+    self, rows: Iterable[_Row], report: Callable[[int, int, int], None] = lambda views, place, count: None
   ) -> Iterator[tuple[_Row, Prediction | None]]:
     """Each row with its prediction, in batches; rows without views come through as they are."""
     batch: list[_Row] = []
@@ -232,13 +236,13 @@ class Predictor:
       batch.append(row)
       if len(batch) == self._batch_size:
         yield from self._predict_batch(batch, self._batch_size)
-        report(sum(len(row.views) for row in batch))
+        report(sum(len(row.views) for row in batch), batch[-1].place, batch[-1].count)
         batch, several = [], True
     if batch:
       # One shape is compiled for many videos, and a small one for a few.
       size = self._batch_size if several else min(self._batch_size, 1 << (len(batch) - 1).bit_length())
       yield from self._predict_batch(batch, size)
-      report(sum(len(row.views) for row in batch))
+      report(sum(len(row.views) for row in batch), batch[-1].place, batch[-1].count)
 
   def _predict_batch(self, batch: list[_Row], size: int) -> Iterator[tuple[_Row, Prediction]]:
     video = np.zeros((size, *batch[0].views.shape), np.uint8)  # b v t h w 3

@@ -25,7 +25,7 @@ from mevit_jax.training.checkpoint import Checkpoints
 from mevit_jax.training.optimizer import check_patterns, make_optimizer, make_schedule
 from mevit_jax.training.state import TrainState, begin_state, init_state
 from mevit_jax.training.steps import make_evaluation_step, make_train_step
-from mevit_jax.training.workdir import read_workdir, write_workdir
+from mevit_jax.training.workdir import is_shared, read_workdir, write_workdir
 from mevit_jax.weights.load import inspect, load
 
 # What may differ when a workdir is resumed: where and how fast it runs, and how often it is looked at.
@@ -80,7 +80,6 @@ def build_run(recipe: Recipe, workdir: Path, split: datasets.Split, mesh: jax.sh
   pipeline.check_batch(training.batch_size, recipe.data.repeats)
   rows = by_rows(mesh)
   host_rows(rows, training.batch_size)
-  host_rows(rows, recipe.evaluation.batch_size, 'evaluation.batch_size')
   if training.batch_size // training.accumulate % row_shards(mesh):
     raise UserError(
       f'training.batch_size {training.batch_size} in {training.accumulate} parts (training.accumulate) '
@@ -92,6 +91,7 @@ def build_run(recipe: Recipe, workdir: Path, split: datasets.Split, mesh: jax.sh
       f'must be a multiple of {2 * training.accumulate * row_shards(mesh)} '
       f'(2 x training.accumulate {training.accumulate} x {row_shards(mesh)} devices)'
     )
+  recipe = dataclasses.replace(recipe, evaluation=recipe.evaluation.shared(row_shards(mesh)))
   if recipe.evaluation.weights == 'ema' and not training.ema:
     raise UserError("evaluation.weights is 'ema', and training.ema is 0: there will be no such weights")
   model = build_model(recipe.model, keep_rows(mesh))
@@ -173,6 +173,8 @@ def check_workdir(run: Run) -> None:
     if (run.workdir / 'checkpoints').exists():
       raise UserError(f'{run.workdir} has checkpoints but no config.json: use another workdir')
     return
+  if is_shared(run.workdir):
+    raise UserError(f"{run.workdir} is no run, but one's exported weights: start from them by --config.init_from")
   before, about = read_workdir(run.workdir), run.about
   # As a recipe of today: fields that came later have their defaults.
   found = recipes.differences(recipes.to_dict(recipes.recipe_of(before['recipe'])), about['recipe'])

@@ -164,9 +164,10 @@ def _evaluate(
 
 def _evaluate_params(run: Run, state: TrainState, step: int, stop: Stop) -> dict[str, Any]:
   weights, params = chosen_params(state, run.recipe.evaluation.weights)
-  return evaluate_params(
-    run.recipe, run.predict, run.workdir, run.mesh, params, step, weights, picture=step == run.steps, check=stop.check
-  )
+  with stop.during_evaluation(step) as check:
+    return evaluate_params(
+      run.recipe, run.predict, run.workdir, run.mesh, params, step, weights, picture=step == run.steps, check=check
+    )
 
 
 def _batches(run: Run, start_step: int):

@@ -498,9 +498,18 @@ def test_evaluating_a_dataset_with_other_classes_is_refused(whole, tiny, tmp_pat
 
 
 def test_evaluating_what_is_no_workdir_writes_nothing(tiny, tmp_path):
-  with pytest.raises(UserError, match='has no checkpoint: train into it first'):
+  with pytest.raises(UserError, match=r'typo is no workdir: it has no config\.json'):
     evaluate.evaluate(tiny(), str(tmp_path / 'typo'))
   assert not (tmp_path / 'typo').exists()
+
+
+def test_evaluating_a_workdir_of_an_older_version_is_refused(whole, tiny, tmp_path):
+  older = shutil.copytree(whole[0], tmp_path / 'older', ignore=shutil.ignore_patterns('evaluation'))
+  about = json.loads((older / 'config.json').read_text())
+  (older / 'config.json').write_text(json.dumps({**about, 'format': 1}))
+  with pytest.raises(UserError, match=r'config\.json has format 1, this version of mevit_jax reads 2'):
+    evaluate.evaluate(tiny(), str(older))
+  assert not (older / 'evaluation').exists()
 
 
 # What is refused, before anything is written.
@@ -520,7 +529,6 @@ def refused(recipe, workdir, match):
     ({'augment.mixup': 0.8}, r'training\.batch_size 8 must be a multiple of 16 \(2 x training\.accumulate 1 x 8 dev'),
     ({'data.repeats': 3}, r'batch_size 8 is not divisible by 6: 2 videos x 3 data\.repeats'),
     ({'data.balance': 1.5}, r'data\.balance must be in \[0, 1\], not 1\.5'),
-    ({'evaluation.batch_size': 9}, r'evaluation\.batch_size 9 is not divisible by the 8 devices'),
     ({'mesh.data': 9}, r'mesh\.data is 9, but there are 8 devices'),
     ({'model.classes': 5}, r"model\.classes is 5, but the dataset 'moving_shapes' has 8"),
     ({'data.dataset': 'kinetics400'}, r"no dataset 'kinetics400' in .*; there: moving_shapes; .*mevit_jax\.prepare"),

@@ -1,5 +1,8 @@
 """The command explain, and a report's part of it: pictures of a checkpoint's attention, what is wrong in one line."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -96,10 +99,18 @@ def test_each_attention_is_of_the_last_block_that_has_it(stages, block, kinds):
     ({'video': 'nothing.mp4'}, r'nothing\.mp4: there is no such file'),
     ({'video': __file__}, r'test_explain_command\.py: not a video'),
     ({'checkpoint': '99'}, r'no checkpoint 99'),
-    ({'workdir': 'nowhere'}, r'nowhere has no checkpoint'),
+    ({'workdir': 'nowhere'}, r'nowhere is no workdir: it has no config\.json'),
   ],
 )
 def test_what_is_wrong_is_one_line(workdir, video, options, words):
   with pytest.raises(UserError, match=words) as error:
     explain.explain(**{'video': str(video), 'workdir': str(workdir), **options})
   assert '\n' not in str(error.value)
+
+
+def test_a_workdir_of_an_older_version_is_refused(workdir, video, tmp_path):
+  older = shutil.copytree(workdir, tmp_path / 'older')
+  about = json.loads((older / 'config.json').read_text())
+  (older / 'config.json').write_text(json.dumps({**about, 'format': 1}))
+  with pytest.raises(UserError, match='has format 1, this version'):
+    explain.explain(str(video), str(older))

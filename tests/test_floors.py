@@ -17,7 +17,7 @@ OURS = [
 ]
 
 NOUNS = {'models', 'data', 'parallel'}
-WORK = {'training', 'weights', 'evaluation', 'planning'}
+WORK = {'training', 'weights', 'evaluation', 'planning', 'serving'}
 COMMANDS = {'train', 'evaluate', 'predict', 'compare', 'explain', 'prepare', 'convert', 'export', 'plan'}
 # Of the package's parts, what each may import beside itself; the package itself is lazy, and imports nothing.
 MAY_IMPORT = {

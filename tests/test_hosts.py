@@ -1,109 +1,26 @@
 """Many hosts: real processes that train together, fail together, and go on as one; how they find each other."""
 
-import dataclasses
 import json
-import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import portpicker
 import pytest
+from hosts import ends, starting
 from workdirs import MEASURED, NAME, after
 
-from mevit_jax import recipes, train
+from mevit_jax import train
 from mevit_jax.errors import UserError
 from mevit_jax.parallel import distributed
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
-ROOT = Path(__file__).parents[1]
-
-# Runs main.py as one of several processes, with an accident on its way: (process, what, step).
-HOST = """
-import json, os, runpy, signal, sys, time
-from mevit_jax import train
-_, accident, *sys.argv = sys.argv
-process, what, step = json.loads(accident)
-
-def happens():
-  print(f'accident at {time.time()}', file=sys.stderr, flush=True)
-  if what == 'raise':
-    raise OSError(5, 'Input/output error', '/a/bad/disk')
-  os.kill(os.getpid(), {'kill': signal.SIGKILL, 'stop': signal.SIGSTOP, 'term': signal.SIGTERM}[what])
-
-if what == 'late':
-  from mevit_jax.parallel import distributed
-  distributed._ARRIVE = 3
-inputs, seen = train._inputs, [0]
-def with_accident(batch, sharding):
-  seen[0] += 1
-  if seen[0] == step and f'--process_id={process}' in sys.argv:
-    happens()
-  return inputs(batch, sharding)
-train._inputs = with_accident
-runpy.run_path('main.py', run_name='__main__')
-"""
-
 
 @pytest.fixture
 def start(tmp_path):
-  """A function: a recipe for each process, a workdir, an accident -> the processes of one run, a device each."""
-  started = []
-
-  def processes(settings, workdir, accident=(0, '', 0), mode='train'):
-    port = portpicker.pick_unused_port()
-    environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1', 'JAX_PLATFORMS': 'cpu'}
-    for i, recipe in enumerate(settings):
-      config = tmp_path / f'config{i}.py'
-      values = json.dumps(recipes.to_dict(recipe))
-      config.write_text(
-        'import json\nfrom mevit_jax.recipes import default_config\n'
-        f'def get_config():\n  config = default_config()\n  config.update(json.loads({values!r}))\n  return config\n'
-      )
-      command = [
-        sys.executable, '-c', HOST, json.dumps(accident), 'main.py', f'--config={config}', f'--workdir={workdir}',
-        f'--mode={mode}', f'--coordinator=127.0.0.1:{port}', f'--processes={len(settings)}', f'--process_id={i}',
-      ]  # fmt: skip
-      started.append(
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-      )
-    return started[-len(settings) :]
-
-  yield processes
-  for process in started:
-    process.kill()
-    process.communicate()
-
-
-@dataclasses.dataclass
-class End:
-  """How a process ended: status, what it printed, its errors, when that was, and when its accident was (seconds)."""
-
-  status: int
-  output: str
-  errors: str
-  time: float
-
-  @property
-  def accident(self):
-    return float(re.search(r'accident at ([\d.]+)', self.errors)[1])
-
-
-def ends(processes):
-  """Waits for processes; how each ended."""
-  found = []
-  for process in processes:
-    output, errors = process.communicate(timeout=300)
-    found.append(End(process.returncode, output, errors, time.time()))
-  return found
+  yield from starting(tmp_path)
 
 
 def stored(workdir):
@@ -199,10 +116,24 @@ def test_a_process_that_goes_without_a_word_ends_the_other(whole, tiny, start, t
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_saves_and_ends_both(whole, tiny, start, tmp_path):
-  first, second = ends(start([tiny(**{'training.save_every': 100})] * 2, tmp_path / 'run', accident=(1, 'term', 2)))
+  first, second = ends(
+    start([tiny(**{'training.save_every': 100})] * 2, tmp_path / 'run', accident=(1, 'slow term', 2))
+  )
   assert (first.status, second.status) == (143, 143)
   assert 'stopped by SIGTERM at step' in first.output
   assert stored(tmp_path / 'run')[0] < 6
+  train.train(tiny(**{'mesh.data': 2}), str(tmp_path / 'run'))
+  assert_same_run(tmp_path / 'run', whole)
+
+
+@pytest.mark.slow
+def test_a_signal_while_it_evaluates_ends_both(whole, tiny, start, tmp_path):
+  settings = [tiny(**{'evaluation.batch_size': 2})] * 2
+  first, second = ends(start(settings, tmp_path / 'run', accident=(1, 'slow term', 8)))  # 6 steps, and 6 batches
+  assert (first.status, second.status) == (143, 143)
+  assert 'stopped by SIGTERM at step 6, saved' in first.output
+  assert max(first.time, second.time) - second.accident < 60
+  assert not (tmp_path / 'run/evaluation').exists()
   train.train(tiny(**{'mesh.data': 2}), str(tmp_path / 'run'))
   assert_same_run(tmp_path / 'run', whole)
 

@@ -1,7 +1,6 @@
 """Predictions are those of evaluation, whoever asks and however the video comes; and what the command makes of them."""
 
 import csv
-import dataclasses
 import io
 import itertools
 import json
@@ -13,19 +12,17 @@ import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
+from workdirs import random_run
 
-from mevit_jax import Predictor, evaluate, predict, runs
+from mevit_jax import Predictor, evaluate, predict
 from mevit_jax.data import datasets
 from mevit_jax.data.container import VideoError
 from mevit_jax.data.video import decode, inspect
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation.results import read_results
-from mevit_jax.training.checkpoint import Checkpoints
-from mevit_jax.training.workdir import write_workdir
 from tests.data.videos import make_video
 
 pytestmark = pytest.mark.usefixtures('compile_once')
@@ -49,21 +46,7 @@ def recipe(tiny, compile_once):
 
 @pytest.fixture(scope='module')
 def workdir(recipe, tmp_path_factory):
-  """A run whose params are random enough for classes to differ, and whose running mean is something else."""
-  folder = tmp_path_factory.mktemp('runs') / 'run'
-  run = runs.prepare_run(recipe, folder)
-  state = runs.fresh_state(run)
-  rng = np.random.default_rng(0)
-
-  def noise(x):
-    return jax.numpy.asarray(rng.normal(0, 0.5, x.shape).astype(np.float32))
-
-  params, mean = (jax.tree.map(noise, state.params) for _ in range(2))
-  write_workdir(folder, run.about)
-  checkpoints = Checkpoints(folder, keep=1)
-  checkpoints.save(dataclasses.replace(state, params=params, ema=mean), run.about)
-  checkpoints.close()
-  return folder
+  return random_run(recipe, tmp_path_factory.mktemp('runs') / 'run')
 
 
 @pytest.fixture(scope='module')
@@ -173,6 +156,11 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(predictor, videos, ev
   close(found[5].predictions[0], evaluated[names[1]][0])
   with pytest.raises(VideoError, match='empty'):
     predictor.predict(b'')
+
+
+def test_one_video_is_no_list(predictor):
+  with pytest.raises(UserError, match='takes a list of videos'):
+    next(predictor.predict_each('video.mp4'))
 
 
 def test_left_alone_it_ends_its_threads(predictor, videos):
@@ -302,6 +290,20 @@ def test_a_timeline(command, videos, predictor, tmp_path):
   assert (tmp_path / 'out.png').exists()
   words = command(tmp_path / 'long.mp4', **asked).out.splitlines()
   assert [line.split()[-1] for line in words[1:]] == [one['label'] for one in stretches]
+
+
+def test_how_far_a_long_video_is(command, videos, monkeypatch, tmp_path):
+  frames = [frame for data in videos.values() for frame in decode(data, (np.arange(8) + 0.5) / 30)]
+  (tmp_path / 'long.mp4').write_bytes(make_video(frames[:40], size=(24, 24)))
+  asked = {'window': 8 / 30, 'overlay': tmp_path / 'out.mp4'}
+  quiet = command(tmp_path / 'long.mp4', **asked)
+  monkeypatch.setattr(predict, '_SILENT', -1)
+  said = command(tmp_path / 'long.mp4', **asked)
+  assert said.out == quiet.out
+  lines = said.err.splitlines()
+  assert [line for line in lines if 'windows' in line] == ['4 of 5 windows']  # and the last one, which ends it
+  assert [line for line in lines if 'overlay' in line][-1] == 'overlay: 0:01.3 of 0:01.3'
+  assert len(quiet.err.splitlines()) == 1
 
 
 def test_standard_input(command, videos, monkeypatch, predictor):

@@ -1,7 +1,17 @@
-"""Workdirs as runs leave them: what tests of resuming share."""
+"""Workdirs as runs leave them: what tests of resuming and of predicting share."""
 
+import contextlib
+import dataclasses
 import shutil
 from pathlib import Path
+
+import jax
+import numpy as np
+
+from mevit_jax import runs
+from mevit_jax.recipes import Recipe
+from mevit_jax.training.checkpoint import Checkpoints
+from mevit_jax.training.state import TrainState
 
 MEASURED = ('train/clips_per_second', 'train/data_wait')  # differ from run to run
 NAME = 'validation-1x1'
@@ -14,3 +24,24 @@ def after(step: int, workdir: Path, to: Path) -> Path:
     if int(path.name) > step:
       shutil.rmtree(path)
   return to
+
+
+def with_checkpoint(run: runs.Run, state: TrainState) -> None:
+  """Writes the run's workdir with this state as its only checkpoint."""
+  runs.begin_workdir(run)
+  with contextlib.closing(Checkpoints(run.workdir, 1)) as checkpoints:
+    checkpoints.save(state, run.about)
+
+
+def random_run(recipe: Recipe, folder: Path) -> Path:
+  """A run whose params are random enough for classes to differ, and whose running mean is something else."""
+  run = runs.prepare_run(recipe, folder)
+  state = runs.fresh_state(run)
+  rng = np.random.default_rng(0)
+
+  def noise(x):
+    return jax.numpy.asarray(rng.normal(0, 0.5, x.shape).astype(np.float32))
+
+  params, mean = (jax.tree.map(noise, state.params) for _ in range(2))
+  with_checkpoint(run, dataclasses.replace(state, params=params, ema=mean))
+  return folder

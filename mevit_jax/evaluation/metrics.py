@@ -8,15 +8,21 @@ import numpy as np
 
 _Z = 1.959964  # of a normal distribution's 95 %
 _RESAMPLES = 1000
+_TIE = 1e-5  # of the larger probability
 BINS = 15
 
 
 def ranked(probabilities: np.ndarray, count: int) -> np.ndarray:
-  """The `count` likeliest classes, `n count`, of probabilities `n c`; ties go to the lowest class."""
+  """The `count` likeliest classes, `n count`, of probabilities `n c`; ties go to the lowest class.
+
+  Nearer to each other than 1e-5 is a tie: classes of the same weights (no video of theirs was trained on, say) must be
+  one, and float32 rounds them apart, or not, by the size of the batch.
+  """
   left, rows = probabilities.copy(), np.arange(len(probabilities))
   order = np.zeros((len(left), min(count, left.shape[1])), int)
   for place in range(order.shape[1]):  # for a few classes of many, a tenth of a sort's time
-    order[:, place] = left.argmax(axis=1)  # the first one of a tie
+    tied = left >= (1 - _TIE) * left.max(axis=1, keepdims=True)
+    order[:, place] = tied.argmax(axis=1)  # the first one
     left[rows, order[:, place]] = -1
   return order
 

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mevit_jax.evaluation.metrics import ranked
+
 _COLOURS = ['#0969da', '#bc4c00', '#1a7f37', '#8250df', '#8c959f']
 _STRIP_HEIGHT = 120  # pixels
 _LINES = 5  # classes in a figure
@@ -47,7 +49,7 @@ def segments(parts: Sequence[Part]) -> list[Segment]:
   """
   middles = [(part.start + part.end) / 2 for part in parts]
   edges = [parts[0].start, *((a + b) / 2 for a, b in itertools.pairwise(middles)), parts[-1].end]
-  best = [int(part.probabilities.argmax()) for part in parts]
+  best = ranked(np.stack([part.probabilities for part in parts]), 1)[:, 0].tolist()
   changes = [0, *(i for i in range(1, len(best)) if best[i] != best[i - 1]), len(best)]
   return [
     Segment(
@@ -130,7 +132,7 @@ def _strip(frames: np.ndarray) -> np.ndarray:
 
 def _draw_bars(axes: Any, parts: Sequence[Part]) -> None:
   (part,) = parts
-  order = np.argsort(-part.probabilities, kind='stable')[:_LINES]
+  order = ranked(part.probabilities[None], _LINES)[0]
   axes.barh(range(len(order)), part.probabilities[order], color=_COLOURS[0], height=0.7)
   axes.set_yticks(range(len(order)), [part.names[k] for k in order], parse_math=False)
   for row, k in enumerate(order):

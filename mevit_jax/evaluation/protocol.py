@@ -30,7 +30,8 @@ class EvaluationConfig:
     crops: of each clip, along the frame's long side: one is the centre one, three are both ends and the centre.
     views: clips and crops in one word, as a paper names a protocol: '4x3'; '' leaves them as they are.
     average: over the views, 'probabilities' or 'logits'.
-    batch_size: videos at once, over all devices and hosts; results do not depend on it.
+    batch_size: videos at once, over all devices and hosts, or a few more if they do not divide it; results do not
+      depend on it.
     weights: of the model: 'ema' (their running mean, see training.ema), 'raw', or 'auto' (the mean where there is one).
     checkpoint: which to evaluate, once trained: 'last', 'best' (of the evaluations while it trained) or a step.
     looks: of how many videos the report shows where the model looks; on one host.
@@ -74,6 +75,13 @@ class EvaluationConfig:
     checkpoint = '' if self.checkpoint == 'last' else f'-{self.checkpoint}'
     return f'{self.split}-{self.clips}x{self.crops}{average}{weights}{checkpoint}'
 
+  def shared(self, parts: int) -> 'EvaluationConfig':
+    """With a batch that devices can cut into so many equal parts: as it is, or the next larger, which it then says."""
+    size = -(-self.batch_size // parts) * parts
+    if size != self.batch_size:
+      print(f'evaluation.batch_size {self.batch_size} is taken as {size}: it is cut into {parts} parts', flush=True)
+    return dataclasses.replace(self, batch_size=size)
+
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
@@ -101,8 +109,8 @@ class Predictions:
   @functools.cached_property
   def probabilities(self) -> np.ndarray:
     """Of every video and class, `n c`, float64: averaged over the views; zeros for a video that could not be read."""
-    averaged = [averaged(self.logits[i : i + _CHUNK], self.average) for i in range(0, len(self.logits), _CHUNK)]
-    return np.concatenate(averaged) * self.readable[:, None]
+    chunks = [averaged(self.logits[i : i + _CHUNK], self.average) for i in range(0, len(self.logits), _CHUNK)]
+    return np.concatenate(chunks) * self.readable[:, None]
 
   def ranked(self, count: int) -> np.ndarray:
     """The `count` likeliest classes of every video, `n count`; ties go to the lowest class."""

@@ -9,7 +9,7 @@ from mevit_jax.errors import UserError
 from mevit_jax.parallel.mesh import row_shards
 
 
-def host_rows(sharding: jax.sharding.NamedSharding, batch_size: int, name: str = 'training.batch_size') -> slice:
+def host_rows(sharding: jax.sharding.NamedSharding, batch_size: int) -> slice:
   """The contiguous rows of a global batch that this host's devices hold; hosts that share rows all read them.
 
   Raises:
@@ -18,7 +18,7 @@ def host_rows(sharding: jax.sharding.NamedSharding, batch_size: int, name: str =
   parts, tensor = row_shards(sharding.mesh), sharding.mesh.shape['tensor']
   if batch_size % parts:
     what = 'devices' if tensor == 1 else f'groups of {tensor} devices'
-    raise UserError(f'{name} {batch_size} is not divisible by the {parts} {what} that share it')
+    raise UserError(f'training.batch_size {batch_size} is not divisible by the {parts} {what} that share it')
   indices = sharding.addressable_devices_indices_map((batch_size,)).values()
   rows = {index[0].indices(batch_size)[:2] for index in indices if index}
   if not rows:

@@ -9,14 +9,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from safetensors.numpy import load_file
 
 from mevit_jax.errors import UserError
 from mevit_jax.models.config import MEViTConfig
-from mevit_jax.models.functional import Params, build_model
+from mevit_jax.models.functional import Params, build_model, names_of
 from mevit_jax.parallel.distributed import is_first
-from mevit_jax.parallel.placement import placed
+from mevit_jax.parallel.placement import placed, put
 from mevit_jax.training.seal import damage
-from mevit_jax.training.workdir import checked
+from mevit_jax.training.workdir import checked, is_shared, read_workdir
 
 Weights = Literal['ema', 'raw']
 _NONE, _NONE_GOOD = -1, -2
@@ -52,12 +53,40 @@ class Saved:
     return restore_item(self.folder, 'ema' if weights == 'ema' else 'params', abstract)
 
 
+@dataclasses.dataclass(frozen=True)
+class Shared(Saved):
+  """One set of params that was exported to be shared, see `serving/shared.py`: the folder itself is what was saved."""
+
+  @property
+  def step(self) -> int:
+    """The number of updates that its params have seen."""
+    return self.about['checkpoint']['step']
+
+  def weights(self, wanted: str = 'auto') -> Weights:
+    """Which params it has; a UserError if others are wanted."""
+    has = self.about['checkpoint']['weights']
+    if wanted not in ('auto', has):
+      raise UserError(f'{self.folder} has {has} weights alone, and no {wanted} ones')
+    return has
+
+  def params(self, weights: Weights, mesh: jax.sharding.Mesh | None = None) -> Params:
+    """The params, placed on a mesh; without one they are on one device of this process."""
+    abstract = build_model(MEViTConfig(**self.about['recipe']['model'])).abstract
+    arrays = load_file(self.folder / 'model.safetensors')
+    params = jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in names_of(abstract)])
+    return jax.device_put(params, jax.local_devices()[0]) if mesh is None else put(params, mesh)
+
+
 def open_saved(workdir: Path, which: str = 'last') -> Saved:
   """A workdir's checkpoint: the 'last' good one, the 'best' on the validation split, or that of a step ('500').
+
+  A folder that was exported to be shared has one.
 
   Raises:
     UserError: it is not there, or damaged; for 'last', if all are.
   """
+  if is_shared(workdir):
+    return _open_shared(workdir, which)
   if which == 'last':
     step, _ = newest_good(workdir)
     if step is None:
@@ -66,6 +95,16 @@ def open_saved(workdir: Path, which: str = 'last') -> Saved:
     step = _named(workdir, which)
   folder = workdir.resolve() / 'checkpoints' / str(step)
   return Saved(folder, checked(json.loads((folder / 'about' / 'metadata').read_text()), folder))
+
+
+def _open_shared(folder: Path, which: str) -> Shared:
+  what = damage(folder)
+  if what:
+    raise UserError(f'{folder} is damaged, get it again: {what}')
+  shared = Shared(folder, read_workdir(folder))
+  if which not in ('last', str(shared.step)):
+    raise UserError(f'{folder} has the checkpoint of step {shared.step} alone, and no {which}')
+  return shared
 
 
 def newest_good(workdir: Path) -> tuple[int | None, list[int]]:

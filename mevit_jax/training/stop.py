@@ -1,8 +1,11 @@
 """Asked to stop: signals and notices of pre-emption, heard between two steps."""
 
+import contextlib
+import itertools
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,7 +23,7 @@ class StopError(Exception):
 class Stop:
   """Hears SIGTERM and SIGINT while it is entered; a second SIGINT (Ctrl-C) ends the process at once.
 
-  With several processes, jax hears SIGTERM: a notice to any of them becomes one step at which all stop.
+  With several processes, jax hears SIGTERM, entered or not: a notice to any of them becomes one step at which all stop.
 
   Attributes:
     signal: that came, or None.
@@ -51,6 +54,18 @@ class Stop:
     """Raises StopError if a signal came: for where all is saved."""
     if self.signal is not None:
       raise StopError(self.signal)
+
+  @contextlib.contextmanager
+  def during_evaluation(self, step: int = 0) -> Iterator[Callable[[], None]]:
+    """Gives what every process is to call after every batch of an evaluation after this step; it is `check`."""
+    batches = itertools.count(step + 1)
+
+    def check() -> None:
+      self.asked(next(batches))
+      self.check()
+
+    yield check
+    self.asked(step)  # jax stops all at the number after the largest that it was asked last: steps count on from here
 
   def _hear(self, number: int, frame) -> None:
     del frame

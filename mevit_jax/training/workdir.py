@@ -8,6 +8,7 @@ from mevit_jax.errors import UserError
 
 # Of the workdir: its files, and what stands in a checkpoint.
 FORMAT = 2
+SHARED = 'mevit'  # the model_type of a folder that is shared, as Hugging Face's configs have one
 
 
 def read_workdir(workdir: Path) -> dict[str, Any]:
@@ -29,6 +30,14 @@ def checked(about: Any, where: Path) -> dict[str, Any]:
   if about.get('format') != FORMAT:
     raise UserError(f'{where} has format {about.get("format")}, this version of mevit_jax reads {FORMAT}')
   return about
+
+
+def is_shared(folder: Path) -> bool:
+  """Whether a folder holds one set of params as `mevit_jax.export --to=mevit` writes them: it is no run."""
+  try:
+    return json.loads((folder / 'config.json').read_text())['model_type'] == SHARED
+  except (OSError, ValueError, LookupError, TypeError):
+    return False
 
 
 def write_workdir(workdir: Path, about: dict[str, Any]) -> None:

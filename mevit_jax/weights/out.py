@@ -1,8 +1,9 @@
 """Weights out again: a space-only MEViT as a ViT of timm or Hugging Face, a TimeSformer as Hugging Face's."""
 
+import contextlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,6 @@ from mevit_jax.errors import UserError
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.functional import Params
 from mevit_jax.weights import timesformer, vit
-from mevit_jax.weights.read import is_workdir
 from mevit_jax.weights.rules import Page
 from mevit_jax.weights.sources import in_a_row
 
@@ -53,33 +53,40 @@ def export(
     The path of the weights.
 
   Raises:
-    UserError: the library's model is not this one (the line says in what), or the folder is a workdir of ours, or
-      cannot be written.
+    UserError: the library's model is not this one (the line says in what), or the folder is not empty, or cannot be
+      written.
   """
   folder = Path(folder).expanduser()
-  if is_workdir(folder):
-    raise UserError(f'{folder} is a workdir: take another --folder')
   _CHECKS[to](config)
   arrays, _ = in_a_row(params)
   if to != 'hf_timesformer':
     arrays['embedding/space'] = arrays['embedding/space'] + _still(arrays.pop('embedding/time'))
   page, prefix = _PAGES[to]
   tensors = _theirs(page, prefix, arrays, config.depth)
-  _write(folder, tensors, _configs(to, config, class_names, mean, std))
+  with new_folder(folder) as aside:
+    save_file(tensors, aside / _WEIGHTS, metadata={'format': 'pt'})
+    for name, content in _configs(to, config, class_names, mean, std).items():
+      (aside / name).write_text(json.dumps(content, indent=2) + '\n')
   return folder / _WEIGHTS
 
 
-def _write(folder: Path, tensors: dict[str, np.ndarray], configs: dict[str, dict[str, Any]]) -> None:
-  """Writes all files aside and moves them in when all are whole: a full disk leaves nothing half."""
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+  """A folder to write files into, which move to a new or empty one when all are whole: a full disk leaves nothing half.
+
+  Raises:
+    UserError: the folder is not empty (but for hidden files, as Git's are), or cannot be written.
+  """
   try:
     folder.mkdir(parents=True, exist_ok=True)
+    if any(not path.name.startswith('.') for path in folder.iterdir()):
+      raise UserError(f'{folder} is not empty: take another --folder')
     with tempfile.TemporaryDirectory(prefix='.export-', dir=folder) as name:
       aside = Path(name)
-      save_file(tensors, aside / _WEIGHTS, metadata={'format': 'pt'})
-      for name, content in configs.items():
-        (aside / name).write_text(json.dumps(content, indent=2) + '\n')
-      for name in (_WEIGHTS, *configs):
-        (aside / name).rename(folder / name)
+      yield aside
+      for path in sorted(aside.iterdir()):
+        path.chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that their owner alone may read
+        path.rename(folder / path.name)
   except (OSError, SafetensorError) as error:  # safetensors' own is no OSError, a full disk included
     raise UserError(f'{folder} cannot be written: {error}') from error
 

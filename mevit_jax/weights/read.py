@@ -184,16 +184,6 @@ def _to_numpy(tensor: Any) -> np.ndarray:
   return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
 
 
-def is_workdir(folder: Path) -> bool:
-  """Whether a folder is a workdir of ours, even one without a checkpoint yet."""
-  if (folder / 'checkpoints').exists():
-    return True
-  try:
-    return {'recipe', 'fingerprint'} <= set(_read_json(folder / 'config.json'))
-  except UserError:  # no JSON, so no config of ours: those are written whole
-    return False
-
-
 def _read_json(path: Path) -> dict[str, Any]:
   if not path.is_file():
     return {}

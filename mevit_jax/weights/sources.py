@@ -13,7 +13,7 @@ from mevit_jax.errors import UserError
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.functional import Params, names_of
 from mevit_jax.training.saved import open_saved
-from mevit_jax.training.workdir import read_workdir
+from mevit_jax.training.workdir import is_shared, read_workdir
 from mevit_jax.weights import timesformer, vit
 from mevit_jax.weights.read import Files, read
 from mevit_jax.weights.rules import Mapped, Page, Pixels, choose
@@ -83,7 +83,7 @@ def open_source(path: Path, heads: int = 1) -> Source:
   """
   if not path.exists():
     raise UserError(f'there are no weights at {path}')
-  if (path / 'checkpoints').is_dir():
+  if (path / 'checkpoints').is_dir() or is_shared(path):
     return _open_workdir(path)
   files = read(path)
   _check_config(files.config)
@@ -182,7 +182,7 @@ def _class_names(config: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def _open_workdir(path: Path) -> Source:
-  """A workdir of ours: its newest checkpoint, and of that the running mean if there is one."""
+  """A workdir of ours: its newest checkpoint, and of that the running mean if there is one; or what one has shared."""
   read_workdir(path)
   saved = open_saved(path)
   weights = saved.weights()

@@ -50,6 +50,13 @@ def test_calibration_of_nothing():
   assert metrics.calibrate(np.zeros(0), np.zeros(0, bool)).error == 0
 
 
+def test_a_tie_that_rounding_broke_is_a_tie():
+  even = np.array([[0.2, 0.3, 0.3, 0.2]])
+  for broken in (even, even * [[1 - 2e-6, 1, 1 + 2e-6, 1]], even * [[1, 1 - 2e-6, 1, 1 + 2e-6]]):
+    assert metrics.ranked(broken, 4).tolist() == [[1, 2, 0, 3]]
+  assert metrics.ranked(even * [[1, 1 - 2e-5, 1, 1]], 2).tolist() == [[2, 1]]
+
+
 def test_confusion():
   found = metrics.confusion(np.array([0, 0, 2, 1]), np.array([1, 1, 2, 0]), 3)
   assert found.tolist() == [[0, 2, 0], [1, 0, 0], [0, 0, 1]]

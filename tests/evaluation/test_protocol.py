@@ -151,6 +151,13 @@ def test_a_protocol_by_its_name_is_the_same_config():
   assert EvaluationConfig(clips=7, views='2x1') == EvaluationConfig(clips=2, crops=1)
 
 
+def test_a_batch_that_devices_do_not_divide_is_taken_larger(capsys):
+  assert EvaluationConfig(batch_size=64).shared(8).batch_size == 64
+  assert not capsys.readouterr().out
+  assert EvaluationConfig(batch_size=9).shared(8).batch_size == 16
+  assert capsys.readouterr().out == 'evaluation.batch_size 9 is taken as 16: it is cut into 8 parts\n'
+
+
 @pytest.mark.parametrize(
   ('fields', 'match'),
   [

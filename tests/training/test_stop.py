@@ -55,3 +55,27 @@ def test_many_processes_stop_at_the_step_that_jax_names(monkeypatch):
     assert [stop.asked(step) for step in (6, 7)] == [False, True]
     with pytest.raises(StopError, match='SIGTERM'):
       stop.check()
+
+
+def test_evaluations_have_numbers_of_their_own_and_steps_go_on_after_them(monkeypatch):
+  """jax stops all processes at the number after the largest that any of them asked last."""
+  asked = []
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(multihost_utils, 'reached_preemption_sync_point', lambda n: asked.append(n) or asked.count(n) > 1)
+  stop = Stop()
+  assert not stop.asked(7)
+  with stop.during_evaluation(8) as check:
+    check()
+    check()
+  assert asked == [7, 9, 10, 8]
+  with pytest.raises(StopError, match='SIGTERM'), stop.during_evaluation(8) as check:
+    check()
+  assert asked == [7, 9, 10, 8, 9]
+
+
+def test_an_evaluation_of_one_process_is_stopped_by_a_signal():
+  with Stop() as stop, stop.during_evaluation() as check:
+    check()
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(StopError, match='SIGINT'):
+      check()

@@ -1,7 +1,5 @@
 """Weights out, into the other library, and in again."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -131,34 +129,34 @@ def test_what_the_library_cannot_hold_is_refused(rng, tmp_path, to, config, mess
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('begun', [True, False])
-def test_a_workdir_is_not_overwritten(rng, tmp_path, begun):
-  if begun:
-    (tmp_path / 'checkpoints').mkdir()
-  ours = json.dumps({'recipe': {}, 'class_names': [], 'fingerprint': '', 'format': 1} if not begun else {})
-  (tmp_path / 'config.json').write_text(ours)
-  with pytest.raises(UserError, match='is a workdir: take another --folder'):
-    export(tmp_path, random_params(SPACE, rng, still=True), SPACE, 'timm', **PIXELS)
-  assert (tmp_path / 'config.json').read_text() == ours
-  assert not (tmp_path / 'model.safetensors').exists()
+@pytest.mark.parametrize('there', ['config.json', 'checkpoints'])
+def test_what_is_there_is_not_overwritten(rng, tmp_path, there):
+  """A workdir, say; but a clone of a repository may be empty."""
+  (tmp_path / '.git').mkdir()
+  export(tmp_path, random_params(SPACE, rng, still=True), SPACE, 'timm', **PIXELS)
+  (tmp_path / 'other' / there).mkdir(parents=True)
+  for folder in (tmp_path, tmp_path / 'other'):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+    with pytest.raises(UserError, match='is not empty: take another --folder'):
+      export(folder, random_params(SPACE, rng, still=True), SPACE, 'timm', **PIXELS)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob('*')} == before
 
 
 def test_a_full_disk_leaves_nothing(rng, tmp_path, monkeypatch):
-  """And what was there before stays."""
-
   def full(tensors, path, metadata):
     path.write_bytes(b'half')
     raise SafetensorError('I/O error: No space left on device (os error 28)')
 
-  params = random_params(SPACE, rng, still=True)
-  export(tmp_path / 'before', params, SPACE, 'timm', **PIXELS)
-  before = {path.name: path.read_bytes() for path in (tmp_path / 'before').iterdir()}
   monkeypatch.setattr(out, 'save_file', full)
-  for folder in ('before', 'new'):
-    with pytest.raises(UserError, match=r'cannot be written: .*No space left'):
-      export(tmp_path / folder, params, SPACE, 'hf_vit', **PIXELS)
-  assert {path.name: path.read_bytes() for path in (tmp_path / 'before').iterdir()} == before
-  assert not list((tmp_path / 'new').iterdir())
+  with pytest.raises(UserError, match=r'cannot be written: .*No space left'):
+    export(tmp_path, random_params(SPACE, rng, still=True), SPACE, 'hf_vit', **PIXELS)
+  assert not list(tmp_path.iterdir())
+
+
+def test_who_may_read_the_folder_may_read_its_files(rng, tmp_path):
+  (tmp_path / 'new').mkdir(mode=0o750)
+  export(tmp_path / 'new', random_params(SPACE, rng, still=True), SPACE, 'timm', **PIXELS)
+  assert {path.stat().st_mode & 0o777 for path in (tmp_path / 'new').iterdir()} == {0o640}
 
 
 def test_a_file_is_no_folder(rng, tmp_path):

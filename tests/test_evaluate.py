@@ -1,0 +1,174 @@
+"""Evaluation counts the same for any devices, processes and batch: of real videos, by a model with ties."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from hosts import ends, starting
+from workdirs import with_checkpoint
+
+from mevit_jax import evaluate, runs
+from mevit_jax.data import datasets, shards
+from mevit_jax.data.builders import moving_shapes
+from mevit_jax.evaluation.results import read_results
+
+pytestmark = pytest.mark.usefixtures('compile_once')
+
+VIDEOS = 71  # no batch divides it
+CLASSES = 700  # of these 8 have videos
+NAME = 'validation-2x1'
+# As wide, and of so many classes, that a matrix product of some rows rounds equal columns apart.
+WIDE = {'model.width': 128, 'model.mlp_dim': 64, 'evaluation.views': '2x1'}
+
+
+class Rotten(moving_shapes.MovingShapes):
+  """Moving shapes, where every eleventh file has lost its second half."""
+
+  @staticmethod
+  def make(item):
+    example = moving_shapes.MovingShapes.make(item)
+    whole = example['video']
+    return {**example, 'video': whole[: len(whole) // 2] if item.index % 11 == 3 else whole}
+
+
+@pytest.fixture(scope='module')
+def recipe(tiny, tmp_path_factory):
+  """A function: devices, batch -> the recipe of an evaluation."""
+  data_dir = tmp_path_factory.mktemp('rotten')
+  whole = moving_shapes.build(data_dir, {'train': 8, 'validation': VIDEOS}, frames=8, size=24)
+  names = *moving_shapes.CLASS_NAMES, *(f'never seen {i}' for i in range(8, CLASSES))
+  shards.write(Rotten(data_dir, 'moving_shapes', names, whole.shards))
+  fields = {**WIDE, 'data.data_dir': str(data_dir)}
+  return lambda devices, batch, **others: tiny(
+    **{**fields, 'mesh.data': devices, 'evaluation.batch_size': batch, **others}
+  )
+
+
+@pytest.fixture(scope='module')
+def workdir(recipe, tmp_path_factory):
+  """With a checkpoint in whose head the last 8 classes are the same as the first; those between say little."""
+  folder = tmp_path_factory.mktemp('runs') / 'ties'
+  run = runs.prepare_run(recipe(1, 8), folder)
+  state = run.init(jax.random.key(0))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: x + 0.02 * rng.normal(size=x.shape).astype(np.float32), state.params)
+  kernel, bias = (np.array(params['head'][name]) for name in ('kernel', 'bias'))
+  kernel[:, 8:] *= 0.1
+  kernel[:, -8:], bias[-8:] = kernel[:, :8], bias[:8]
+  params['head'] = {'kernel': kernel, 'bias': bias}
+  with_checkpoint(run, dataclasses.replace(state, step=state.step + 1, params=params))
+  return folder
+
+
+@pytest.fixture(scope='module')
+def evaluated(recipe, workdir):
+  """A function: devices, batch -> what this process found: the results, and the predictions."""
+  found = {}
+
+  def get(devices, batch):
+    if (devices, batch) not in found:
+      with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, '_draw', lambda *_: None)  # pictures take longer than all the rest
+        evaluate.evaluate(recipe(devices, batch), str(workdir))
+      found[devices, batch] = read_results(workdir / 'evaluation' / NAME)[:2]
+    return found[devices, batch]
+
+  return get
+
+
+def counts(results):
+  """All that is counted, and what it is of; no confidence, which is a mean of floats."""
+  return {
+    **{name: value for name, value in results.items() if name != 'calibration'},
+    'protocol': {**results['protocol'], 'batch_size': 0},
+  }
+
+
+def assert_same(found, expected):
+  """Counts and ranks exactly, logits to 1e-6 of the largest of their video."""
+  (results, predictions), (other_results, others) = found, expected
+  assert counts(results) == counts(other_results)
+  for name in ('ids', 'labels', 'errors'):
+    assert getattr(predictions, name).tolist() == getattr(others, name).tolist()
+  np.testing.assert_array_equal(predictions.ranked(5), others.ranked(5))
+  scale = np.abs(others.logits).max(axis=(1, 2), keepdims=True)
+  assert (np.abs(predictions.logits - others.logits) <= 1e-6 * scale).all()
+
+
+def test_what_is_counted(evaluated, recipe):
+  """By definition, for one device and one video at a time."""
+  results, predictions = evaluated(1, 1)
+  data = recipe(1, 1).data
+  source = datasets.open_split(data.data_dir, data.dataset, 'validation').source
+  assert predictions.ids.tolist() == [example['id'] for example in source]
+  assert predictions.labels.tolist() == [example['label'] for example in source]
+  dead = [i for i in range(VIDEOS) if i % 11 == 3]
+  assert np.flatnonzero(~predictions.readable).tolist() == dead
+  assert set(results['unreadable_videos']) == {source[i]['id'] for i in dead}
+  top1 = top5 = 0
+  for i in set(range(VIDEOS)) - set(dead):
+    views = np.exp(predictions.logits[i].astype(np.float64))
+    probabilities = (views / views.sum(1, keepdims=True)).mean(0)
+    probabilities[-8:] = probabilities[:8]
+    expected = sorted(range(CLASSES), key=lambda k: (-probabilities[k], k))[:5]
+    assert predictions.ranked(5)[i].tolist() == expected
+    top1 += expected[0] == predictions.labels[i]
+    top5 += int(predictions.labels[i]) in expected
+  assert 0 < top1 < top5 < VIDEOS - len(dead)
+  assert (results['videos'], results['unreadable']) == (VIDEOS, len(dead)) == (71, 7)
+  assert (results['top1_correct'], results['top5_correct']) == (top1, top5)
+  assert (results['top1'], results['top5']) == (top1 / 64, top5 / 64)
+  assert (results['top1_unreadable_wrong'], results['top5_unreadable_wrong']) == (top1 / 71, top5 / 71)
+
+
+@pytest.mark.parametrize(('devices', 'batch'), [(1, 7), (1, 64), (8, 1), (8, 7), (8, 64)])
+def test_devices_and_batch_change_no_count(evaluated, devices, batch):
+  assert_same(evaluated(devices, batch), evaluated(1, 1))
+
+
+def test_the_same_bits_where_a_device_has_as_many_rows(evaluated):
+  """With 8 devices, batches of 1 and 7 are taken as 8: a row each; 64 are eight rows each."""
+  one_row = [evaluated(*each) for each in ((1, 1), (8, 1), (8, 7))]
+  eight_rows = [evaluated(*each) for each in ((1, 8), (8, 64))]
+  for each in (one_row, eight_rows):
+    assert len({predictions.logits.tobytes() for _, predictions in each}) == 1
+    assert len({json.dumps(counts(results)) for results, _ in each}) == 1
+  assert [results['protocol']['batch_size'] for results, _ in one_row] == [1, 8, 8]
+
+
+# Real processes.
+
+
+@pytest.fixture
+def start(tmp_path):
+  yield from starting(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('devices', 'batch'), list(itertools.product((2, 8), (1, 7, 64))))
+def test_processes_change_no_count(evaluated, recipe, workdir, start, tmp_path, devices, batch):
+  """Two of them, each with half of the devices, and at batch 7 with worker processes that decode."""
+  run = tmp_path / 'run'
+  shutil.copytree(workdir, run, ignore=shutil.ignore_patterns('evaluation'))
+  settings = [recipe(devices, batch, **{'data.workers': 2 * (batch == 7)})] * 2
+  for process in ends(start(settings, run, mode='evaluate', devices=devices // 2)):
+    assert process.status == 0, process.errors
+  found = read_results(run / 'evaluation' / NAME)[:2]
+  assert_same(found, evaluated(1, 1))
+  assert_same(found, evaluated(devices, batch))
+  assert found[1].logits.tobytes() == evaluated(devices, batch)[1].logits.tobytes()
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_an_evaluation(recipe, workdir, start, tmp_path):
+  run = tmp_path / 'run'
+  shutil.copytree(workdir, run, ignore=shutil.ignore_patterns('evaluation'))
+  first, second = ends(start([recipe(2, 2)] * 2, run, (1, 'slow term', 3), 'evaluate'))
+  assert (first.status, second.status) == (143, 143)
+  assert 'stopped by SIGTERM: this evaluation has written nothing' in first.output
+  assert max(first.time, second.time) - second.accident < 60
+  assert not (run / 'evaluation').exists()
