@@ -131,6 +131,7 @@ class ClassBlock(nnx.Module):
   def _heads(self, tokens: Tokens) -> Heads:
     """The class token's query `b 1 h k`, the patches' keys and values `b t·n h k`."""
     (patches, token), attention = tokens, self.class_attention
+    assert token is not None
     flat = patches.reshape(patches.shape[0], -1, patches.shape[-1])  # b t·n d
     normed = attention.norm(flat)
     query = linear(attention.query, attention.norm(token)[:, None])  # b 1 d
