@@ -135,7 +135,7 @@ def test_cudnn_changes_nothing_on_other_platforms():
 
 
 COMPILE = """
-import jax, jax.numpy as jnp, numpy as np
+import jax, jax.numpy as jnp
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.functional import build_model
 from mevit_jax.parallel.mesh import MeshConfig, make_mesh
@@ -144,9 +144,9 @@ from mevit_jax.planning import chips
 
 # 17 tokens a frame; 9 a block, and where M is 3 in blocks of three sizes 19, 7 (twice) and 3.
 for gpu, changes, calls in (
-  ('a100:1', {}, 3), ('h200:1', {'block_size': 3}, 6), ('h200:1', {'class_token_in_motion': False}, 3),
-  ('h200:8', {}, 3), ('h200:1', {'dtype': 'float32'}, 0), ('h200:1', {'attention': 'auto'}, 0),
-  ('h200:1', {'width': 24}, 0),
+  ('a100:1', {}, 3), ('h200:1', {'block_size': 3}, 6),
+  ('h200:1', {'class_token_in_motion': False, 'order': 'time_space'}, 3), ('h200:8', {}, 3),
+  ('h200:1', {'dtype': 'float32'}, 0), ('h200:1', {'attention': 'auto'}, 0), ('h200:1', {'width': 24}, 0),
 ):
   config = MEViTConfig(**{
     'classes': 5, 'frames': 2, 'image_size': 16, 'patch_size': 4, 'width': 128, 'heads': 2, 'mlp_dim': 64,
