@@ -5,11 +5,12 @@
   taskset -c 0 python -m benchmarks.attention --clock=cpu          # one core, where others use the machine
 
 From queries, keys and values `b t n h k` (n in block order, as our model has them) to the output in that layout, and
-from its gradient to theirs: what others move to have a block's patches together counts. `ours` is what our model runs
-on this platform; `xla` the textbook's softmax(q k / sqrt k) v by XLA; `jax dpa` jax.nn.dot_product_attention (cuDNN
-on a GPU); `torch sdpa` PyTorch's (left out where torch is not installed). Each is compared with `xla` in float32 at
-precision HIGHEST before it is timed. The floor is the larger of the matrix products at the peak (2 forward, 5
-backward) and of the bytes that have to move (4 arrays forward, 8 backward) at the memory's bandwidth.
+from its gradient to theirs: what others move to have a block's patches together counts. `ours` is our plain path, and
+`ours cudnn` on a GPU what it is with attention='cudnn'; `xla` the textbook's softmax(q k / sqrt k) v by XLA; `jax dpa`
+jax.nn.dot_product_attention (cuDNN on a GPU); `torch sdpa` PyTorch's (left out where torch is not installed). Each is
+compared with `xla` in float32 at precision HIGHEST before it is timed. The floor is the larger of the matrix products
+at the peak (2 forward, 5 backward) and of the bytes that have to move (4 arrays forward, 8 backward) at the memory's
+bandwidth.
 """
 
 import statistics
@@ -26,7 +27,7 @@ import jax  # isort: skip  # after benchmarks.peers, which says how it shares a 
 import jax.numpy as jnp  # isort: skip
 import numpy as np  # isort: skip
 
-from mevit_jax.models.attention import Heads, motion_attention, motion_groups
+from mevit_jax.models.attention import Heads, attend_by_cudnn, motion_attention, motion_groups
 from mevit_jax.models.config import MEViTConfig
 
 WIDTH = 64  # of a head
@@ -103,6 +104,8 @@ def cases_of(config: MEViTConfig, batch: int) -> tuple[dict[str, Callable], dict
     'xla': partial(regrouped, textbook, config),
     'jax dpa': partial(regrouped, dot_product_attention, config),
   }
+  if peers.on_gpu() and config.dtype == 'bfloat16':
+    ways['ours cudnn'] = lambda q, k, v: motion_attention(Heads(q, k, v), None, config, attend_by_cudnn)[0]
   inputs = [jnp.asarray(x, config.dtype) for x in arrays]
   forward, both, off_by = {}, {}, {}
   for name, way in ways.items():

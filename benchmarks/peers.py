@@ -1,5 +1,6 @@
 """What the benchmarks beside PyTorch share: transformers' TimeSformer with the same weights, turns, clocks, peaks."""
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -166,7 +167,7 @@ def peaks(dtype: str, clock: str = 'wall') -> tuple[float, float]:
   kind = jax.devices()[0].device_kind.lower()
   for chip in CHIPS.values():
     if chip.platform == 'cuda' and chip.name in kind:
-      return chip.flops, chip.target['bandwidth']  # float32 has no such peak
+      return chip.flops, chip.speed  # float32 has no such peak
   if on_gpu():
     return 0.0, 0.0
   side, numbers = 2048, 2**25
@@ -207,6 +208,7 @@ def define_peer_flags() -> None:
   define_flags()
   flags.DEFINE_string('size', 'B/16', 'A ViT.')
   flags.DEFINE_integer('pixels', 224, 'Of a side of a frame.', lower_bound=1)
+  flags.DEFINE_list('attention', 'auto', 'Of ours: auto, cudnn, plain; one or more, side by side.')
   flags.DEFINE_list('peers', '', 'Of eager, sdpa, compile; default: eager,sdpa, and all on a GPU.')
 
 
@@ -223,6 +225,12 @@ def chosen_dtype() -> str:
 def chosen_peers() -> list[str]:
   """transformers' ways, the first of which the others are compared with."""
   return flags.FLAGS.peers or ['eager', 'sdpa'] + ['compile'] * on_gpu()
+
+
+def by_attention(name: str, config: MEViTConfig) -> dict[str, MEViTConfig]:
+  """One of ours with every attention that the flag names, of which 'auto' needs no saying."""
+  attentions = flags.FLAGS.attention
+  return {name if a == 'auto' else f'{name} {a}': dataclasses.replace(config, attention=a) for a in attentions}
 
 
 def write(rows: list[dict], **about) -> None:

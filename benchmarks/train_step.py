@@ -3,6 +3,7 @@
   python -m benchmarks.train_step                                  # the TimeSformer configuration of B/16, 8 frames
   python -m benchmarks.train_step --models=timesformer,mevit --frames=16 --batch_size=2
   python -m benchmarks.train_step --size=L/16 --peers=eager,sdpa,compile --batch_size=16      # on a GPU
+  python -m benchmarks.train_step --attention=auto,cudnn --batch_size=16                      # likewise
   taskset -c 0 python -m benchmarks.train_step --clock=cpu         # one core, where others use the machine
 
 Needs requirements-parity.txt. A step takes uint8 clips: normalisation, forward, backward, SGD with Nesterov momentum;
@@ -47,27 +48,29 @@ def main(argv: Sequence[str]) -> None:
   rows = []
   for frames in map(int, flags.FLAGS.frames):
     configs = configs_of(flags.FLAGS.size, frames, flags.FLAGS.pixels, dtype, flags.FLAGS.remat)
-    cases, about = cases_of(torch, configs, flags.FLAGS.models, names, batch, dtype)
+    ours = {n: c for model in flags.FLAGS.models for n, c in peers.by_attention(model, configs[model]).items()}
+    cases, about = cases_of(torch, configs['timesformer'], ours, names, batch, dtype)
     print(f'{frames}x{flags.FLAGS.pixels}; peak {peak / 1e9:.0f} GFLOP/s')
-    print(f'{"":12} {"ms":>10} {"clips/s":>9} {"x first":>8} {"of peak":>8} {"off by":>8} {"MiB":>8} {"compile s":>9}')
-    rows += measure(configs, batch, cases, about, names[0], peak, peers.timing())
+    print(f'{"":17} {"ms":>10} {"clips/s":>9} {"x first":>8} {"of peak":>8} {"off by":>8} {"MiB":>8} {"compile s":>9}')
+    rows += measure(configs['timesformer'], ours, batch, cases, about, names[0], peak, peers.timing())
   peers.write(rows, size=flags.FLAGS.size, batch=batch, peak=peak)
 
 
 def measure(
-  configs: dict, batch: int, cases: dict, about: dict, first: str, peak: float, timing: peers.Timing
-) -> list[dict]:
+  timesformer: MEViTConfig, ours: dict, batch: int, cases: dict, about: dict, first: str, peak: float,
+  timing: peers.Timing,
+) -> list[dict]:  # fmt: skip
   """A row for each."""
   times, rows = peers.take_turns(cases, timing), []
   for name, found in times.items():
     seconds, faster = statistics.median(found), peers.ratio(times, name, first)
     # A peer's arithmetic is counted as ours of the same function: it multiplies by one matrix more, which we fold.
-    config = configs.get(name, configs['timesformer'])
+    config = ours.get(name, timesformer)
     share = 3 * batch * count_flops(config) / seconds / peak if peak else float('nan')
     row = {'frames': config.frames, 'name': name, 'seconds': seconds, 'times_first_peer': faster, 'share': share}
     rows.append({**row, **about[name]})
     print(
-      f'{name:12} {1000 * seconds:10.1f} {batch / seconds:9.3f} {faster:8.2f} {share:8.1%} '
+      f'{name:17} {1000 * seconds:10.1f} {batch / seconds:9.3f} {faster:8.2f} {share:8.1%} '
       f'{about[name]["off_by"]:8.1e} {about[name]["mib"]:8.0f} {about[name]["compile_s"]:9.1f}',
       flush=True,
     )
@@ -85,9 +88,18 @@ def configs_of(size: str, frames: int, pixels: int, dtype: str, remat: str) -> d
   }
 
 
-def cases_of(torch, configs: dict, models: Sequence[str], names: Sequence[str], batch: int, dtype: str):
-  """What is timed, and what is known of each before: distance, memory, compilation."""
-  config, rng = configs['timesformer'], np.random.default_rng(0)
+def cases_of(torch, config: MEViTConfig, ours: dict, names: Sequence[str], batch: int, dtype: str):
+  """What is timed, and what is known of each before: distance, memory, compilation.
+
+  Args:
+    torch: the module.
+    config: the peers' TimeSformer.
+    ours: configurations by name; 'timesformer...' has the peers' weights.
+    names: the peers.
+    batch: clips of a step.
+    dtype: of the computation.
+  """
+  rng = np.random.default_rng(0)
   video = rng.integers(0, 256, (batch, config.frames, *config.image_size, 3), np.uint8)
   label = rng.integers(0, config.classes, batch).astype(np.int32)
   peer = peers.make_peer(torch, config).to('cuda' if peers.on_gpu() else 'cpu')
@@ -97,19 +109,21 @@ def cases_of(torch, configs: dict, models: Sequence[str], names: Sequence[str], 
   cases, about = {}, {}
   for name in names:
     cases[name], about[name] = peer_case(torch, config, name, video, label, dtype, wanted)
-  for name in models:
-    same = params if name == 'timesformer' else None
-    cases[name], about[name] = our_case(configs[name], same, video, label, dtype, wanted)
+  for name, one in ours.items():
+    same = params if name.startswith('timesformer') else None
+    cases[name], about[name] = our_case(name, one, same, video, label, dtype, wanted)
   return cases, about
 
 
-def our_case(config: MEViTConfig, params: dict | None, video, label, dtype: str, wanted) -> tuple[Callable, dict]:
+def our_case(
+  name: str, config: MEViTConfig, params: dict | None, video, label, dtype: str, wanted
+) -> tuple[Callable, dict]:
   """Our training step; where params are given it is the peer's function, and checked."""
   model, off_by = build_model(config), float('nan')
   if params is not None:
     loss_of = jax.jit(jax.value_and_grad(lambda x: our_loss(model, params, x, label)))
     found = loss_of(normalise(jnp.asarray(video), MEAN, STD, 'float32'))
-    off_by = peers.check('timesformer', found, wanted, dtype)
+    off_by = peers.check(name, found, wanted, dtype)
   optimizer = optax.sgd(RATE, MOMENTUM, nesterov=True)
   step = make_train_step(
     model, optimizer, augmentation=AugmentConfig(), mirrors=range(config.classes), mean=MEAN, std=STD,

@@ -3,8 +3,10 @@ import json
 import math
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -95,6 +97,11 @@ def test_what_computes_something_else_is_not_timed():
     peers.check('ours', [np.array([np.nan])], [np.array([1.0])], 'float32')
 
 
+def test_peaks_of_a_gpu(monkeypatch):
+  monkeypatch.setattr(jax, 'devices', lambda: [types.SimpleNamespace(device_kind='NVIDIA H200')])
+  assert peers.peaks('bfloat16') == (989e12, 4.8e12)
+
+
 def test_turns_and_ratio():
   calls = []
   times = peers.take_turns({'a': lambda: calls.append('a'), 'b': lambda: calls.append('b')}, ONCE)
@@ -109,8 +116,9 @@ def small(**changes):
 
 
 def test_inference(torch):
-  rows = inference.measure(torch, small(), 2, ['eager', 'sdpa'], 1e9, ONCE)
-  assert [row['name'] for row in rows] == ['eager', 'sdpa', 'ours']
+  ours = {'ours': small(), 'ours plain': small(attention='plain')}
+  rows = inference.measure(torch, small(), ours, 2, ['eager', 'sdpa'], 1e9, ONCE)
+  assert [row['name'] for row in rows] == ['eager', 'sdpa', *ours]
   for row in rows:
     assert row['off_by'] <= 1e-5
     assert row['share'] == pytest.approx(2 * count_flops(small()) / row['seconds'] / 1e9)
@@ -120,8 +128,9 @@ def test_inference(torch):
 def test_train_step(torch):
   """Loss and the gradient at the pixels are the peer's; then both go on training."""
   mevit = MEViTConfig(**{**small().__dict__, 'block_size': 2, 'order': 'space_time', 'class_token_in_motion': True})
-  configs = {'timesformer': small(), 'mevit': mevit}
-  cases, about = train_step.cases_of(torch, configs, list(configs), ['eager', 'sdpa'], 2, 'float32')
+  ours = {'timesformer': small(), 'timesformer plain': small(attention='plain'), 'mevit': mevit}
+  cases, about = train_step.cases_of(torch, small(), ours, ['eager', 'sdpa'], 2, 'float32')
   assert about['timesformer']['off_by'] <= 1e-5
-  rows = train_step.measure(configs, 2, cases, about, 'eager', 1e9, ONCE)
-  assert [row['name'] for row in rows] == ['eager', 'sdpa', 'timesformer', 'mevit']
+  assert about['timesformer plain']['off_by'] <= 1e-5
+  rows = train_step.measure(small(), ours, 2, cases, about, 'eager', 1e9, ONCE)
+  assert [row['name'] for row in rows] == ['eager', 'sdpa', *ours]

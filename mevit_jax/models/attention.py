@@ -1,6 +1,8 @@
 """Attention within groups of tokens: one operation, which serves frames (space) and blocks (motion)."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,10 @@ class Heads(NamedTuple):
   query: jax.Array
   key: jax.Array
   value: jax.Array
+
+
+# Queries `... q h k`, keys and values `... s h k` -> `... q h k`.
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def by_heads(projected: Heads, width: int) -> Heads:
@@ -36,17 +42,38 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
   return output.astype(value.dtype).swapaxes(-3, -2)  # ... q h k
 
 
+def attend_by_cudnn(
+  query: jax.Array, key: jax.Array, value: jax.Array, implementation: Literal['cudnn', 'xla'] = 'cudnn'
+) -> jax.Array:
+  """`attend` by JAX's call of cuDNN, in bfloat16 or float16, as many queries as keys: `... s h k` -> `... s h k`.
+
+  JAX takes no odd `s` in training. Lengths are told even where nothing is padded: without them some versions of cuDNN
+  give gradients that are NaN (github.com/NVIDIA/cudnn-frontend/issues/160 and 1072, Hopper).
+  """
+  groups, size = query.shape[:-3], query.shape[-3]
+  even = [(0, 0), (0, size % 2), (0, 0), (0, 0)]
+  q, k, v = (jnp.pad(x.reshape(-1, *x.shape[-3:]), even) for x in (query, key, value))  # b·g s h k
+  lengths = jnp.full(math.prod(groups), size, jnp.int32)
+  output = jax.nn.dot_product_attention(
+    q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=implementation
+  )
+  return output[:, :size].reshape(query.shape)
+
+
 def _precise(dtype: jnp.dtype) -> jnp.dtype:
   """float32, or float64 for it."""
   return jnp.promote_types(dtype, jnp.float32)
 
 
-def grouped_attention(patches: Heads, token: Heads | None = None) -> tuple[jax.Array, jax.Array | None]:
+def grouped_attention(
+  patches: Heads, token: Heads | None = None, attend: Attend = attend
+) -> tuple[jax.Array, jax.Array | None]:
   """Attention within each group, which the class token may join as a key and as a query.
 
   Args:
     patches: `b g s h k`: g groups of s patches.
     token: `b h k`: the class token, or None.
+    attend: what computes it.
 
   Returns:
     The patches' outputs `b g s h k` and the class token's in every group `b g h k` (None without one).
@@ -63,23 +90,24 @@ def join(patches: jax.Array, token: jax.Array) -> jax.Array:
   return jnp.concatenate([patches, jnp.broadcast_to(token[:, None, None], (b, groups, 1, h, k))], axis=2)
 
 
-def space_attention(patches: Heads, token: Heads | None, config: MEViTConfig):
+def space_attention(patches: Heads, token: Heads | None, config: MEViTConfig, attend: Attend = attend):
   """Eq. 6: every patch reads its own frame; the class token's outputs are averaged over the frames.
 
   Args:
     patches: `b t n h k`.
     token: `b h k`, or None.
     config: not needed here; the same arguments as `motion_attention`.
+    attend: what computes it.
 
   Returns:
     `b t n h k`, and `b h k` or None.
   """
   del config
-  output, token_output = grouped_attention(patches, token)
+  output, token_output = grouped_attention(patches, token, attend)
   return output, None if token_output is None else token_output.mean(axis=1)
 
 
-def motion_attention(patches: Heads, token: Heads | None, config: MEViTConfig):
+def motion_attention(patches: Heads, token: Heads | None, config: MEViTConfig, attend: Attend = attend):
   """Eq. 8: every patch reads its block in all frames; the class token's outputs are averaged over the blocks.
 
   Args and returns as `space_attention`; the patches are in block order, so that the blocks of a region are a slice and
@@ -89,7 +117,7 @@ def motion_attention(patches: Heads, token: Heads | None, config: MEViTConfig):
   token_outputs: list[jax.Array] = []
   regions = zip(*(motion_groups(x, config) for x in patches), strict=True)
   for (nh, nw, mh, mw), region in zip(config.blocks, regions, strict=True):
-    output, token_output = grouped_attention(Heads(*region), token)  # b g t·m h k
+    output, token_output = grouped_attention(Heads(*region), token, attend)  # b g t·m h k
     outputs.append(_by_frame(output, nh * nw, mh * mw))
     if token_output is not None:
       token_outputs.append(token_output)

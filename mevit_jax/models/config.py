@@ -42,6 +42,7 @@ class MEViTConfig:
     dtype: of the computation; parameters, softmax and logits are float32 (float64 is for tests, with
       JAX_ENABLE_X64).
     attention: how attention runs: 'auto' is what is fastest on the platform that it is compiled for, 'plain' XLA's own.
+      'cudnn' is 'auto' but for NVIDIA GPUs (Ampere or newer), where bfloat16 goes through cuDNN: not yet timed.
     unroll: how many blocks the compiler sees at once; 0 is all: the fastest step and the longest compilation.
     remat: what the backward pass recomputes: 'none', 'block' (all but the blocks' inputs), or 'residuals' (all but the
       outputs of the attentions and of the feed-forward's first layer).
@@ -64,7 +65,7 @@ class MEViTConfig:
   drop_path: float = 0.0
   layer_norm_eps: float = 1e-6
   dtype: Literal['float32', 'bfloat16', 'float64'] = 'bfloat16'
-  attention: Literal['auto', 'plain'] = 'auto'
+  attention: Literal['auto', 'cudnn', 'plain'] = 'auto'
   unroll: int = 0
   remat: Literal['none', 'block', 'residuals'] = 'none'
 

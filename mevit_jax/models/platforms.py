@@ -5,11 +5,21 @@ Choices are made when a program is lowered: one that is compiled here for other 
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from mevit_jax.models.attention import Heads, by_heads, motion_attention, space_attention
+from mevit_jax.models.attention import (
+  Attend,
+  Heads,
+  attend,
+  attend_by_cudnn,
+  by_heads,
+  motion_attention,
+  space_attention,
+)
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.order import to_block_order
 
@@ -26,7 +36,7 @@ def grouped(
     name: 'space' or 'motion'.
     patches: `b t n d` in block order, heads side by side.
     token: `b d`, or None.
-    config: of the model; with `attention='plain'` there is no choice.
+    config: of the model, whose `attention` says what there is to choose from.
     each: see `Each`.
 
   Returns:
@@ -35,7 +45,8 @@ def grouped(
   plain = partial(_plain, name, config)
   if config.attention == 'plain':
     return plain(patches, token)
-  fast = {platform: each(partial(attention, name, config)) for platform, attention in FASTEST['attention'].items()}
+  table = FASTEST['attention'] | ASKED.get(config.attention, {})
+  fast = {platform: each(partial(attention, name, config)) for platform, attention in table.items()}
   return jax.lax.platform_dependent(patches, token, default=plain, **fast)
 
 
@@ -50,11 +61,11 @@ def sum_over_tokens(x: jax.Array) -> jax.Array:
   return jax.lax.platform_dependent(x, default=_by_sum, **FASTEST['sum'])
 
 
-def _plain(name: str, config: MEViTConfig, patches: Heads, token: Heads | None):
+def _plain(name: str, config: MEViTConfig, patches: Heads, token: Heads | None, attend: Attend = attend):
   attention = space_attention if name == 'space' else motion_attention
   width = config.width // config.heads
   heads = by_heads(patches, width), token and by_heads(token, width)
-  output, token_output = attention(*heads, config)
+  output, token_output = attention(*heads, config, attend)
   return output.reshape(patches.query.shape), token and token_output.reshape(token.query.shape)
 
 
@@ -67,6 +78,19 @@ def _by_kernel(name: str, config: MEViTConfig, patches: Heads, token: Heads | No
   if not kernels.supported((b, t, n, d), heads=heads, blocks=blocks, token=token is not None, dtype=dtype):
     return _plain(name, config, patches, token)
   return kernels.fused_attention(*patches, token, heads=heads, blocks=blocks, interpret=interpret)
+
+
+def _by_cudnn(
+  name: str, config: MEViTConfig, patches: Heads, token: Heads | None, *,
+  implementation: Literal['cudnn', 'xla'] = 'cudnn',
+):  # fmt: skip
+  width, dtype = config.width // config.heads, patches.query.dtype
+  takes = dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128
+  # Without its CUDA plug-in JAX cannot even trace this, which it does for CPUs too before it leaves it out.
+  here = any(find_spec(f'jax_cuda{version}_plugin') for version in (12, 13))
+  if implementation == 'cudnn' and not (takes and here):
+    return _plain(name, config, patches, token)
+  return _plain(name, config, patches, token, partial(attend_by_cudnn, implementation=implementation))
 
 
 def _by_product(config: MEViTConfig, video: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -103,4 +127,9 @@ FASTEST: dict[str, dict[str, Callable]] = {
   'attention': {'tpu': _by_kernel},  # logits stay on the chip, and no layout is moved
   'embedding': {'tpu': _by_convolution},  # patches as rows are two copies that cost as much as half a block
   'sum': {'tpu': _by_ones},  # the vector unit takes ten times as long
+}
+
+# What `config.attention` adds by name to the attentions above. Once it is timed and wins, it belongs there.
+ASKED: dict[str, dict[str, Callable]] = {
+  'cudnn': {'cuda': _by_cudnn},  # logits stay on the chip
 }

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 
-def prepare_process(module: str) -> None:
-  """Starts this process again, as `python -m module`, unless the environment is as the compilers want it."""
+def variables() -> dict[str, str]:
+  """The environment's."""
   wanted = {
     'JAX_PLATFORMS': 'cpu',
     'TPU_SKIP_MDS_QUERY': '1',  # do not ask the cloud which TPU this is
@@ -20,5 +20,11 @@ def prepare_process(module: str) -> None:
   folders = [Path(folder) / 'cu13' / 'lib' for folder in nvidia.submodule_search_locations or ()] if nvidia else []
   if found := [str(folder) for folder in folders if folder.is_dir()]:
     wanted['LD_LIBRARY_PATH'] = os.pathsep.join(found)
+  return wanted
+
+
+def prepare_process(module: str) -> None:
+  """Starts this process again, as `python -m module`, unless the environment is as the compilers want it."""
+  wanted = variables()
   if any(os.environ.get(name) != value for name, value in wanted.items()):
     os.execve(sys.executable, [sys.executable, '-m', module, *sys.argv[1:]], {**os.environ, **wanted})

@@ -2,6 +2,11 @@
 
 import dataclasses
 import functools
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +14,14 @@ import numpy as np
 import pytest
 
 from mevit_jax.models import platforms
+from mevit_jax.models.attention import Heads
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.functional import build_model, names_of
 from mevit_jax.parallel.mesh import MeshConfig, make_mesh
 from mevit_jax.parallel.placement import by_rows, each_device, keep_rows, put
+from mevit_jax.planning.environment import variables
+
+ROOT = Path(__file__).parents[2]
 
 CONFIG = MEViTConfig(
   classes=5, frames=2, image_size=(10, 15), patch_size=(5, 5), width=32, heads=4, mlp_dim=40, space_blocks=1,
@@ -61,7 +70,7 @@ def errors(found, expected):
   """Of every tensor, as a share of its largest; key biases have no gradient in exact arithmetic."""
   return {
     name: np.abs(np.float64(found[name]) - np.float64(x)).max() / np.abs(np.float64(x)).max()
-    for name, x in expected.items() if not name.endswith('key/bias')
+    for name, x in expected.items() if not str(name).endswith('key/bias')
   }  # fmt: skip
 
 
@@ -78,6 +87,92 @@ def test_fast_is_plain(name):
   inputs = params_of(config), video_of(config)
   found = errors(logits_and_gradients(config, *inputs), logits_and_gradients(plain, *inputs))
   assert max(found.values()) < 1e-5, found
+
+
+def attended(config, name, dtype, token):
+  """One attention's outputs, and the gradients of what it reads."""
+  rng, n = np.random.default_rng(0), config.grid[0] * config.grid[1]
+  patches = Heads(*jnp.asarray(rng.normal(size=(3, 2, config.frames, n, config.width)), dtype))
+  one = Heads(*jnp.asarray(rng.normal(size=(3, 2, config.width)), dtype)) if token else None
+
+  def weighed(patches, one):
+    outputs = platforms.grouped(name, patches, one, config, lambda attention: attention)
+    return sum((jnp.sin(jnp.arange(x.size).reshape(x.shape)) * x).sum() for x in jax.tree.leaves(outputs)), outputs
+
+  (_, outputs), gradients = jax.jit(jax.value_and_grad(weighed, (0, 1), has_aux=True))(patches, one)
+  return dict(enumerate(jax.tree.leaves((outputs, gradients))))
+
+
+@pytest.mark.parametrize(
+  ('name', 'image_size', 'frames', 'token'),
+  [
+    ('space', (10, 15), 2, True),  # 7 tokens, the class token among them
+    ('space', (5, 15), 1, False),
+    ('motion', (25, 15), 2, True),  # blocks of 4, 2, 2 and 1 patches of a frame
+    ('motion', (25, 15), 3, False),
+  ],
+)
+def test_cudnn_is_plain(name, image_size, frames, token, monkeypatch):
+  """With XLA's implementation of what JAX gives to cuDNN: groups, the class token, and lengths that are made even."""
+  by_cudnn = platforms.ASKED['cudnn']['cuda']
+  monkeypatch.setitem(platforms.ASKED['cudnn'], 'cpu', functools.partial(by_cudnn, implementation='xla'))
+  calls, dpa = [], jax.nn.dot_product_attention
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', lambda *args, **how: calls.append(args) or dpa(*args, **how))
+  config = dataclasses.replace(CONFIG, image_size=image_size, frames=frames, attention='cudnn')
+  found = attended(config, name, 'float32', token)
+  assert calls
+  assert all(query.shape[1] % 2 == 0 for query, *_ in calls)
+  found = errors(found, attended(dataclasses.replace(config, attention='plain'), name, 'float32', token))
+  assert max(found.values()) < 1e-5, found
+
+
+def test_cudnn_changes_nothing_on_other_platforms():
+  auto, cudnn = (
+    attended(dataclasses.replace(CONFIG, attention=attention), 'space', 'bfloat16', True)
+    for attention in ('auto', 'cudnn')
+  )
+  jax.tree.map(np.testing.assert_array_equal, cudnn, auto)
+
+
+COMPILE = """
+import jax, jax.numpy as jnp
+from mevit_jax.models.config import MEViTConfig
+from mevit_jax.models.functional import build_model
+from mevit_jax.parallel.mesh import MeshConfig, make_mesh
+from mevit_jax.parallel.placement import by_rows, each_device, keep_rows, placed
+from mevit_jax.planning import chips
+
+# 17 tokens a frame; 9 a block, and where M is 3 in blocks of three sizes 19, 7 (twice) and 3.
+for gpu, changes, calls in (
+  ('a100:1', {}, 3), ('h200:1', {'block_size': 3}, 6),
+  ('h200:1', {'class_token_in_motion': False, 'order': 'time_space'}, 3), ('h200:8', {}, 3),
+  ('h200:1', {'dtype': 'float32'}, 0), ('h200:1', {'attention': 'auto'}, 0), ('h200:1', {'width': 24}, 0),
+):
+  config = MEViTConfig(**{
+    'classes': 5, 'frames': 2, 'image_size': 16, 'patch_size': 4, 'width': 128, 'heads': 2, 'mlp_dim': 64,
+    'space_blocks': 1, 'motion_blocks': 1, 'class_blocks': 0, 'block_size': 2, 'attention': 'cudnn', **changes,
+  })
+  topology = chips.parse(gpu)
+  mesh = make_mesh(MeshConfig(), chips.devices_of(topology))
+  model = build_model(config, keep_rows(mesh), each_device(mesh))
+  video = jax.ShapeDtypeStruct((8, 2, 16, 16, 3), jnp.bfloat16, sharding=by_rows(mesh))
+  step = jax.jit(jax.grad(lambda *args: model.apply(*args).sum()))
+  compiled = step.lower(placed(model.abstract, mesh), video).compile({'xla_gpu_enable_triton_gemm': False})
+  text = compiled.as_text()
+  found = [text.count(f'custom_call_target="__cudnn$fmhaSoftmax{way}"') for way in ('', 'Backward')]
+  assert found == [calls, calls], (gpu, changes, found)
+  assert 'all-gather' not in text and 'all-to-all' not in text
+print('compiled')
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec('jax_cuda13_plugin'), reason='needs jax_cuda13_plugin, of requirements-gpu.txt')
+def test_cudnn_compiles_for_gpus():
+  done = subprocess.run(
+    [sys.executable, '-c', COMPILE], cwd=ROOT, env={**os.environ, **variables()}, capture_output=True, text=True
+  )
+  assert 'compiled' in done.stdout, done.stderr[-3000:]
 
 
 def test_what_has_no_room_on_the_chip_is_plain():
