@@ -43,7 +43,7 @@ def gelu(x: jax.Array) -> jax.Array:
 class WideLayerNorm(nnx.LayerNorm):
   """LayerNorm over `d` in float32 or wider, by the textbook's gradient."""
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]  # no mask
     assert self.scale is not None
     assert self.bias is not None
     x = x.astype(self.dtype)
@@ -80,7 +80,7 @@ def layer_norm(config: MEViTConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
   Of bfloat16 tokens by E[x²] - E[x]², which XLA has for nothing beside the product before it: what that loses is far
   below what they have lost. It is not for wider ones.
   """
-  fields = {'epsilon': config.layer_norm_eps, 'dtype': jnp.dtype(config.dtype), 'rngs': rngs}
+  width, epsilon, dtype = config.width, config.layer_norm_eps, jnp.dtype(config.dtype)
   if config.dtype == 'bfloat16':
-    return nnx.LayerNorm(config.width, use_fast_variance=True, **fields)
-  return WideLayerNorm(config.width, **fields)
+    return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, use_fast_variance=True, rngs=rngs)
+  return WideLayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
