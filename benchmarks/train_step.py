@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
   print(f'{flags.FLAGS.size}, batch {batch}, {dtype}, torch {torch.__version__}; {peers.describe()}')
   rows = []
   for frames in map(int, flags.FLAGS.frames):
-    configs = configs_of(flags.FLAGS.size, frames, flags.FLAGS.pixels, dtype, flags.FLAGS.remat)
+    configs = configs_of(flags.FLAGS.size, frames, flags.FLAGS.pixels, dtype, flags.FLAGS.remat, flags.FLAGS.unroll)
     ours = {n: c for model in flags.FLAGS.models for n, c in peers.by_attention(model, configs[model]).items()}
     cases, about = cases_of(torch, configs['timesformer'], ours, names, batch, dtype)
     print(f'{frames}x{flags.FLAGS.pixels}; peak {peak / 1e9:.0f} GFLOP/s')
@@ -77,9 +77,10 @@ def measure(
   return rows
 
 
-def configs_of(size: str, frames: int, pixels: int, dtype: str, remat: str) -> dict[str, MEViTConfig]:
+def configs_of(size: str, frames: int, pixels: int, dtype: str, remat: str, unroll: int = 0) -> dict[str, MEViTConfig]:
   """Ours by name: TimeSformer, and MEViT with a third of its blocks without motion attention."""
-  fields = {'frames': frames, 'image_size': (pixels, pixels), 'dtype': dtype, 'remat': remat, **variant(size)}
+  fields = {'frames': frames, 'image_size': (pixels, pixels), 'dtype': dtype, **variant(size)}
+  fields |= {'remat': remat, 'unroll': unroll}
   depth = fields.pop('depth')
   space = {'space_blocks': depth // 3, 'motion_blocks': depth - depth // 3, 'class_blocks': 0}
   return {
@@ -194,4 +195,5 @@ if __name__ == '__main__':
   flags.DEFINE_list('models', 'timesformer', 'Ours: of timesformer, mevit.')
   flags.DEFINE_integer('batch_size', 0, 'Clips of a step; default: 1, and 8 on a GPU.', lower_bound=0)
   flags.DEFINE_enum('remat', 'none', ['none', 'block', 'residuals'], 'What ours recomputes.')
+  flags.DEFINE_integer('unroll', 0, 'Of our configuration: 1 is a loop over blocks, 0 is none.', lower_bound=0)
   run(main)
