@@ -42,7 +42,7 @@ class MEViTConfig:
     dtype: of the computation; parameters, softmax and logits are float32 (float64 is for tests, with
       JAX_ENABLE_X64).
     attention: how attention runs: 'auto' is what is fastest on the platform that it is compiled for, 'plain' XLA's own.
-    unroll: how many blocks the compiler sees at once; 0 is all: the fastest step and the longest compilation.
+    unroll: how many blocks the compiler sees at once; 0 is all: the longest compilation, the fastest step but on CPUs.
     remat: what the backward pass recomputes: 'none', 'block' (all but the blocks' inputs), or 'residuals' (all but the
       outputs of the attentions and of the feed-forward's first layer).
   """
