@@ -43,7 +43,7 @@ class MEViTConfig:
       JAX_ENABLE_X64).
     attention: how attention runs: 'auto' is what is fastest on the platform that it is compiled for, 'plain' XLA's own.
       'cudnn' is 'auto' but for NVIDIA GPUs (Ampere or newer), where bfloat16 goes through cuDNN: not yet timed.
-    unroll: how many blocks the compiler sees at once; 0 is all: the fastest step and the longest compilation.
+    unroll: how many blocks the compiler sees at once; 0 is all: the longest compilation, the fastest step but on CPUs.
     remat: what the backward pass recomputes: 'none', 'block' (all but the blocks' inputs), or 'residuals' (all but the
       outputs of the attentions and of the feed-forward's first layer).
   """
