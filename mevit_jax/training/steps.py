@@ -46,28 +46,17 @@ def make_train_step(
   """
 
   prepare = _make_inputs(model, augmentation, mirrors, mean, std, label_smoothing, sharding)
-
-  def loss_of(params: Params, video: jax.Array, labels: jax.Array, rows: jax.Array, key: jax.Array):
-    augment_key, model_key = jax.random.split(key)
-    video, targets = prepare(video, labels, rows, augment_key)
-    logits = model.apply(params, video, jax.random.fold_in(model_key, rows[0]))  # b classes
-    return cross_entropy(logits, targets), count_correct(logits, targets.argmax(-1))
+  gradient_of = _make_gradient(model, prepare, accumulate, unit=2 if augmentation.mixes else 1)
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    rows = jnp.arange(batch['label'].shape[0])
-    inputs = (batch['video'], batch['label'], rows)
-    grad_of = jax.value_and_grad(loss_of, has_aux=True)
-    if accumulate == 1:
-      (loss, correct), gradient = grad_of(state.params, *inputs, key)
-    else:
-      unit = 2 if augmentation.mixes else 1
-      (loss, correct), gradient = _accumulated(lambda part: grad_of(state.params, *part, key), inputs, accumulate, unit)
+    (loss, correct), gradient = gradient_of(state.params, batch, key)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     norm = optax.tree.norm(gradient)
     applied = jnp.isfinite(loss) & jnp.isfinite(norm) & ((state.skipped == 0) | (not stops))
-    metrics = {'loss': loss, 'accuracy': correct / rows.size, 'gradient_norm': norm, 'skipped': ~applied}
+    accuracy = correct / batch['label'].shape[0]
+    metrics = {'loss': loss, 'accuracy': accuracy, 'gradient_norm': norm, 'skipped': ~applied}
     return _advanced(state, params, opt_state, ema, applied), metrics
 
   return step
@@ -126,6 +115,25 @@ def _make_inputs(
     return inputs
   rows = sharding.spec
   return jax.shard_map(inputs, mesh=sharding.mesh, in_specs=(rows, rows, rows, PartitionSpec()), out_specs=rows)
+
+
+def _make_gradient(model: Model, prepare: Callable, accumulate: int, unit: int) -> Callable:
+  """(params, batch, key) -> (the mean loss, how many are correct), gradient; `prepare` is of `_make_inputs`."""
+
+  def loss_of(params: Params, video: jax.Array, labels: jax.Array, rows: jax.Array, key: jax.Array):
+    augment_key, model_key = jax.random.split(key)
+    video, targets = prepare(video, labels, rows, augment_key)
+    logits = model.apply(params, video, jax.random.fold_in(model_key, rows[0]))  # b classes
+    return cross_entropy(logits, targets), count_correct(logits, targets.argmax(-1))
+
+  def gradient_of(params: Params, batch: Batch, key: jax.Array):
+    inputs = (batch['video'], batch['label'], jnp.arange(batch['label'].shape[0]))
+    grad_of = jax.value_and_grad(loss_of, has_aux=True)
+    if accumulate == 1:
+      return grad_of(params, *inputs, key)
+    return _accumulated(lambda part: grad_of(params, *part, key), inputs, accumulate, unit)
+
+  return gradient_of
 
 
 def _accumulated(grad_of: Callable, inputs: tuple, parts: int, unit: int):
