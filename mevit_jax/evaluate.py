@@ -25,7 +25,6 @@ from mevit_jax.recipes import Recipe
 from mevit_jax.training.saved import Weights, open_saved
 from mevit_jax.training.steps import make_evaluation_step
 from mevit_jax.training.stop import Stop, StopError
-from mevit_jax.training.workdir import read_workdir
 
 # (params, video uint8 `b v t h w 3`) -> logits `b v classes`
 Predict = Callable[[Params, jax.Array], jax.Array]
@@ -39,7 +38,6 @@ def evaluate(recipe: Recipe, workdir: str) -> dict[str, Any]:
     SystemExit: one of several processes got SIGTERM, with which a process that is alone ends at once.
   """
   folder = Path(workdir).expanduser()
-  read_workdir(folder)  # or a UserError: it is none, or of another version
   saved = open_saved(folder, recipe.evaluation.checkpoint)
   weights = saved.weights(recipe.evaluation.weights)
   recipe = _as_trained(recipe, recipes.recipe_of(saved.about['recipe']), folder)

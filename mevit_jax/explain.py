@@ -31,7 +31,6 @@ from mevit_jax.evaluation.heatmaps import HeatMap
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.functional import build_model
 from mevit_jax.training.saved import open_saved
-from mevit_jax.training.workdir import read_workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +74,7 @@ def explain(
   Raises:
     UserError: the video cannot be read, there is no checkpoint, or the model has no such block or patch.
   """
-  folder = Path(workdir).expanduser()
-  read_workdir(folder)  # or a UserError: it is none, or of another version
-  saved = open_saved(folder, checkpoint)
+  saved = open_saved(Path(workdir).expanduser(), checkpoint)
   recipe = recipes.recipe_of(saved.about['recipe'])
   config = recipe.model
   check(config, block, query)

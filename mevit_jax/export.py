@@ -29,7 +29,6 @@ import mevit_jax
 from mevit_jax import command, recipes
 from mevit_jax.serving import artefact, shared
 from mevit_jax.training.saved import Saved, Weights, open_saved
-from mevit_jax.training.workdir import read_workdir
 from mevit_jax.weights import out
 
 Target = Literal['stablehlo', 'mevit'] | out.Library
@@ -42,7 +41,6 @@ def export(workdir: str, to: Target, folder: str, checkpoint: str = 'last', weig
     UserError: no checkpoint, or the library's model is not this one, or the folder is not empty.
   """
   source, target = Path(workdir).expanduser(), Path(folder).expanduser()
-  read_workdir(source)
   saved = open_saved(source, checkpoint)
   recipe, kind = recipes.recipe_of(saved.about['recipe']), saved.weights(weights)
   params, names, started = saved.params(kind), saved.about['class_names'], time.perf_counter()

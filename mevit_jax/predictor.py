@@ -21,7 +21,6 @@ from mevit_jax.evaluation.protocol import averaged
 from mevit_jax.models.functional import build_model
 from mevit_jax.training.saved import open_saved
 from mevit_jax.training.steps import make_evaluation_step
-from mevit_jax.training.workdir import read_workdir
 
 # A file's path, its bytes, or frames in memory: uint8 `t h w 3`.
 Video = str | os.PathLike | bytes | np.ndarray
@@ -123,9 +122,7 @@ class Predictor:
     for name, value in (('clips', clips), ('crops', crops), ('batch_size', batch_size), ('threads', threads)):
       if value is not None and value < 1:
         raise UserError(f'{name} must be at least 1, not {value}')
-    folder = Path(workdir).expanduser()
-    read_workdir(folder)
-    saved = open_saved(folder, checkpoint)
+    saved = open_saved(Path(workdir).expanduser(), checkpoint)
     recipe = recipes.recipe_of(saved.about['recipe'])
     self.class_names = tuple(saved.about['class_names'])
     self.clip, self.step, self.weights = recipe.clip, saved.step, saved.weights(weights)

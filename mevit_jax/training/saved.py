@@ -83,10 +83,12 @@ def open_saved(workdir: Path, which: str = 'last') -> Saved:
   A folder that was exported to be shared has one.
 
   Raises:
-    UserError: it is not there, or damaged; for 'last', if all are.
+    UserError: the folder is no workdir, or of another version; the checkpoint is not there, or damaged; for 'last', if
+      all are.
   """
+  about = read_workdir(workdir)
   if is_shared(workdir):
-    return _open_shared(workdir, which)
+    return _open_shared(workdir, which, about)
   if which == 'last':
     step, _ = newest_good(workdir)
     if step is None:
@@ -97,11 +99,11 @@ def open_saved(workdir: Path, which: str = 'last') -> Saved:
   return Saved(folder, checked(json.loads((folder / 'about' / 'metadata').read_text()), folder))
 
 
-def _open_shared(folder: Path, which: str) -> Shared:
+def _open_shared(folder: Path, which: str, about: dict[str, Any]) -> Shared:
   what = damage(folder)
   if what:
     raise UserError(f'{folder} is damaged, get it again: {what}')
-  shared = Shared(folder, read_workdir(folder))
+  shared = Shared(folder, about)
   if which not in ('last', str(shared.step)):
     raise UserError(f'{folder} has the checkpoint of step {shared.step} alone, and no {which}')
   return shared

@@ -13,7 +13,7 @@ from mevit_jax.errors import UserError
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.functional import Params, names_of
 from mevit_jax.training.saved import open_saved
-from mevit_jax.training.workdir import is_shared, read_workdir
+from mevit_jax.training.workdir import is_shared
 from mevit_jax.weights import timesformer, vit
 from mevit_jax.weights.read import Files, read
 from mevit_jax.weights.rules import Mapped, Page, Pixels, choose
@@ -183,7 +183,6 @@ def _class_names(config: dict[str, Any]) -> tuple[str, ...] | None:
 
 def _open_workdir(path: Path) -> Source:
   """A workdir of ours: its newest checkpoint, and of that the running mean if there is one; or what one has shared."""
-  read_workdir(path)
   saved = open_saved(path)
   weights = saved.weights()
   arrays, origin = in_a_row(jax.tree.map(np.asarray, saved.params(weights)))

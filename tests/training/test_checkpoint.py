@@ -48,6 +48,7 @@ def assert_same_bits(state, other):
 
 
 def save(workdir, *steps, keep=10, ema=True):
+  write_workdir(workdir, ABOUT)
   checkpoints = Checkpoints(workdir, keep)
   for step in steps:
     checkpoints.save(state_at(step, ema=ema), ABOUT)
@@ -143,6 +144,7 @@ def test_what_a_killed_run_had_no_time_to_delete_is_deleted(workdir):
 
 @pytest.mark.parametrize('keeps', [True, False])
 def test_the_best_is_kept(tmp_path, keeps):
+  write_workdir(tmp_path, ABOUT)
   for steps in ((1, 2, 3), (4, 5)):  # and by a run that goes on
     checkpoints = Checkpoints(tmp_path, 1, keeps)
     for step in steps:
@@ -157,6 +159,7 @@ def test_the_best_is_kept(tmp_path, keeps):
 
 
 def test_another_protocol_has_another_best(tmp_path):
+  write_workdir(tmp_path, ABOUT)
   checkpoints = Checkpoints(tmp_path, 1)
   for step, top1, evaluation in ((1, 0.9, 'validation-1x1'), (2, 0.5, 'validation-1x3')):
     checkpoints.save(state_at(step), ABOUT)
@@ -295,12 +298,13 @@ def test_another_model_is_one_line(saved):
 
 @pytest.mark.parametrize('empty', [True, False])
 def test_no_checkpoint(tmp_path, empty):
+  write_workdir(tmp_path, ABOUT)
   if empty:
     Checkpoints(tmp_path, 2).close()
     assert Checkpoints(tmp_path, 2).latest is None
   with pytest.raises(UserError, match='has no checkpoint: train into it first'):
-    open_saved(tmp_path if empty else tmp_path / 'nowhere')
-  assert not (tmp_path / 'nowhere').exists()
+    open_saved(tmp_path)
+  assert (tmp_path / 'checkpoints').exists() == empty
 
 
 def test_config_json(tmp_path):
@@ -320,6 +324,8 @@ def test_config_json_of_another_format(tmp_path, text):
     read_workdir(tmp_path)
 
 
-def test_no_config_json(tmp_path):
-  with pytest.raises(UserError, match='is no workdir'):
-    read_workdir(tmp_path)
+@pytest.mark.parametrize('opened', [read_workdir, open_saved])
+def test_no_config_json(tmp_path, opened):
+  with pytest.raises(UserError, match=r'is no workdir: it has no config\.json'):
+    opened(tmp_path / 'nowhere')
+  assert not (tmp_path / 'nowhere').exists()
