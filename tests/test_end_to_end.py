@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from workdirs import MEASURED, NAME, after
+from workdirs import MEASURED, NAME, after, of_format_1
 
 from mevit_jax import evaluate, recipes, runs, train
 from mevit_jax.data import datasets, pipeline, shards
@@ -504,9 +504,7 @@ def test_evaluating_what_is_no_workdir_writes_nothing(tiny, tmp_path):
 
 
 def test_evaluating_a_workdir_of_an_older_version_is_refused(whole, tiny, tmp_path):
-  older = shutil.copytree(whole[0], tmp_path / 'older', ignore=shutil.ignore_patterns('evaluation'))
-  about = json.loads((older / 'config.json').read_text())
-  (older / 'config.json').write_text(json.dumps({**about, 'format': 1}))
+  older = of_format_1(whole[0], tmp_path / 'older')
   with pytest.raises(UserError, match=r'config\.json has format 1, this version of mevit_jax reads 2'):
     evaluate.evaluate(tiny(), str(older))
   assert not (older / 'evaluation').exists()

@@ -1,11 +1,9 @@
 """The command explain, and a report's part of it: pictures of a checkpoint's attention, what is wrong in one line."""
 
-import json
-import shutil
-
 import numpy as np
 import pytest
 from PIL import Image
+from workdirs import of_format_1, with_checkpoint
 
 from mevit_jax import explain, runs
 from mevit_jax.data.builders import moving_shapes
@@ -14,8 +12,6 @@ from mevit_jax.errors import UserError
 from mevit_jax.evaluate import evaluate
 from mevit_jax.evaluation.explain import kinds_of
 from mevit_jax.models.config import MEViTConfig
-from mevit_jax.training.checkpoint import Checkpoints
-from mevit_jax.training.workdir import write_workdir
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
@@ -26,10 +22,7 @@ def workdir(tiny, compile_once, tmp_path_factory):
   del compile_once
   folder = tmp_path_factory.mktemp('explain')
   run = runs.prepare_run(tiny(**{'model.class_blocks': 1}), folder)
-  write_workdir(folder, run.about)
-  checkpoints = Checkpoints(folder, keep=1)
-  checkpoints.save(runs.fresh_state(run), run.about)
-  checkpoints.close()
+  with_checkpoint(run, runs.fresh_state(run))
   return folder
 
 
@@ -109,8 +102,5 @@ def test_what_is_wrong_is_one_line(workdir, video, options, words):
 
 
 def test_a_workdir_of_an_older_version_is_refused(workdir, video, tmp_path):
-  older = shutil.copytree(workdir, tmp_path / 'older')
-  about = json.loads((older / 'config.json').read_text())
-  (older / 'config.json').write_text(json.dumps({**about, 'format': 1}))
   with pytest.raises(UserError, match='has format 1, this version'):
-    explain.explain(str(video), str(older))
+    explain.explain(str(video), str(of_format_1(workdir, tmp_path / 'older')))

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from workdirs import random_run
+from workdirs import of_format_1, random_run
 
 from mevit_jax import Predictor, evaluate, predict
 from mevit_jax.data import datasets
@@ -185,11 +185,8 @@ def test_bad_workdirs(workdir, tmp_path):
     Predictor(workdir, '7')
   with pytest.raises(UserError, match='clips must be at least 1'):
     Predictor(workdir, clips=0)
-  older = shutil.copytree(workdir, tmp_path / 'older')
-  about = json.loads((older / 'config.json').read_text())
-  (older / 'config.json').write_text(json.dumps({**about, 'format': 1}))
   with pytest.raises(UserError, match='has format 1, this version'):
-    Predictor(older)
+    Predictor(of_format_1(workdir, tmp_path / 'older'))
   torn = shutil.copytree(workdir, tmp_path / 'torn')
   largest = max((path for path in (torn / 'checkpoints').rglob('*') if path.is_file()), key=lambda p: p.stat().st_size)
   largest.write_bytes(largest.read_bytes()[:-9])

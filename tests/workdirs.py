@@ -1,7 +1,8 @@
-"""Workdirs as runs leave them: what tests of resuming and of predicting share."""
+"""Workdirs as runs leave them: what tests of whole commands share."""
 
 import contextlib
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,14 @@ def after(step: int, workdir: Path, to: Path) -> Path:
   for path in (to / 'checkpoints').iterdir():
     if int(path.name) > step:
       shutil.rmtree(path)
+  return to
+
+
+def of_format_1(workdir: Path, to: Path) -> Path:
+  """A copy of a workdir as an older version of this package would have written it."""
+  shutil.copytree(workdir, to, ignore=shutil.ignore_patterns('evaluation'))
+  about = json.loads((to / 'config.json').read_text())
+  (to / 'config.json').write_text(json.dumps({**about, 'format': 1}))
   return to
 
 
