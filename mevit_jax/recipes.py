@@ -151,7 +151,7 @@ class Recipe:
       raise UserError('data.short_side must be one or two numbers of pixels')
     return ClipConfig(
       frames=self.model.frames,
-      size=self.model.image_size,  # type: ignore[arg-type]
+      size=self.model.image_size,
       sampling=self.data.sampling,
       stride=self.data.stride,
       short_side=(short_side[0], short_side[-1]),

@@ -50,8 +50,8 @@ class MEViTConfig:
 
   classes: int = 0
   frames: int = 8
-  image_size: tuple[int, ...] = (224, 224)
-  patch_size: tuple[int, ...] = (16, 16)
+  image_size: tuple[int, int] = (224, 224)
+  patch_size: tuple[int, int] = (16, 16)
   width: int = 768
   heads: int = 12
   mlp_dim: int = 3072

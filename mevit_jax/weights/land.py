@@ -104,10 +104,11 @@ class Landing:
     info = self.source.info
     grid = self._get(name, (info.grid[0] * info.grid[1], shape[-1])).reshape(*info.grid, -1)
     how = 'bicubic, antialiased' if info.antialias else 'bicubic, not antialiased'
-    same = info.grid == shape[:2]
-    changes = '' if same else f' ({_by(info.grid)} to {_by(shape[:2])}, {how})'
+    wanted = self.config.grid
+    same = info.grid == wanted
+    changes = '' if same else f' ({_by(info.grid)} to {_by(wanted)}, {how})'
     self._row('loaded' if same else 'resized', name, shape, self._from(name) + changes)
-    return resize_space(grid, shape[:2], antialias=info.antialias)  # type: ignore[arg-type]
+    return resize_space(grid, wanted, antialias=info.antialias)
 
   def _time(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
     frames = self.source.info.frames

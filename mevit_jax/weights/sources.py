@@ -192,7 +192,7 @@ def _open_workdir(path: Path) -> Source:
     depth=config.space_blocks + config.motion_blocks,
     width=config.width,
     mlp_dim=config.mlp_dim,
-    patch_size=config.patch_size,  # type: ignore[arg-type]
+    patch_size=config.patch_size,
     grid=config.grid,
     layer_norm_eps=config.layer_norm_eps,
     heads=config.heads,
