@@ -10,9 +10,9 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 
@@ -25,8 +25,16 @@ COLUMNS = (  # of videos.csv; label is a number, -1 for none, sha256 is of the f
 )  # fmt: skip
 
 
-class Videos(Sequence[dict[str, Any]]):
-  """A split's examples by index; picklable, as Grain's worker processes need.
+class Source(Protocol):
+  """A dataset's examples, by index."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
+
+
+class Videos:
+  """A split's examples by index, a `Source`; picklable, as Grain's worker processes need.
 
   An example is a dict: video (the encoded file's bytes), label (int), id (str), num_frames, height,
   width (int), fps, duration (float; frames a second, seconds).
@@ -38,7 +46,7 @@ class Videos(Sequence[dict[str, Any]]):
   def __len__(self) -> int:
     return len(self._source)
 
-  def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:  # type: ignore[override]
+  def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
     example = self._source[index]
     return {**example, 'id': example['id'].decode()}
 
@@ -63,7 +71,7 @@ class Split:
     videos: how many videos each of the dataset's splits has.
   """
 
-  source: Sequence[dict[str, Any]]
+  source: Source
   class_names: tuple[str, ...]
   fingerprint: str
   name: str

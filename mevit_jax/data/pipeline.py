@@ -24,20 +24,13 @@ from mevit_jax.data.clips import (
   view_boxes,
   view_times,
 )
+from mevit_jax.data.datasets import Source
 from mevit_jax.data.sampling import draws
 from mevit_jax.data.video import VideoError, decode
 from mevit_jax.data.workers import WorkerBatches, note_reading
 from mevit_jax.errors import UserError
 
 _DRAWS = 20  # unreadable videos in a row, for one row of a batch, that are replaced and no error
-
-
-class Source(Protocol):
-  """A dataset's examples, by index."""
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
 class Batches(Protocol):
