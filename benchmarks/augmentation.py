@@ -8,14 +8,15 @@ An operation of RandAugment is drawn for every clip here; in training a clip get
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from mevit_jax import command
 from mevit_jax.models.config import MEViTConfig, variant
 from mevit_jax.models.functional import build_model
 from mevit_jax.training.augment import AugmentConfig, augment
@@ -43,7 +44,8 @@ RECIPES = {
 }  # fmt: skip
 
 
-def main(_):
+def main(argv: Sequence[str]) -> None:
+  command.no_arguments(argv)
   shape = (_CLIPS.value, _FRAMES.value, _SIZE.value, _SIZE.value, 3)
   video = jnp.asarray(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
   cases = cases_of(video)
@@ -97,4 +99,4 @@ def step_of(video: jax.Array) -> Callable[[jax.Array], object]:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.run(main)

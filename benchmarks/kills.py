@@ -20,12 +20,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
+from mevit_jax import command
 from mevit_jax.data import shards
 from mevit_jax.data.builders import moving_shapes
 from mevit_jax.training.saved import best_of, open_saved, steps_of
@@ -66,24 +68,24 @@ class Session:
 
   def __init__(self, folder: Path, workdir: Path, steps: int):
     fields = {**RECIPE, 'data.data_dir': folder / 'data', 'training.epochs': float(steps * 8 / VIDEOS['train'])}
-    command = [sys.executable, 'main.py', '--config=configs/demo.py', f'--workdir={workdir}']
+    arguments = [sys.executable, 'main.py', '--config=configs/demo.py', f'--workdir={workdir}']
     environment = {
       **{name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'},
       'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
     self.process = subprocess.Popen(
-      [*command, *(f'--config.{name}={value}' for name, value in fields.items())],
+      [*arguments, *(f'--config.{name}={value}' for name, value in fields.items())],
       cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     self.lines: list[str] = []
     self.resumed = self.step = 0
     self.trains = threading.Event()
-    self._reader = threading.Thread(target=self._read)
+    self._reader = threading.Thread(target=self._read, args=(self.process.stdout,))
     self._reader.start()
 
-  def _read(self) -> None:
-    for line in self.process.stdout:  # type: ignore[union-attr]
+  def _read(self, output: Iterable[str]) -> None:
+    for line in output:
       self.lines.append(line.rstrip())
       if found := re.match(r'(resuming from )?step (\d+)', line):
         self.step = int(found[2])
@@ -172,10 +174,9 @@ def run(folder: Path, kills: int, steps: int, seed: int, minutes: float) -> Tall
   return tally
 
 
-def main(argv) -> None:
+def main(argv: Sequence[str]) -> None:
   """Prints the table."""
-  del argv
-  logging.set_verbosity(logging.WARNING)
+  command.no_arguments(argv)
   with tempfile.TemporaryDirectory() as folder:
     tally = run(Path(folder), flags.FLAGS.kills, flags.FLAGS.steps, flags.FLAGS.seed, flags.FLAGS.minutes)
   print(tally.table())
@@ -189,4 +190,4 @@ if __name__ == '__main__':
   flags.DEFINE_integer('steps', 150, 'Of a run.')
   flags.DEFINE_float('minutes', 60.0, 'After which no more are made.')
   flags.DEFINE_integer('seed', 0, 'Of the moments.')
-  app.run(main)
+  command.run(main)
