@@ -269,7 +269,7 @@ def _slurm(environ: Mapping[str, str]) -> dict[str, Any]:
 
 def _has_tpu() -> bool:
   """Whether jax, when it was imported, saw the chips (and libtpu): it then puts them before the CPU."""
-  return 'tpu' in (jax.config.jax_platforms or '')  # type: ignore[attr-defined]
+  return 'tpu' in (jax.config.values['jax_platforms'] or '')
 
 
 def _on_tpu_pod(environ: Mapping[str, str]) -> bool:

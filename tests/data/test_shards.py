@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ NAMES = ('cat', 'dog')
 class Toys(builders.VideoBuilder):
   """Not videos, but bytes: nothing here looks into them."""
 
-  made: list[int] = []  # noqa: RUF012
+  made: ClassVar[list[int]] = []
   breaks_at: int | None = None
 
   @staticmethod
