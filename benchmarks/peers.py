@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import importlib
+import importlib.metadata
 import json
 import os
 import statistics
@@ -60,13 +60,32 @@ def import_torch() -> Any:
 
 
 @functools.cache
+def let_torchvision_in(torch: Any) -> Any:
+  """Lets torchvision be imported, as transformers does, where it is for GPUs and torch is for CPUs.
+
+  That is what pip makes of a torch for CPUs and requirements-parity.txt. The operators of such a torchvision do not
+  load, and at its import it asks for two of them, to say what shapes they give: here they are, with nothing behind
+  them. 'FRAGMENT' adds them to names that are torchvision's; 'DEF' would claim all of these.
+
+  Returns:
+    The library, or None where it is not needed; the cache keeps it: its operators go when it goes.
+  """
+  try:
+    theirs = importlib.metadata.version('torchvision')
+  except importlib.metadata.PackageNotFoundError:
+    return None
+  if torch.version.cuda is not None or theirs.endswith('+cpu'):
+    return None
+  library = torch.library.Library('torchvision', 'FRAGMENT')
+  for name in ('nms', 'qnms'):
+    library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+  return library
+
+
+@functools.cache
 def import_transformers(torch: Any) -> Any:
-  """transformers' TimeSformer; a torchvision for GPUs beside a torch for CPUs lacks two operators at its import."""
-  if torch.version.cuda is None and not hasattr(torch.ops.torchvision, 'nms'):
-    library = torch.library.Library('torchvision', 'FRAGMENT')
-    for name in ('nms', 'qnms'):
-      library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-    torch.for_benchmarks = library  # its operators go when it goes
+  """transformers' TimeSformer."""
+  let_torchvision_in(torch)
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     importlib.import_module('transformers.utils.logging').disable_progress_bar()

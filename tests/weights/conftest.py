@@ -3,12 +3,12 @@
 import functools
 import importlib
 import warnings
-from importlib.metadata import version
 
 import jax
 import numpy as np
 import pytest
 
+from benchmarks.peers import let_torchvision_in
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.functional import build_model
 from mevit_jax.models.order import from_block_order
@@ -39,16 +39,7 @@ def _import(name):
 @pytest.fixture(scope='session')
 def torch():
   torch = _import('torch')
-  if (
-    torch.version.cuda is None
-    and not version('torchvision').endswith('+cpu')
-    and not hasattr(torch.ops.torchvision, 'nms')
-  ):
-    # This torchvision is for GPUs: with torch for CPUs its import misses two operators, which no ViT needs.
-    library = torch.library.Library('torchvision', 'FRAGMENT')
-    for name in ('nms', 'qnms'):
-      library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-    torch.for_mevit = library  # its operators go when it goes
+  let_torchvision_in(torch)
   return torch
 
 
