@@ -162,8 +162,8 @@ def with_backward(way: Callable) -> Callable:
 
 def torch_cases(torch, config: MEViTConfig, arrays: Sequence[np.ndarray]) -> tuple[Callable, Callable]:
   """PyTorch's fused attention in the same layout."""
-  device, dtype = 'cuda' if peers.on_gpu() else 'cpu', getattr(torch, config.dtype)
-  *inputs, gradient = (torch.tensor(x, dtype=dtype, device=device) for x in arrays)
+  dtype = getattr(torch, config.dtype)
+  *inputs, gradient = (torch.tensor(x, dtype=dtype, device=peers.device()) for x in arrays)
   inputs = [x.requires_grad_() for x in inputs]
 
   def attend():
@@ -181,15 +181,13 @@ def torch_cases(torch, config: MEViTConfig, arrays: Sequence[np.ndarray]) -> tup
   def forward():
     with torch.inference_mode():
       output = attend()
-    if peers.on_gpu():
-      torch.cuda.synchronize()
+    peers.wait(torch)
     return output
 
   def both():
     output = attend()
     gradients = torch.autograd.grad(output, inputs, gradient)
-    if peers.on_gpu():
-      torch.cuda.synchronize()
+    peers.wait(torch)
     return output.detach(), *gradients
 
   return forward, both

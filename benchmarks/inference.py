@@ -9,7 +9,6 @@ place, `compile` that under torch.compile. float32 on a CPU; on a GPU ours in bf
 batch of 1 is the latency. Logits are compared before anything is timed.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -41,10 +40,7 @@ def main(argv: Sequence[str]) -> None:
     print(
       f'{frames}x{flags.FLAGS.pixels}: {flops / 1e9:.1f} GFLOP a clip in matrix products; peak {peak / 1e9:.0f} GFLOP/s'
     )
-    print(
-      f'{"batch":>6} {"":10} {"ms":>10} {"clips/s":>9} {"x first":>8} {"of peak":>8} '
-      f'{"off by":>8} {"MiB":>7} {"compile s":>9}'
-    )
+    print(f'{"batch":>6} {peers.HEAD}')
     for batch in map(int, flags.FLAGS.batch_sizes):
       rows += measure(torch, config, ours, batch, peers.chosen_peers(), peak, peers.timing())
   peers.write(rows, size=flags.FLAGS.size, peak=peak)
@@ -55,19 +51,11 @@ def measure(
 ) -> list[dict]:
   """A row for each peer, and for each of ours: configurations by name."""
   cases, about = cases_of(torch, config, ours, batch, names)
-  times = peers.take_turns(cases, timing)
-  rows = []
-  for name, found in times.items():
-    seconds = statistics.median(found)
-    share = batch * count_flops(config) / seconds / peak if peak else float('nan')
-    faster = peers.ratio(times, name, names[0])
-    row = {'frames': config.frames, 'batch': batch, 'name': name, 'seconds': seconds}
-    rows.append({**row, 'times_first_peer': faster, 'share': share, **about[name]})
-    print(
-      f'{batch:6} {name:10} {1000 * seconds:10.1f} {batch / seconds:9.3f} {faster:8.2f} {share:8.1%} '
-      f'{about[name]["off_by"]:8.1e} {about[name]["mib"]:7.0f} {about[name]["compile_s"]:9.1f}',
-      flush=True,
-    )
+  times, rows = peers.take_turns(cases, timing), []
+  for name in times:
+    found = peers.figures(times, name, names[0], batch * count_flops(config), peak)
+    rows.append({'frames': config.frames, 'batch': batch, 'name': name, **found, **about[name]})
+    print(f'{batch:6} {peers.line(rows[-1], batch)}', flush=True)
   return rows
 
 
@@ -79,9 +67,9 @@ def cases_of(
   peer = peers.make_peer(torch, config)
   model = build_model(config)
   params = model.unstack(peers.same_weights(peer, model))
-  device, pixels = ('cuda' if peers.on_gpu() else 'cpu'), peers.to_torch(torch, video)
+  pixels = peers.to_torch(torch, video)
   with torch.inference_mode():
-    wanted = peer.to(device)(pixels).logits.cpu().numpy()
+    wanted = peer.to(peers.device())(pixels).logits.cpu().numpy()
   del peer
   cases, about = {}, {}
   for name in names:
@@ -106,27 +94,17 @@ def our_case(name: str, config: MEViTConfig, params: dict, video: np.ndarray, wa
 
 
 def peer_case(torch, config, name: str, pixels, dtype: str, wanted: np.ndarray) -> tuple[Callable, dict]:
-  """One of transformers' ways; PyTorch tells its memory on GPUs alone."""
-  peer = peers.make_peer(torch, config).to(pixels.device)
-  if name != 'eager':
-    peers.use_sdpa(torch, peer)
-  if name == 'compile':
-    peer.compile()
+  """One of transformers' ways."""
+  peer = peers.peer_by(torch, config, name)
 
   def classify():
-    with torch.inference_mode(), torch.autocast(pixels.device.type, torch.bfloat16, enabled=dtype == 'bfloat16'):
+    with torch.inference_mode(), torch.autocast(peers.device(), torch.bfloat16, enabled=dtype == 'bfloat16'):
       logits = peer(pixels).logits
-    if peers.on_gpu():
-      torch.cuda.synchronize()
+    peers.wait(torch)
     return logits
 
-  if peers.on_gpu():
-    torch.cuda.reset_peak_memory_stats()
-  start = time.perf_counter()
-  logits = classify().float().cpu().numpy()
-  seconds = time.perf_counter() - start if name == 'compile' else float('nan')
-  mib = torch.cuda.max_memory_allocated() / 2**20 if peers.on_gpu() else float('nan')
-  return classify, {'off_by': peers.check(name, [logits], [wanted], dtype), 'mib': mib, 'compile_s': seconds}
+  logits, took = peers.first_call(torch, name, classify)
+  return classify, {'off_by': peers.check(name, [logits.float().cpu().numpy()], [wanted], dtype), **took}
 
 
 if __name__ == '__main__':

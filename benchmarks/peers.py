@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import statistics
 import sys
@@ -45,6 +46,11 @@ TOLERANCES = {'float32': 1e-5, 'bfloat16': 4e-2}
 def on_gpu() -> bool:
   """Whether JAX sees a GPU, which is then PyTorch's device too."""
   return jax.default_backend() == 'gpu'
+
+
+def device() -> str:
+  """PyTorch's name of it."""
+  return 'cuda' if on_gpu() else 'cpu'
 
 
 def import_torch() -> Any:
@@ -148,9 +154,35 @@ def use_sdpa(torch: Any, peer: Any) -> Any:
   return peer
 
 
+def peer_by(torch: Any, config: MEViTConfig, name: str) -> Any:
+  """The peer on PyTorch's device, as it is ('eager'), with `use_sdpa` ('sdpa'), or compiled besides ('compile')."""
+  peer = make_peer(torch, config).to(device())
+  if name != 'eager':
+    use_sdpa(torch, peer)
+  if name == 'compile':
+    peer.compile()
+  return peer
+
+
+def first_call(torch: Any, name: str, run: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+  """What a peer's first call gives, and its `mib` and `compile_s`: NaN where PyTorch does not tell or compile."""
+  if on_gpu():
+    torch.cuda.reset_peak_memory_stats()
+  start = time.perf_counter()
+  result = run()
+  seconds = time.perf_counter() - start if name == 'compile' else math.nan
+  return result, {'mib': torch.cuda.max_memory_allocated() / 2**20 if on_gpu() else math.nan, 'compile_s': seconds}
+
+
+def wait(torch: Any) -> None:
+  """Until PyTorch's device has done what it was given."""
+  if on_gpu():
+    torch.cuda.synchronize()
+
+
 def to_torch(torch: Any, video: np.ndarray) -> Any:
   """`b t h w 3` -> `b t 3 h w` on PyTorch's device."""
-  return torch.tensor(np.ascontiguousarray(np.moveaxis(video, -1, 2))).to('cuda' if on_gpu() else 'cpu')
+  return torch.tensor(np.ascontiguousarray(np.moveaxis(video, -1, 2))).to(device())
 
 
 def check(name: str, found: Iterable, wanted: Iterable, dtype: str) -> float:
@@ -179,6 +211,24 @@ def take_turns(cases: dict[str, Callable[[], Any]], timing: Timing) -> dict[str,
 def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
   """How many times as fast as `base`: the median over the rounds."""
   return statistics.median(b / a for a, b in zip(times[name], times[base], strict=True))
+
+
+def figures(times: dict[str, list[float]], name: str, first: str, flops: float, peak: float) -> dict[str, float]:
+  """Median seconds of a case, times as fast as the first peer, and the share of the peak that these FLOPs are."""
+  seconds = statistics.median(times[name])
+  share = flops / seconds / peak if peak else math.nan
+  return {'seconds': seconds, 'times_first_peer': ratio(times, name, first), 'share': share}
+
+
+HEAD = f'{"":17} {"ms":>10} {"clips/s":>9} {"x first":>8} {"of peak":>8} {"off by":>8} {"MiB":>8} {"compile s":>9}'
+
+
+def line(row: dict[str, Any], batch: int) -> str:
+  """A row below HEAD, of so many clips."""
+  return (
+    f'{row["name"]:17} {1000 * row["seconds"]:10.1f} {batch / row["seconds"]:9.3f} {row["times_first_peer"]:8.2f} '
+    f'{row["share"]:8.1%} {row["off_by"]:8.1e} {row["mib"]:8.0f} {row["compile_s"]:9.1f}'
+  )
 
 
 def peaks(dtype: str, clock: str = 'wall') -> tuple[float, float]:

@@ -13,7 +13,6 @@ which does more arithmetic. Before anything is timed loss and gradient are compa
 pixels, behind all layers (where they are the same model).
 """
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -51,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     ours = {n: c for model in flags.FLAGS.models for n, c in peers.by_attention(model, configs[model]).items()}
     cases, about = cases_of(torch, configs['timesformer'], ours, names, batch, dtype)
     print(f'{frames}x{flags.FLAGS.pixels}; peak {peak / 1e9:.0f} GFLOP/s')
-    print(f'{"":17} {"ms":>10} {"clips/s":>9} {"x first":>8} {"of peak":>8} {"off by":>8} {"MiB":>8} {"compile s":>9}')
+    print(peers.HEAD)
     rows += measure(configs['timesformer'], ours, batch, cases, about, names[0], peak, peers.timing())
   peers.write(rows, size=flags.FLAGS.size, batch=batch, peak=peak)
 
@@ -62,18 +61,12 @@ def measure(
 ) -> list[dict]:  # fmt: skip
   """A row for each."""
   times, rows = peers.take_turns(cases, timing), []
-  for name, found in times.items():
-    seconds, faster = statistics.median(found), peers.ratio(times, name, first)
+  for name in times:
     # A peer's arithmetic is counted as ours of the same function: it multiplies by one matrix more, which we fold.
     config = ours.get(name, timesformer)
-    share = 3 * batch * count_flops(config) / seconds / peak if peak else float('nan')
-    row = {'frames': config.frames, 'name': name, 'seconds': seconds, 'times_first_peer': faster, 'share': share}
-    rows.append({**row, **about[name]})
-    print(
-      f'{name:17} {1000 * seconds:10.1f} {batch / seconds:9.3f} {faster:8.2f} {share:8.1%} '
-      f'{about[name]["off_by"]:8.1e} {about[name]["mib"]:8.0f} {about[name]["compile_s"]:9.1f}',
-      flush=True,
-    )
+    found = peers.figures(times, name, first, 3 * batch * count_flops(config), peak)
+    rows.append({'frames': config.frames, 'name': name, **found, **about[name]})
+    print(peers.line(rows[-1], batch), flush=True)
   return rows
 
 
@@ -103,7 +96,7 @@ def cases_of(torch, config: MEViTConfig, ours: dict, names: Sequence[str], batch
   rng = np.random.default_rng(0)
   video = rng.integers(0, 256, (batch, config.frames, *config.image_size, 3), np.uint8)
   label = rng.integers(0, config.classes, batch).astype(np.int32)
-  peer = peers.make_peer(torch, config).to('cuda' if peers.on_gpu() else 'cpu')
+  peer = peers.peer_by(torch, config, 'eager')
   wanted = peer_gradient(torch, peer, video, label)
   params = peers.same_weights(peer.cpu(), build_model(config))
   del peer
@@ -159,15 +152,10 @@ def peer_gradient(torch, peer, video: np.ndarray, label: np.ndarray) -> tuple[np
 
 
 def peer_case(torch, config, name: str, video, label, dtype: str, wanted) -> tuple[Callable, dict]:
-  """The training step of one of transformers' ways; PyTorch tells its memory on GPUs alone."""
-  device = 'cuda' if peers.on_gpu() else 'cpu'
-  peer = peers.make_peer(torch, config).to(device)
-  if name != 'eager':
-    peers.use_sdpa(torch, peer)
-  if name == 'compile':
-    peer.compile()
-  clips, labels = peers.to_torch(torch, video), torch.tensor(label).long().to(device)
-  mixed = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
+  """The training step of one of transformers' ways."""
+  peer = peers.peer_by(torch, config, name)
+  clips, labels = peers.to_torch(torch, video), torch.tensor(label).long().to(peers.device())
+  mixed = torch.autocast(peers.device(), torch.bfloat16, enabled=dtype == 'bfloat16')
   with mixed:
     off_by = peers.check(name, peer_gradient(torch, peer, video, label), wanted, dtype)
   optimizer = torch.optim.SGD(peer.parameters(), RATE, MOMENTUM, nesterov=True)
@@ -181,13 +169,8 @@ def peer_case(torch, config, name: str, video, label, dtype: str, wanted) -> tup
     optimizer.zero_grad(set_to_none=True)
     return loss.item()  # waits for the device
 
-  if peers.on_gpu():
-    torch.cuda.reset_peak_memory_stats()
-  start = time.perf_counter()
-  run_step()
-  seconds = time.perf_counter() - start if name == 'compile' else float('nan')
-  mib = torch.cuda.max_memory_allocated() / 2**20 if peers.on_gpu() else float('nan')
-  return run_step, {'off_by': off_by, 'mib': mib, 'compile_s': seconds}
+  _, took = peers.first_call(torch, name, run_step)
+  return run_step, {'off_by': off_by, **took}
 
 
 if __name__ == '__main__':
