@@ -51,7 +51,7 @@ class Run:
   init: Callable[[jax.Array], TrainState]
   begin: Callable[[Params], TrainState]
   step: jax.stages.Wrapped  # (state, batch) -> state, metrics
-  predict: jax.stages.Wrapped  # (params, video) -> probabilities
+  predict: jax.stages.Wrapped  # (params, video) -> logits
 
   @property
   def about(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from mevit_jax.models.blocks import Traced
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.functional import Model, Params
 from mevit_jax.models.order import to_block_order
-from mevit_jax.training.steps import normalise
+from mevit_jax.training.augment import normalise
 
 Patch = tuple[int, int, int]  # frame, row, column
 Kind = tuple[str, int]  # what a heat map is of, 'space', 'motion', 'class' or 'rollout', and of which block

@@ -123,9 +123,9 @@ def _size(frames: np.ndarray) -> tuple[int, int]:
   return width * times, height * times
 
 
-def _enlarged(frame: np.ndarray, size: tuple[int, int]) -> Image.Image:
-  return Image.fromarray(frame).resize(size, Image.Resampling.NEAREST)
+def _enlarged(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
+  return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
 
 
 def _stretched(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  return np.asarray(Image.fromarray(x).resize(size, Image.Resampling.NEAREST), np.float32)
+  return np.asarray(_enlarged(x, size), np.float32)
