@@ -1,7 +1,6 @@
 """Evaluates a workdir's checkpoint: every video once, results and a picture."""
 
 import dataclasses
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import jax
 
-import mevit_jax
 from mevit_jax import recipes
 from mevit_jax.data import datasets, pipeline
 from mevit_jax.errors import UserError
@@ -25,6 +23,7 @@ from mevit_jax.recipes import Recipe
 from mevit_jax.training.saved import Weights, open_saved
 from mevit_jax.training.steps import make_evaluation_step
 from mevit_jax.training.stop import Stop, StopError
+from mevit_jax.training.workdir import versions
 
 # (params, video uint8 `b v t h w 3`) -> logits `b v classes`
 Predict = Callable[[Params, jax.Array], jax.Array]
@@ -186,7 +185,7 @@ def _about(recipe: Recipe, split: datasets.Split, step: int, weights: Weights) -
     'preprocessing': {'size': recipe.clip.size, 'mean': recipe.data.mean, 'std': recipe.data.std},
     'dataset': {'name': split.dataset, 'split': split.name, 'fingerprint': split.fingerprint},
     'checkpoint': {'step': step, 'weights': weights},
-    'versions': {'mevit_jax': mevit_jax.__version__, 'jax': jax.__version__, 'python': platform.python_version()},
+    'versions': versions(),
   }
 
 

@@ -16,7 +16,6 @@ The last three write model.safetensors and the configs that the library reads, c
 docs/export.md says more.
 """
 
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +24,10 @@ from typing import Any, Literal, get_args
 import jax
 from absl import flags
 
-import mevit_jax
 from mevit_jax import command, recipes
 from mevit_jax.serving import artefact, shared
 from mevit_jax.training.saved import Saved, Weights, open_saved
+from mevit_jax.training.workdir import versions
 from mevit_jax.weights import out
 
 Target = Literal['stablehlo', 'mevit'] | out.Library
@@ -70,7 +69,7 @@ def _origin(saved: Saved, weights: Weights) -> dict[str, Any]:
   return {
     'fingerprint': saved.about['fingerprint'],
     'checkpoint': {'step': saved.step, 'weights': weights},
-    'versions': {'mevit_jax': mevit_jax.__version__, 'jax': jax.__version__, 'python': platform.python_version()},
+    'versions': versions(),
   }
 
 

@@ -1,9 +1,13 @@
 """What a workdir says of itself, and of its checkpoints."""
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
+import jax
+
+import mevit_jax
 from mevit_jax.errors import UserError
 
 # Of the workdir: its files, and what stands in a checkpoint.
@@ -30,6 +34,11 @@ def checked(about: Any, where: Path) -> dict[str, Any]:
   if about.get('format') != FORMAT:
     raise UserError(f'{where} has format {about.get("format")}, this version of mevit_jax reads {FORMAT}')
   return about
+
+
+def versions() -> dict[str, str]:
+  """Of what computes here; results and exports say them."""
+  return {'mevit_jax': mevit_jax.__version__, 'jax': jax.__version__, 'python': platform.python_version()}
 
 
 def is_shared(folder: Path) -> bool:
