@@ -4,6 +4,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import app, flags, logging
 
@@ -28,6 +29,12 @@ def no_arguments(argv: Sequence[str]) -> None:
   """Raises a UserError if there are arguments that are not flags."""
   if len(argv) > 1:
     raise UserError(f'unexpected argument {argv[1]!r}: every option is --name=value, see --help')
+
+
+def check_folder(flag: str, file: str | None) -> None:
+  """Raises a UserError if there is no folder for the file that a flag names, which is written once all is computed."""
+  if file and not Path(file).expanduser().parent.is_dir():
+    raise UserError(f'--{flag}={file}: there is no folder {Path(file).expanduser().parent}')
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:

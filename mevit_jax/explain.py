@@ -90,10 +90,11 @@ def explain(
   said = f'{saved.about["class_names"][best]} {100 * probabilities[best]:.1f} %'
   print(f'{Path(video).name}: {said}; query: {patch}', flush=True)
   if figure:
-    Image.fromarray(heatmaps.draw(clip.frames, heats, f'{Path(video).name}: {said}')).save(figure, 'PNG')
+    picture = heatmaps.draw(clip.frames, heats, f'{Path(video).name}: {said}')
+    Image.fromarray(picture).save(Path(figure).expanduser(), 'PNG')
   if overlay:
     fps = min(clip.reader.num_frames / clip.reader.duration, 60)
-    write_frames(Path(overlay), overlaid(clip, heats[-1].weights, fps), fps)
+    write_frames(Path(overlay).expanduser(), overlaid(clip, heats[-1].weights, fps), fps)
   return heats
 
 
@@ -153,6 +154,8 @@ def main(argv: Sequence[str]) -> None:
   options = flags.FLAGS
   if not options.figure and not options.overlay:
     raise UserError('nothing to write: give --figure=FILE.png, --overlay=FILE.mp4 or both')
+  for name in ('figure', 'overlay'):
+    command.check_folder(name, getattr(options, name))
   explain(
     argv[1],
     options.workdir,

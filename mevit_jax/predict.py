@@ -218,7 +218,7 @@ def main(argv: Sequence[str]) -> None:
     if options.overlay and len(videos) > 1:
       raise UserError(f'--overlay writes one video, and {len(videos)} were given')
     for name in ('csv', 'figure', 'overlay'):
-      _check_folder(name, getattr(options, name))
+      command.check_folder(name, getattr(options, name))
     with contextlib.redirect_stdout(sys.stderr):  # what is said of checkpoints is no prediction
       predictor = Predictor(
         options.workdir,
@@ -230,11 +230,6 @@ def main(argv: Sequence[str]) -> None:
       )
     if not predict(videos, predictor, _since_start()):
       sys.exit(1)
-
-
-def _check_folder(flag: str, name: str | None) -> None:
-  if name and not _path(name).parent.is_dir():
-    raise UserError(f'--{flag}={name}: there is no folder {_path(name).parent}')
 
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
 """The command explain, and a report's part of it: pictures of a checkpoint's attention, what is wrong in one line."""
 
+import types
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -99,6 +101,23 @@ def test_what_is_wrong_is_one_line(workdir, video, options, words):
   with pytest.raises(UserError, match=words) as error:
     explain.explain(**{'video': str(video), 'workdir': str(workdir), **options})
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'options', 'words'),
+  [
+    ([], {}, 'name the video to look at'),
+    (['video.mp4'], {}, 'nothing to write'),
+    (['video.mp4'], {'figure': 'gone/looks.png'}, r'--figure=gone/looks\.png: there is no folder gone'),
+    (['video.mp4'], {'overlay': 'gone/looks.mp4'}, r'--overlay=gone/looks\.mp4: there is no folder gone'),
+    (['video.mp4'], {'figure': 'looks.png', 'query': '1,2'}, '--query is FRAME,ROW,COLUMN of a patch'),
+  ],
+)
+def test_what_is_asked_for_is_looked_at_first(monkeypatch, arguments, options, words):
+  asked = {'figure': None, 'overlay': None, 'query': '', 'block': -1, 'checkpoint': 'last', 'workdir': 'nowhere'}
+  monkeypatch.setattr(explain.flags, 'FLAGS', types.SimpleNamespace(**{**asked, **options}))
+  with pytest.raises(UserError, match=words):
+    explain.main(['explain', *arguments])
 
 
 def test_a_workdir_of_an_older_version_is_refused(workdir, video, tmp_path):
