@@ -1,14 +1,12 @@
-"""report.html: what is on the page, and, with --slow, that a browser shows it."""
+"""report.html: what is on the page."""
 
 import base64
 import io
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 
 import numpy as np
-import pytest
 from made_up import ABOUT, predictions
 from PIL import Image
 
@@ -188,80 +186,3 @@ def test_nothing_that_can_be_read(tmp_path):
   found, results, _ = write(tmp_path, dead=range(300))
   page.write_page(tmp_path / 'report.html', results, found, names_of(12))
   assert '300 of the videos could not be read' in Page(tmp_path / 'report.html').text
-
-
-@pytest.fixture
-def browser():
-  """Headless Chromium, with what it writes to its console."""
-  webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed')
-  chromium, driver = shutil.which('chromium'), shutil.which('chromedriver')
-  if not chromium or not driver:
-    pytest.skip('there is no Chromium: apt-get install chromium chromium-driver')
-  options = webdriver.ChromeOptions()
-  options.binary_location = chromium
-  for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'):
-    options.add_argument(argument)
-  options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-  opened = webdriver.Chrome(options, webdriver.ChromeService(driver))
-  yield opened
-  opened.quit()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings('default::ResourceWarning')  # of selenium's sockets
-@pytest.mark.parametrize('width', [1400, 390])
-def test_a_browser_shows_it(browser, tmp_path, width):
-  _, _, path = write(tmp_path, classes=30, videos=600, metrics=METRICS, dead=(3,))
-  size = {'width': width, 'height': 900, 'deviceScaleFactor': 1, 'mobile': width < 500}
-  browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', size)
-  browser.get(path.as_uri())
-  assert browser.title == 'made_up, validation-2x1'
-  script = browser.execute_script
-  assert script('return [...document.images].filter(x => !x.complete || !x.naturalWidth).length') == 0
-  assert script('return document.images.length') == 2 + 1 + 1 + 12
-  sticks_out = 'const x = document.documentElement; return x.scrollWidth - x.clientWidth'
-  assert script(sticks_out) == 0
-
-  def column(index):
-    return script(
-      f'return [...document.querySelectorAll("#classes-table tbody tr")].map(x => x.cells[{index}].innerText)'
-    )
-
-  def click(index):
-    script(f'document.querySelectorAll("#classes-table thead button")[{index}].click()')
-
-  def numbers(index):
-    return [float(value.split()[0].rstrip('%').strip()) for value in column(index)]
-
-  before = column(0)
-  click(2)
-  assert numbers(2) == sorted(numbers(2), reverse=True)
-  click(2)
-  assert numbers(2) == sorted(numbers(2))
-  click(1)
-  assert numbers(1) == sorted(numbers(1), reverse=True)
-  click(0)
-  assert column(0) != before
-  assert sorted(column(0)) == sorted(before)
-
-  script('let x = document.getElementById("filter"); x.value = "CLASS 1"; x.dispatchEvent(new Event("input"))')
-  visible = script(
-    'return [...document.querySelectorAll("#classes-table tbody tr")].filter(x => x.offsetHeight).length'
-  )
-  assert visible == 11  # 1, and 10 to 19
-
-  script('document.getElementById("matrix").scrollIntoView({block: "center"})')
-  box = script('let b = document.getElementById("matrix").getBoundingClientRect(); return [b.left, b.top, b.width]')
-  cells = json.loads(script('return document.getElementById("cells").textContent'))
-  row, column_, count = cells['counts'][40]
-  at = {'x': box[0] + (column_ + 0.5) * box[2] / 30, 'y': box[1] + (row + 0.5) * box[2] / 30}
-  browser.execute_cdp_cmd('Input.dispatchMouseEvent', {'type': 'mouseMoved', **at})
-  expected = (
-    f'label {cells["names"][row]}, predicted {cells["names"][column_]}: {count} of {cells["totals"][row]} videos'
-  )
-  assert script('return document.getElementById("readout").textContent') == expected
-  script('document.querySelector("[data-zoom=\'4\']").click()')
-  zoomed = 'const x = document.getElementById("matrix"); return x.clientWidth / x.parentElement.clientWidth'
-  assert script(zoomed) == pytest.approx(4, rel=0.01)
-  assert script(sticks_out) == 0
-  assert browser.get_log('browser') == []
