@@ -2,46 +2,16 @@
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
-import naive
 import numpy as np
 import pytest
-from naive import assert_close, random_params, random_video
+from cases import TINY, case, edited
+from naive import assert_close, random_video
 
-from mevit_jax.models.attention import Heads, attend, motion_attention
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.functional import build_model, names_of, start_motion
-
-TINY = MEViTConfig(
-  classes=5,
-  frames=2,
-  image_size=(3, 2),
-  patch_size=1,
-  width=8,
-  heads=2,
-  mlp_dim=16,
-  space_blocks=1,
-  motion_blocks=1,
-  class_blocks=1,
-  dtype='float32',
-)
-
-
-@functools.cache
-def case(**fields):
-  """A model, random params and a video; the same params wherever their names and shapes are."""
-  model = build_model(dataclasses.replace(TINY, **fields))
-  return model, random_params(model), random_video(model.config)
-
-
-def edited(params, path, change):
-  """Params with a change at a path, which may stop at a branch."""
-  name, _, rest = path.partition('/')
-  new = edited(params[name], rest, change) if rest else jax.tree.map(change, params[name])
-  return {**params, name: new}
 
 
 def value_and_grad(model, params, video, key=None):
@@ -90,76 +60,6 @@ def test_remat_keeps_less_for_the_backward_pass():
 def test_jit_is_eager():
   model, params, video = case(space_blocks=0, motion_blocks=0)
   assert_close(jax.jit(model.apply)(params, video), model.apply(params, video), 1e-6)
-
-
-# Motion attention.
-
-
-def random_heads(*shape):
-  rng = np.random.default_rng(0)
-  return Heads(*rng.standard_normal((3, *shape, 2, 4)).astype(np.float32))
-
-
-def motion(grid, block_size, frames=3, token=True):
-  """A config, and heads of its patches and of a class token."""
-  config = dataclasses.replace(TINY, image_size=grid, block_size=block_size)
-  patches = random_heads(2, frames, grid[0] * grid[1])
-  return config, patches, random_heads(2) if token else None
-
-
-def joint(queries, keys, values, b):
-  """What each of a list of places reads of them all, one example in float64: eqs. 3 and 4."""
-  places = range(len(queries))
-  k, v = ({x: np.float64(part[x][b]) for x in places} for part in (keys, values))
-  return np.stack([naive.attend(np.float64(queries[x][b]), k, v, places) for x in places])
-
-
-def test_the_whole_grid_as_block_is_joint_space_time_attention():
-  config, patches, token = motion((2, 3), 3)
-  output, token_output = motion_attention(patches, token, config)
-  flat = (x.reshape(2, -1, 2, 4).swapaxes(0, 1) for x in patches)  # t·n b h k
-  heads = [[one, *many] for one, many in zip(token, flat, strict=True)]
-  for b in range(2):
-    expected = joint(*heads, b)
-    assert_close([token_output[b], output[b].reshape(-1, 2, 4)], [expected[0], expected[1:]], 1e-6)
-
-
-def test_blocks_of_one_patch_are_time_attention():
-  config, patches, _ = motion((2, 3), 1, token=False)
-  output, _ = motion_attention(patches, None, config)
-  for b in range(2):
-    for p in range(6):
-      expected = joint(*(x[:, :, p].swapaxes(0, 1) for x in patches), b)  # eq. 7
-      assert_close(output[b, :, p], expected, 1e-6)
-
-
-@pytest.mark.parametrize('what', ['equal blocks', 'patches within each block'])
-def test_motion_attention_follows_a_permutation(what):
-  config, patches, token = motion((5, 4), 2)  # four blocks of 2x2 patches, then two of 1x2
-  rng = np.random.default_rng(1)
-  blocks = np.split(np.arange(20), [4, 8, 12, 16, 18])
-  if what == 'equal blocks':
-    order = [np.concatenate([blocks[i] for i in [2, 3, 1, 0, 5, 4]])] * 3
-  else:
-    order = [np.concatenate([rng.permutation(block) for block in blocks]) for _ in range(3)]
-
-  def permuted(x):
-    return np.take_along_axis(np.asarray(x), np.stack(order)[None, :, :, None, None], axis=2)
-
-  output, token_output = motion_attention(patches, token, config)
-  moved = motion_attention(Heads(*map(permuted, patches)), token, config)
-  assert_close(moved, (permuted(output), token_output), 1e-6)
-
-
-def test_motion_attention_reads_its_own_block_only():
-  config, patches, _ = motion((5, 4), 2, token=False)
-  change = np.zeros((2, 3, 20, 2, 4), np.float32)
-  change[:, 1, 16] = 1  # the first patch of the first of the two smaller blocks, in one frame
-  before, _ = motion_attention(patches, None, config)
-  after, _ = motion_attention(Heads(*(x + change for x in patches)), None, config)
-  changed = np.any(np.asarray(before != after), axis=(0, 3, 4))  # t n
-  assert changed[:, 16:18].all()
-  assert changed.sum() == 3 * 2
 
 
 # The start of training.
@@ -217,79 +117,6 @@ def test_positions_start_at_the_scale_of_the_patches():
     np.testing.assert_allclose(np.std(position), np.std(patches), rtol=0.15)
 
 
-# Stochastic depth.
-
-UPDATES = {
-  'space': ('space_attention', 'mlp'),
-  'motion': ('space_attention', 'motion_attention', 'mlp'),
-  'classify': ('class_attention', 'mlp'),
-}
-EXAMPLES = 400
-
-
-def updates(config):
-  """Every update of the tokens in their order: the rate of its block, and its output layer: path, i-th of stage."""
-  depths = (config.space_blocks, config.motion_blocks, config.class_blocks)
-  blocks = [(stage, i) for stage, depth in zip(UPDATES, depths, strict=True) for i in range(depth)]
-  for block, (stage, i) in enumerate(blocks):
-    for name in UPDATES[stage]:
-      layer = 'down' if name == 'mlp' else 'out'
-      yield config.drop_path * block / (len(blocks) - 1), f'{stage}/blocks/{name}/{layer}', i
-
-
-def alone(config, params, path, i):
-  """Params with which one update alone adds to the tokens."""
-  for other in {other for _, other, _ in updates(config)}:
-    keep = i if other == path else None
-    params = edited(params, other, lambda x, keep=keep: np.stack([one * (j == keep) for j, one in enumerate(x)]))
-  return params
-
-
-@functools.cache
-def drawn(classify):
-  """Of every update: its rate, the tokens `example, number` without it, with it and trained."""
-  stages = {'space_blocks': classify, 'motion_blocks': 2 - classify, 'class_blocks': classify}
-  model, params, video = case(**stages, image_size=(2, 1), drop_path=0.5)
-  video, key = np.repeat(video[:1], EXAMPLES, axis=0), jax.random.key(0)
-
-  @jax.jit
-  def run(params, key):
-    patches, token = model.tokens(params, video, key)
-    return jnp.concatenate([patches.reshape(EXAMPLES, -1), token], axis=1)
-
-  without = run(alone(model.config, params, None, None), None)
-  result = []
-  for rate, path, i in updates(model.config):
-    one = alone(model.config, params, path, i)
-    result.append((rate, without, run(one, None), run(one, key)))
-  return jax.tree.map(np.asarray, result)
-
-
-def dropped(without, update, trained):
-  """Which examples lack the update."""
-  return np.abs(trained - without).max(1) < np.abs(update - without).max(1) / 2
-
-
-@pytest.mark.parametrize('classify', [0, 1])
-def test_drop_path_drops_whole_examples_and_keeps_the_expectation(classify):
-  for rate, without, update, trained in drawn(classify):
-    drop = dropped(without, update, trained)
-    assert np.abs(drop.mean() - rate) <= 4 * np.sqrt(rate * (1 - rate) / EXAMPLES)
-    scaled = without + (update - without) / (1 - rate)
-    np.testing.assert_allclose(trained, np.where(drop[:, None], without, scaled), atol=1e-5)
-
-
-def test_rates_rise_from_zero_at_the_first_block_to_the_configs_at_the_last():
-  assert [float(rate) for rate, *_ in drawn(1)] == [0, 0, 0.25, 0.25, 0.25, 0.5, 0.5]
-
-
-@pytest.mark.parametrize('classify', [0, 1])
-def test_every_update_is_dropped_by_a_draw_of_its_own(classify):
-  drops = [dropped(*tokens) for rate, *tokens in drawn(classify) if rate > 0]
-  for a, b in itertools.permutations(drops, 2):
-    assert np.any(a & ~b)  # of one draw, the lower rate's examples are among the higher's
-
-
 # What reaches what.
 
 
@@ -333,14 +160,6 @@ def test_bfloat16_is_for_the_computation_alone():
   assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {jnp.dtype('float32')}
   logits, expected = (jax.jit(one.apply)(params, video) for one in (model, exact))
   assert 0 < np.abs(logits - expected).max() < 0.03 * np.abs(expected).max()
-
-
-def test_softmax_of_bfloat16_heads_is_float32():
-  heads = [2 * x for x in random_heads(2, 16)]  # bfloat16 would move such logits by a few per cent
-  heads = Heads(*(jnp.asarray(x, jnp.bfloat16) for x in heads))
-  output = attend(*heads)  # b s h k
-  for b in range(2):
-    assert_close(output[b], joint(*(x.swapaxes(0, 1) for x in heads), b), 1.5 * 2**-8)
 
 
 # The paper's models.
