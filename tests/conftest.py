@@ -106,3 +106,12 @@ def compile_once(compiled):
     jax.config.update(name, value)
     del os.environ[name.upper()]
   compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope='module')
+def whole(tiny, tmp_path_factory, compile_once):
+  """The workdir of a run of six steps that nothing interrupts, and its batches."""
+  from workdirs import recorded
+
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  return workdir, recorded(tiny(**{'training.evaluate_every': 4}), workdir)

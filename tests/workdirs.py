@@ -1,4 +1,4 @@
-"""Workdirs as runs leave them: what tests of whole commands share."""
+"""Runs, and workdirs as they leave them: what tests of whole commands share."""
 
 import contextlib
 import dataclasses
@@ -8,10 +8,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
-from mevit_jax import runs
+from mevit_jax import runs, train
+from mevit_jax.data import datasets, pipeline
+from mevit_jax.errors import UserError
+from mevit_jax.evaluation.results import read_results
+from mevit_jax.models.functional import names_of
 from mevit_jax.recipes import Recipe
 from mevit_jax.training.checkpoint import Checkpoints
+from mevit_jax.training.saved import open_saved
 from mevit_jax.training.state import TrainState
 
 MEASURED = ('train/clips_per_second', 'train/data_wait')  # differ from run to run
@@ -54,3 +60,88 @@ def random_run(recipe: Recipe, folder: Path) -> Path:
   params, mean = (jax.tree.map(noise, state.params) for _ in range(2))
   with_checkpoint(run, dataclasses.replace(state, params=params, ema=mean))
   return folder
+
+
+class KilledError(Exception):
+  pass
+
+
+class Recorder:
+  """Batches for the trainer, each noted in `seen`; the one of step `stop` ends it."""
+
+  def __init__(self, made, step, seen, stop=None):
+    self.made, self.step, self.seen, self.stop = made, step, seen, stop
+
+  def __next__(self):
+    self.step += 1
+    if self.step == self.stop:
+      raise KilledError
+    batch = next(self.made)
+    self.seen.append((self.step, batch['index'].tolist(), batch['label'].tolist(), batch['video'].tobytes()))
+    return batch
+
+  def close(self):
+    self.made.close()
+
+
+def recorded(recipe, workdir, stop=None):
+  """Trains; returns the batches, as (step, index, label, pixels)."""
+  original, seen = pipeline.train_batches, []
+
+  def train_batches(*arguments, start_step, **options):
+    return Recorder(original(*arguments, start_step=start_step, **options), start_step, seen, stop)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(pipeline, 'train_batches', train_batches)
+    try:
+      train.train(recipe, str(workdir))
+    except KilledError:
+      assert stop
+  return seen
+
+
+def stored(workdir):
+  """The newest checkpoint's step, and its parameters by name."""
+  saved = open_saved(workdir)
+  params = saved.params('raw')
+  return saved.step, {name: np.asarray(x) for name, x in zip(names_of(params), jax.tree.leaves(params), strict=True)}
+
+
+def assert_same_bits(workdir, other):
+  (step, params), (other_step, others) = stored(workdir), stored(other)
+  assert (step, params.keys()) == (other_step, others.keys())
+  for name, x in params.items():
+    assert x.tobytes() == others[name].tobytes(), name
+
+
+def metrics(workdir):
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
+
+
+def results(workdir, name=NAME):
+  return json.loads((workdir / 'evaluation' / name / 'results.json').read_text())
+
+
+def probabilities(workdir, name=NAME):
+  _, predictions, _ = read_results(workdir / 'evaluation' / name)
+  return dict(zip(predictions.ids.tolist(), predictions.probabilities, strict=True))
+
+
+def without_labels(monkeypatch):
+  """Splits that have no labels, as a benchmark's test split."""
+  opened = datasets.open_split
+
+  def open_split(*arguments):
+    split = opened(*arguments)
+    return dataclasses.replace(split, source=[{**example, 'label': -1} for example in split.source])
+
+  monkeypatch.setattr(datasets, 'open_split', open_split)
+  monkeypatch.setattr(datasets.Split, 'labels', property(lambda split: np.full(len(split), -1)))
+
+
+def refused(recipe, workdir, match):
+  """Training must end before it begins, in one line."""
+  with pytest.raises(UserError, match=match) as raised:
+    train.train(recipe, str(workdir))
+  assert '\n' not in str(raised.value)

@@ -1,0 +1,266 @@
+"""Killed, stopped, hurt or diverging: a run goes on as if nothing had been, or says why not."""
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import psutil
+import pytest
+from workdirs import NAME, Recorder, after, assert_same_bits, metrics, recorded, refused, results, stored
+
+from mevit_jax import evaluate, recipes, runs, train
+from mevit_jax.data import datasets, pipeline, shards
+from mevit_jax.data.builders import moving_shapes
+from mevit_jax.errors import UserError
+from mevit_jax.training.saved import open_saved
+
+pytestmark = pytest.mark.usefixtures('compile_once')
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(whole, tiny, tmp_path):
+  """Twice: before step 4, and so a step after the checkpoint of step 2; and right after that of step 4."""
+  workdir, batches = whole
+  recipe = tiny(**{'training.evaluate_every': 4})
+  assert recorded(recipe, tmp_path / 'run', stop=4) == batches[:3]
+  assert stored(tmp_path / 'run')[0] == 2
+  assert recorded(recipe, tmp_path / 'run', stop=5) == batches[2:4]
+  assert stored(tmp_path / 'run')[0] == 4
+  assert recorded(recipe, tmp_path / 'run') == batches[4:]
+  assert_same_bits(tmp_path / 'run', workdir)
+  assert metrics(tmp_path / 'run') == metrics(workdir)
+  assert results(tmp_path / 'run') == results(workdir)
+
+
+KILLED = """
+import json, os, signal, sys
+from mevit_jax import recipes, train
+from mevit_jax.training.checkpoint import Checkpoints
+
+save = Checkpoints.save
+def save_and_die(self, state, about):
+  save(self, state, about)
+  if int(state.step) == 4:
+    os.kill(os.getpid(), signal.SIGKILL)
+Checkpoints.save = save_and_die
+train.train(recipes.recipe_of(json.loads(sys.argv[1])), sys.argv[2])
+"""
+
+
+def test_a_run_that_was_killed_in_the_middle_of_a_checkpoint_goes_on(whole, tiny, tmp_path):
+  workdir, batches = whole
+  recipe = tiny(**{'training.evaluate_every': 4})
+  command = [sys.executable, '-c', KILLED, json.dumps(recipes.to_dict(recipe)), str(tmp_path / 'run')]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  assert done.returncode == -signal.SIGKILL, done.stderr
+  step, _ = stored(tmp_path / 'run')
+  assert step in (2, 4)
+  assert recorded(recipe, tmp_path / 'run') == batches[step:]
+  assert_same_bits(tmp_path / 'run', workdir)
+  assert metrics(tmp_path / 'run') == metrics(workdir)
+
+
+def test_an_evaluation_that_was_killed_is_made_up_for(whole, tiny, tmp_path):
+  run = after(4, whole[0], tmp_path / 'run')
+  lines = (run / 'metrics.jsonl').read_text().splitlines(keepends=True)
+  (run / 'metrics.jsonl').write_text(''.join(lines[:4]))  # step 4, and not its evaluation
+  train.train(tiny(**{'training.evaluate_every': 4}), str(run))
+  assert metrics(run) == metrics(whole[0])
+
+
+def test_other_devices_and_workers_go_on_with_the_very_next_batch(whole, tiny, tmp_path, capsys):
+  """And other intervals, and a profile of what is left of steps 3 to 99."""
+  workdir, batches = whole
+  run = after(4, workdir, tmp_path / 'run')
+  changes = {'mesh.data': 2, 'data.workers': 1, 'training.log_every': 2, 'training.profile': (3, 99)}
+  assert recorded(tiny(**changes), run) == batches[4:]
+  (step, params), (_, others) = stored(run), stored(workdir)
+  assert step == 6
+  for name, x in others.items():
+    if not name.endswith('key/bias'):
+      np.testing.assert_allclose(params[name], x, rtol=1e-5, atol=1e-6, err_msg=name)
+  assert [line['step'] for line in metrics(run)] == [1, 2, 3, 4, 4, 6, 6]
+  assert list((run / 'profile').rglob('*.pb'))
+  assert 'profile of steps 5 to 6' in capsys.readouterr().out
+
+
+def test_a_run_that_is_done_is_evaluated_again_and_nothing_else(whole, tiny, tmp_path):
+  workdir, _ = whole
+  run = after(6, workdir, tmp_path / 'run')
+  assert recorded(tiny(**{'training.evaluate_every': 4}), run) == []
+  assert (run / 'metrics.jsonl').read_bytes() == (workdir / 'metrics.jsonl').read_bytes()
+  assert results(run) == results(workdir)
+
+
+# Asked to stop, hurt, or diverging.
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_leaves(whole, tiny, tmp_path, monkeypatch, capsys):
+  """Between two checkpoints, by a signal that comes while a batch is made; and goes on as if nothing had been."""
+  workdir, batches = whole
+  recipe = tiny(**{'training.evaluate_every': 4})
+
+  def next_(self, made=Recorder.__next__):
+    if self.step == 2:
+      signal.raise_signal(signal.SIGTERM)
+    return made(self)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Recorder, '__next__', next_)
+    with pytest.raises(SystemExit) as left:
+      recorded(recipe, tmp_path / 'run')
+  assert left.value.code == 128 + signal.SIGTERM
+  assert 'stopped by SIGTERM at step 3, saved; the same command goes on' in capsys.readouterr().out
+  assert stored(tmp_path / 'run')[0] == 3
+  assert recorded(recipe, tmp_path / 'run') == batches[3:]
+  assert_same_bits(tmp_path / 'run', workdir)
+  assert metrics(tmp_path / 'run') == metrics(workdir)
+
+
+def test_an_evaluation_is_left_at_once_and_made_up_for(whole, tiny, tmp_path, monkeypatch, capsys):
+  workdir, batches = whole
+  recipe, run = tiny(**{'training.evaluate_every': 4}), after(2, workdir, tmp_path / 'run')
+  made = pipeline.eval_batches
+
+  def eval_batches(*arguments, **options):
+    signal.raise_signal(signal.SIGTERM)
+    return made(*arguments, **options)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pipeline, 'eval_batches', eval_batches)
+    with pytest.raises(SystemExit):
+      train.train(recipe, str(run))
+  assert 'stopped by SIGTERM at step 4, saved' in capsys.readouterr().out
+  assert not (run / 'evaluation').exists()
+  assert recorded(recipe, run) == batches[4:]
+  assert metrics(run) == metrics(workdir)
+
+
+@pytest.mark.slow
+def test_workers_leave_signals_to_the_trainer(whole, tiny, tmp_path, monkeypatch):
+  """Ctrl-C and schedulers signal them too."""
+
+  def next_(self, made=Recorder.__next__):
+    workers = [one for one in psutil.Process().children() if 'spawn_main' in ' '.join(one.cmdline())]
+    assert workers or self.step == 0  # they start with the first batch
+    for worker in workers:
+      worker.send_signal(signal.SIGINT)
+      worker.send_signal(signal.SIGTERM)
+    return made(self)
+
+  monkeypatch.setattr(Recorder, '__next__', next_)
+  assert recorded(tiny(**{'data.workers': 1}), tmp_path / 'run') == whole[1]
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tiny, tmp_path, capsys):
+  workdir, batches = whole
+  run = after(4, workdir, tmp_path / 'run')
+  largest = max((run / 'checkpoints/4/params').rglob('*'), key=lambda path: path.stat().st_size)
+  data = bytearray(largest.read_bytes())
+  data[len(data) // 2] ^= 1
+  largest.write_bytes(data)
+  found = evaluate.evaluate(tiny(), str(run))
+  assert found['checkpoint'] == {'step': 2, 'weights': 'raw'}
+  assert recorded(tiny(**{'training.evaluate_every': 4}), run) == batches[2:]
+  assert capsys.readouterr().out.count('checkpoints/4 is damaged and not used, but that of step 2: params/') == 2
+  assert_same_bits(run, workdir)
+
+
+def test_a_run_that_diverges_stops_and_names_the_batch(tiny, shapes_dir, tmp_path, capsys):
+  """Its state stays as it was before, and is saved as such: the same command stops there again."""
+  recipe = tiny(**{'optimizer.learning_rate': 1e38, 'training.save_every': 4})
+  source = datasets.open_split(shapes_dir, 'moving_shapes', 'train').source
+  _, second = itertools.islice(pipeline.train_batches(source, recipe.clip, batch_size=8, seed=0), 2)
+  named = f'its update was dropped; its videos: {" ".join(source[int(i)]["id"] for i in second["used"])}\n'
+  for _ in range(2):
+    with pytest.raises(UserError, match=r'(loss|gradient norm) (nan|inf) at step 2: .* is saved'):
+      train.train(recipe, str(tmp_path / 'run'))
+    assert named in capsys.readouterr().out
+    step, params = stored(tmp_path / 'run')
+    assert step == 1
+    assert all(np.isfinite(x).all() for x in params.values())
+
+
+@pytest.mark.slow
+def test_a_running_mean_is_what_is_evaluated_and_goes_on(tiny, tmp_path):
+  """And a run that goes on without what is not finite has it counted in its metrics."""
+  recipe = tiny(**{'training.ema': 0.5, 'training.on_nonfinite': 'skip'})
+  assert train.train(recipe, str(tmp_path / 'whole'))['checkpoint'] == {'step': 6, 'weights': 'ema'}
+  recorded(recipe, tmp_path / 'run', stop=4)
+  recorded(recipe, tmp_path / 'run')
+  one, other = (open_saved(tmp_path / name).params('ema') for name in ('whole', 'run'))
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+  raw = evaluate.evaluate(tiny(**{'evaluation.weights': 'raw'}), str(tmp_path / 'run'))
+  assert raw['checkpoint'] == {'step': 6, 'weights': 'raw'}
+  assert (tmp_path / 'run/evaluation' / f'{NAME}-raw/results.json').exists()
+  diverging = tiny(**{'optimizer.learning_rate': 1e38, 'training.on_nonfinite': 'skip', 'training.epochs': 3.0})
+  train.train(diverging, str(tmp_path / 'skips'))
+  dropped = [line['train/skipped'] for line in metrics(tmp_path / 'skips') if 'train/skipped' in line]
+  assert dropped == [0.0] + [1.0] * 8
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments():
+  command = [sys.executable, '-m', 'benchmarks.kills', '--kills=5', '--steps=60', '--seed=1']
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert '5 kills' in done.stdout
+
+
+# A workdir that it may not go on with.
+
+
+@pytest.mark.parametrize(
+  ('changes', 'match'),
+  [
+    ({'model.width': 32}, r'model\.width: 16, and 32'),
+    ({'model.block_size': 1, 'training.seed': 7}, r'model\.block_size: 2, and 1; training\.seed: 0, and 7'),
+    ({'training.batch_size': 16}, r'training\.batch_size: 8, and 16'),
+    ({'training.accumulate': 1, 'training.label_smoothing': 0.1}, r'training\.label_smoothing: 0.0, and 0.1'),
+    ({'training.epochs': 3.0}, r'training\.epochs: 2.0, and 3.0'),
+    ({'optimizer.learning_rate': 0.2}, r'optimizer\.learning_rate: 0.1, and 0.2'),
+    ({'data.stride': 1}, r'data\.stride: 2, and 1'),
+    ({'augment.flip': True}, r'augment\.flip: False, and True'),
+  ],
+  ids=str,
+)
+def test_a_workdir_of_another_run_is_refused(whole, tiny, changes, match):
+  workdir, _ = whole
+  files = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
+  refused(tiny(**changes), workdir, rf'is of another run \(there, and now\): {match}')
+  assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == files
+
+
+def test_a_workdir_of_other_data_is_refused(whole, tiny, tmp_path):
+  shards.write(moving_shapes.build(tmp_path, {'train': 24, 'validation': 11}, seed=1, frames=8, size=24))
+  refused(tiny(**{'data.data_dir': str(tmp_path)}), whole[0], r'dataset fingerprint: \w{12}, and \w{12}\.')
+
+
+def test_checkpoints_without_a_config_are_refused(whole, tiny, tmp_path):
+  run = after(6, whole[0], tmp_path / 'run')
+  (run / 'config.json').unlink()
+  refused(tiny(), run, 'has checkpoints but no config.json')
+
+
+def test_where_how_fast_and_how_often_may_differ(whole, tiny):
+  changes = {
+    'mesh.data': 4,
+    'data.workers': 3,
+    'evaluation.crops': 3,
+    'evaluation.batch_size': 4,
+    'model.attention': 'plain',
+    'model.unroll': 1,
+    'model.remat': 'block',
+    'training.log_every': 7,
+    'training.save_every': 3,
+    'training.keep': 1,
+    'training.evaluate_every': 5,
+    'training.profile': (2, 3),
+  }
+  runs.check_workdir(runs.prepare_run(tiny(**changes), whole[0]))
