@@ -1,0 +1,35 @@
+"""config.json: what a workdir says of itself, and folders that are none."""
+
+import json
+
+import pytest
+
+from mevit_jax.errors import UserError
+from mevit_jax.training.saved import open_saved
+from mevit_jax.training.workdir import read_workdir, write_workdir
+
+ABOUT = {'recipe': {}, 'class_names': ['a', 'b'], 'fingerprint': 'f'}
+
+
+def test_config_json(tmp_path):
+  write_workdir(tmp_path / 'run', ABOUT)
+  assert read_workdir(tmp_path / 'run') == {**ABOUT, 'format': 2}
+  assert [path.name for path in (tmp_path / 'run').iterdir()] == ['config.json']
+
+
+@pytest.mark.parametrize(
+  'text', ['{"format": 1', json.dumps({**ABOUT, 'format': 99}), json.dumps(ABOUT), '[]', '{"format": 1}']
+)
+def test_config_json_of_another_format(tmp_path, text):
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(
+    UserError, match=r'config\.json (is damaged|has format (99|None), this version .* reads 2|is not of a workdir)'
+  ):
+    read_workdir(tmp_path)
+
+
+@pytest.mark.parametrize('opened', [read_workdir, open_saved])
+def test_no_config_json(tmp_path, opened):
+  with pytest.raises(UserError, match=r'is no workdir: it has no config\.json'):
+    opened(tmp_path / 'nowhere')
+  assert not (tmp_path / 'nowhere').exists()
