@@ -20,12 +20,13 @@ def test_config_json(tmp_path):
 @pytest.mark.parametrize(
   'text', ['{"format": 1', json.dumps({**ABOUT, 'format': 99}), json.dumps(ABOUT), '[]', '{"format": 1}']
 )
-def test_config_json_of_another_format(tmp_path, text):
+@pytest.mark.parametrize('opened', [read_workdir, open_saved])
+def test_config_json_of_another_format(tmp_path, opened, text):
   (tmp_path / 'config.json').write_text(text)
   with pytest.raises(
     UserError, match=r'config\.json (is damaged|has format (99|None), this version .* reads 2|is not of a workdir)'
   ):
-    read_workdir(tmp_path)
+    opened(tmp_path)
 
 
 @pytest.mark.parametrize('opened', [read_workdir, open_saved])
