@@ -13,7 +13,7 @@ import pytest
 import yaml
 from jax.export import deserialize
 from safetensors.numpy import load_file
-from workdirs import random_run
+from workdirs import VIEWS, random_run
 
 from mevit_jax import Predictor, evaluate, train
 from mevit_jax.data import datasets
@@ -34,8 +34,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope='module')
 def recipe(tiny, compile_once):
-  """One device, evaluated with two clips of two crops."""
-  return tiny(**{'mesh.data': 1, 'evaluation.clips': 2, 'evaluation.crops': 2, 'training.ema': 0.9})
+  return tiny(**VIEWS)
 
 
 @pytest.fixture(scope='module')

@@ -22,6 +22,8 @@ from mevit_jax.training.state import TrainState
 
 MEASURED = ('train/clips_per_second', 'train/data_wait')  # differ from run to run
 NAME = 'validation-1x1'
+# An evaluation with two clips of two crops, on one device, of a running mean.
+VIEWS = {'mesh.data': 1, 'evaluation.clips': 2, 'evaluation.crops': 2, 'training.ema': 0.9}
 
 
 def after(step: int, workdir: Path, to: Path) -> Path:
@@ -126,6 +128,12 @@ def results(workdir, name=NAME):
 def probabilities(workdir, name=NAME):
   _, predictions, _ = read_results(workdir / 'evaluation' / name)
   return dict(zip(predictions.ids.tolist(), predictions.probabilities, strict=True))
+
+
+def validation_videos(data_dir: Path) -> dict[str, bytes]:
+  """The bytes of the videos that are evaluated, by id."""
+  source = datasets.open_split(data_dir, 'moving_shapes', 'validation').source
+  return {example['id']: example['video'] for example in source}
 
 
 def without_labels(monkeypatch):
