@@ -109,6 +109,17 @@ def compile_once(compiled):
 
 
 @pytest.fixture(scope='module')
+def exact_and_fast():
+  """Full digits (accelerators round float32 factors unless told not to), and half the compilation time."""
+  import jax
+
+  jax.config.update('jax_disable_most_optimizations', True)
+  with jax.default_matmul_precision('highest'):
+    yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture(scope='module')
 def whole(tiny, tmp_path_factory, compile_once):
   """The workdir of a run of six steps that nothing interrupts, and its batches."""
   from workdirs import recorded

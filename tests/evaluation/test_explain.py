@@ -11,6 +11,7 @@ from mevit_jax.models.attention import attend, motion_attention, space_attention
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.functional import build_model
 from mevit_jax.models.order import from_block_order
+from tests.models.naive import random_params, random_video
 
 
 def tiny(grid, frames, stages, block_size, **fields):
@@ -46,12 +47,10 @@ def added(block, name, config):
 
 
 @pytest.fixture(scope='module', params=CONFIGS.values(), ids=CONFIGS.keys())
-def traced(request):
+def traced(request, exact_and_fast):
   """Of random params and two clips: a config, what its blocks read, their groups, what they add, and the maps."""
-  config, rng = request.param, np.random.default_rng(0)
-  model = build_model(config)
-  params = jax.tree.map(lambda x: (0.5 * rng.standard_normal(x.shape)).astype(np.float32), model.abstract)
-  video = rng.standard_normal((2, config.frames, *config.image_size, 3)).astype(np.float32)
+  config, model = request.param, build_model(request.param)
+  params, video = random_params(model), random_video(config, seed=1)
 
   def everything(params, video):
     blocks = model.trace(params, video, slice(None))
@@ -59,10 +58,7 @@ def traced(request):
     adds = [added(block, name, config) for block, name in names_of(config, blocks)]
     return blocks, groups, adds, explain.rollout(blocks, config), explain.class_attention(blocks[-1], config)
 
-  jax.config.update('jax_disable_most_optimizations', True)
-  with jax.default_matmul_precision('highest'):
-    yield config, *jax.tree.map(np.asarray, jax.jit(everything)(params, video))
-  jax.config.update('jax_disable_most_optimizations', False)
+  return config, *jax.tree.map(np.asarray, jax.jit(everything)(params, video))
 
 
 def test_weights_sum_to_one_and_give_what_the_model_adds(traced):

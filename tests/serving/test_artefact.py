@@ -16,6 +16,7 @@ from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.functional import build_model
 from mevit_jax.serving import artefact
 from mevit_jax.training.steps import make_evaluation_step
+from tests.models.naive import random_params
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
@@ -29,8 +30,7 @@ PIXELS = {'mean': (0.1, 0.2, 0.3), 'std': (0.4, 0.5, 0.6)}
 
 @pytest.fixture(scope='module')
 def params():
-  rng = np.random.default_rng(0)
-  return jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), build_model(CONFIG).abstract)
+  return random_params(build_model(CONFIG))
 
 
 @pytest.fixture(scope='module')

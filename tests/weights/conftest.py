@@ -17,13 +17,9 @@ from mevit_jax.models.order import from_block_order
 WIDTH, HEADS, MLP, PATCH, SIDE, DEPTH, CLASSES = 32, 2, 64, 8, 32, 3, 5
 
 
-@pytest.fixture(autouse=True)
-def exact_and_fast():
-  """Full digits, and half the compilation time."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  with jax.default_matmul_precision('highest'):
-    yield
-  jax.config.update('jax_disable_most_optimizations', False)
+@pytest.fixture(scope='module', autouse=True)
+def always(exact_and_fast):
+  """Exact and fast."""
 
 
 def _import(name):
@@ -134,6 +130,15 @@ def model_of(config):
   """The model of a config, compiled once for all tests: itself, `apply` and `tokens`."""
   model = build_model(config)
   return model, jax.jit(model.apply), jax.jit(model.tokens)
+
+
+def random_params(config, rng, *, still=False):
+  """Params, all random; the same position in time for all frames if `still`."""
+  abstract = model_of(config)[0].abstract
+  params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), abstract)
+  if still:
+    params['embedding']['time'][:] = params['embedding']['time'][0]
+  return params
 
 
 def logits_of(config, params, video):

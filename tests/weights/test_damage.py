@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from mevit_jax.errors import UserError
 from mevit_jax.weights.load import inspect, load
 from mevit_jax.weights.out import export
-from tests.weights.conftest import config_of, model_of
+from tests.weights.conftest import config_of, model_of, random_params
 
 CONFIG = config_of(3, 0, frames=1)
 
@@ -18,11 +18,9 @@ CONFIG = config_of(3, 0, frames=1)
 @pytest.fixture
 def weights(rng, tmp_path):
   """A sound safetensors file of timm's names, by our own export."""
-  import jax
-
-  abstract = model_of(CONFIG)[0].abstract
-  params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), abstract)
-  export(tmp_path / 'out', params, CONFIG, 'timm', class_names='abcde', mean=(0.5,) * 3, std=(0.5,) * 3)
+  export(
+    tmp_path / 'out', random_params(CONFIG, rng), CONFIG, 'timm', class_names='abcde', mean=(0.5,) * 3, std=(0.5,) * 3
+  )
   return (tmp_path / 'out' / 'model.safetensors').rename(tmp_path / 'weights')
 
 

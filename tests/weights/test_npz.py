@@ -6,15 +6,14 @@ import pytest
 
 from mevit_jax.errors import UserError
 from mevit_jax.weights.load import inspect, load
-from tests.weights.conftest import CLASSES, HEADS, WIDTH, config_of, model_of
+from tests.weights.conftest import CLASSES, HEADS, WIDTH, config_of, model_of, random_params
 
 CONFIG = config_of(3, 0, frames=1)
 
 
 @pytest.fixture
 def params(rng):
-  abstract = model_of(CONFIG)[0].abstract
-  params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), abstract)
+  params = random_params(CONFIG, rng)
   params['embedding']['time'][:] = 0
   return params
 

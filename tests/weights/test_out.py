@@ -16,6 +16,7 @@ from tests.weights.conftest import (
   config_of,
   logits_of,
   model_of,
+  random_params,
   repeated,
   timesformer_config,
   to_torch,
@@ -24,15 +25,6 @@ from tests.weights.conftest import (
 NAMES = tuple('abcde')
 PIXELS = {'class_names': NAMES, 'mean': (0.1, 0.2, 0.3), 'std': (0.4, 0.5, 0.6)}
 SPACE = config_of(DEPTH, 0)
-
-
-def random_params(config, rng, *, still):
-  """Params, all random; the same position in time for all frames if `still`."""
-  abstract = model_of(config)[0].abstract
-  params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), abstract)
-  if still:
-    params['embedding']['time'][:] = params['embedding']['time'][0]
-  return params
 
 
 def images(rng):

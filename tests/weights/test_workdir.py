@@ -14,7 +14,7 @@ from mevit_jax.training.state import TrainState
 from mevit_jax.training.workdir import read_workdir, write_workdir
 from mevit_jax.weights.load import inspect, load
 from mevit_jax.weights.positions import resize_space, resize_time
-from tests.weights.conftest import config_of, model_of
+from tests.weights.conftest import config_of, model_of, random_params
 
 CONFIG = config_of(1, 1, 1, layer_norm_eps=1e-12)
 NAMES = tuple('abcde')
@@ -30,8 +30,7 @@ def save(folder, step, params, ema, about):
 @pytest.fixture
 def workdir(rng, tmp_path):
   """A workdir of random params, and the params."""
-  abstract = model_of(CONFIG)[0].abstract
-  params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), abstract)
+  params = random_params(CONFIG, rng)
   recipe = recipes.Recipe(model=CONFIG, data=recipes.DataConfig(mean=(0.1, 0.2, 0.3)))
   about = {'recipe': recipes.to_dict(recipe), 'class_names': list(NAMES), 'fingerprint': 'of a dataset'}
   folder = tmp_path / 'workdir'
