@@ -25,6 +25,9 @@ from mevit_jax.training.steps import make_evaluation_step
 # A file's path, its bytes, or frames in memory: uint8 `t h w 3`.
 Video = str | os.PathLike | bytes | np.ndarray
 
+# Told after every batch: its views, and how many of its last video's how many windows are done.
+Report = Callable[[int, int, int], None]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
@@ -160,7 +163,7 @@ class Predictor:
     window: float | None = None,
     every: float | None = None,
     fps: float | None = None,
-    report: Callable[[int, int, int], None] = lambda views, place, count: None,
+    report: Report = lambda views, place, count: None,
   ) -> Generator[Predicted, None, None]:
     """Predicts many videos, in their order; one that cannot be read has an `error`, and the rest goes on.
 
@@ -172,8 +175,7 @@ class Predictor:
       every: seconds from one window's start to the next one's; None has them side by side. With `every` alone a window
         is as long as a clip.
       fps: of videos that are frames.
-      report: called after every batch with how many views were in it, and how many of its last video's how many windows
-        are done.
+      report: called after every batch, see `Report`.
     """
     if isinstance(videos, (str, bytes, os.PathLike)):
       raise UserError('predict_each takes a list of videos; predict and timeline take one')
@@ -221,7 +223,7 @@ class Predictor:
       yield _Row(index, place, len(parts), span, views, damage=reader.damage)
 
   def _predicted(
-    self, rows: Iterable[_Row], report: Callable[[int, int, int], None] = lambda views, place, count: None
+    self, rows: Iterable[_Row], report: Report = lambda views, place, count: None
   ) -> Iterator[tuple[_Row, Prediction | None]]:
     """Each row with its prediction, in batches; rows without views come through as they are."""
     batch: list[_Row] = []
@@ -232,16 +234,14 @@ class Predictor:
         continue
       batch.append(row)
       if len(batch) == self._batch_size:
-        yield from self._predict_batch(batch, self._batch_size)
-        report(sum(len(row.views) for row in batch), batch[-1].place, batch[-1].count)
+        yield from self._predict_batch(batch, self._batch_size, report)
         batch, several = [], True
     if batch:
       # One shape is compiled for many videos, and a small one for a few.
       size = self._batch_size if several else min(self._batch_size, 1 << (len(batch) - 1).bit_length())
-      yield from self._predict_batch(batch, size)
-      report(sum(len(row.views) for row in batch), batch[-1].place, batch[-1].count)
+      yield from self._predict_batch(batch, size, report)
 
-  def _predict_batch(self, batch: list[_Row], size: int) -> Iterator[tuple[_Row, Prediction]]:
+  def _predict_batch(self, batch: list[_Row], size: int, report: Report) -> Iterator[tuple[_Row, Prediction]]:
     video = np.zeros((size, *batch[0].views.shape), np.uint8)  # b v t h w 3
     for place, row in enumerate(batch):
       video[place] = row.views
@@ -250,6 +250,7 @@ class Predictor:
     probabilities = averaged(logits, self._evaluation.average)
     for row, p, each in zip(batch, probabilities, logits, strict=True):
       yield row, Prediction(self.class_names, p, each, row.span.start, row.span.end)
+    report(sum(len(row.views) for row in batch), batch[-1].place, batch[-1].count)
 
 
 def _open(video: Video, fps: float | None) -> Reader:
