@@ -146,6 +146,7 @@ def predict_split(
   split: datasets.Split,
   check: Callable[[], None] = lambda: None,
 ) -> Predictions:
+  """What the model says of a split's videos, by the recipe's protocol; see `evaluate_params`."""
   protocol, rows = recipe.evaluation, by_rows(mesh)
   batches = pipeline.eval_batches(
     split.source,

@@ -35,6 +35,11 @@ class Saved:
     """The number of updates that its params have seen."""
     return int(self.folder.name)
 
+  @property
+  def abstract(self) -> Params:
+    """Names, shapes and dtypes of its params."""
+    return build_model(MEViTConfig(**self.about['recipe']['model'])).abstract
+
   def weights(self, wanted: str = 'auto') -> Weights:
     """Which of its params are meant: their running mean ('ema') or themselves ('raw'); 'auto' is the mean if there."""
     has = (self.folder / 'ema').is_dir()
@@ -44,12 +49,11 @@ class Saved:
 
   def params(self, weights: Weights, mesh: jax.sharding.Mesh | None = None) -> Params:
     """The params, placed on a mesh; without one they are on one device of this process."""
-    abstract = build_model(MEViTConfig(**self.about['recipe']['model'])).abstract
     if mesh is None:
       here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-      abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract)
+      abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), self.abstract)
     else:
-      abstract = placed(abstract, mesh)
+      abstract = placed(self.abstract, mesh)
     return restore_item(self.folder, 'ema' if weights == 'ema' else 'params', abstract)
 
 
@@ -71,8 +75,7 @@ class Shared(Saved):
 
   def params(self, weights: Weights, mesh: jax.sharding.Mesh | None = None) -> Params:
     """The params, placed on a mesh; without one they are on one device of this process."""
-    abstract = build_model(MEViTConfig(**self.about['recipe']['model'])).abstract
-    arrays = load_file(self.folder / 'model.safetensors')
+    arrays, abstract = load_file(self.folder / 'model.safetensors'), self.abstract
     params = jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in names_of(abstract)])
     return jax.device_put(params, jax.local_devices()[0]) if mesh is None else put(params, mesh)
 
