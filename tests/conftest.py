@@ -119,6 +119,14 @@ def exact_and_fast():
   jax.config.update('jax_disable_most_optimizations', False)
 
 
+@pytest.fixture
+def start(tmp_path):
+  """A function that starts the processes of one run: see `hosts.starting`."""
+  from hosts import starting
+
+  yield from starting(tmp_path)
+
+
 @pytest.fixture(scope='module')
 def whole(tiny, tmp_path_factory, compile_once):
   """The workdir of a run of six steps that nothing interrupts, and its batches."""

@@ -8,7 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from hosts import ends, starting
+from hosts import ends
 from workdirs import with_checkpoint
 
 from mevit_jax import evaluate, runs
@@ -141,11 +141,6 @@ def test_the_same_bits_where_a_device_has_as_many_rows(evaluated):
 
 
 # Real processes.
-
-
-@pytest.fixture
-def start(tmp_path):
-  yield from starting(tmp_path)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from hosts import ends, starting
+from hosts import ends
 from workdirs import MEASURED, NAME, after
 
 from mevit_jax import train
@@ -16,11 +16,6 @@ from mevit_jax.errors import UserError
 from mevit_jax.parallel import distributed
 
 pytestmark = pytest.mark.usefixtures('compile_once')
-
-
-@pytest.fixture
-def start(tmp_path):
-  yield from starting(tmp_path)
 
 
 def stored(workdir):
