@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -115,7 +115,7 @@ def read_program(text: str) -> Program:
 
 def _kernel(match: re.Match, line: str, times: int) -> Kernel:
   read, said = _READ.search(line), _SAID.search(line)
-  moved = int(_bytes(match['made']) + _bytes(read[1] if read else ''))
+  moved = int(_bytes(_ARRAY.finditer(match['made'])) + _bytes(_ARRAY.finditer(read[1] if read else '')))
   flops, claimed = (int(said[1]), int(said[2])) if said else (0, 0)
   return Kernel(match['name'], flops, max(moved, claimed), times)
 
@@ -188,14 +188,13 @@ def _called(line: str) -> Iterator[str]:
 
 
 def _collective(match: re.Match, line: str, computation: str, times: int) -> Collective:
-  kind, groups = match['kind'], _groups(line)
-  arrays = [(a['dtype'], tuple(map(int, a['shape'].split(',') if a['shape'] else ()))) for a in _made(match)]
-  size = sum(_width(dtype) * math.prod(shape) for dtype, shape in arrays)
+  kind, groups, arrays = match['kind'], _groups(line), _made(match)
+  size = _bytes(arrays)
   if kind == 'reduce-scatter':
     size *= groups.shape[-1]
   if kind == 'all-reduce' and computation.startswith('all-reduce-scatter'):
     kind = 'reduce-scatter'  # as TPUs write it: an all-reduce of which each device keeps its part
-  return Collective(kind, tuple(shape for _, shape in arrays), int(size), groups, times)
+  return Collective(kind, tuple(map(_shape, arrays)), int(size), groups, times)
 
 
 def _made(match: re.Match) -> list[re.Match]:
@@ -208,12 +207,13 @@ def _made(match: re.Match) -> list[re.Match]:
   return arrays
 
 
-def _bytes(text: str) -> float:
-  """Of all arrays that a text names."""
-  return sum(
-    _width(array['dtype']) * math.prod(map(int, array['shape'].split(',') if array['shape'] else ()))
-    for array in _ARRAY.finditer(text)
-  )
+def _bytes(arrays: Iterable[re.Match]) -> float:
+  """Of all of them together."""
+  return sum(_width(array['dtype']) * math.prod(_shape(array)) for array in arrays)
+
+
+def _shape(array: re.Match) -> tuple[int, ...]:
+  return tuple(_numbers(array['shape']))
 
 
 def _width(dtype: str) -> float:
