@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -232,8 +233,6 @@ def test_the_grid_is_as_the_config_says(beside):
 
 def test_pytorch_files_need_torch(tmp_path, monkeypatch):
   """And only they do."""
-  import sys
-
   monkeypatch.setitem(sys.modules, 'torch', None)
   (tmp_path / 'old').write_bytes(pickle.dumps({}, protocol=2))
   assert 'pip install torch' in refused(tmp_path / 'old')
