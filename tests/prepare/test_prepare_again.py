@@ -77,21 +77,32 @@ def test_a_complete_dataset_whose_fingerprint_is_broken_is_one_line(tmp_path, ru
     run(*small(tmp_path))
 
 
-def test_a_run_that_broke_off_goes_on(tmp_path, run, monkeypatch):
+@pytest.fixture
+def broken(monkeypatch):
+  """A function: how many videos are drawn before the next one ends the command."""
   encode = moving_shapes.encode
-  left = iter(range(12))
 
-  def broken(pixels):
-    if next(left, None) is None:
-      raise KeyboardInterrupt
-    return encode(pixels)
+  def after(count):
+    left = iter(range(count))
 
-  monkeypatch.setattr(moving_shapes, 'encode', broken)
+    def one(pixels):
+      if next(left, None) is None:
+        raise KeyboardInterrupt
+      return encode(pixels)
+
+    monkeypatch.setattr(moving_shapes, 'encode', one)
+
+  return after
+
+
+def test_a_run_that_broke_off_goes_on(tmp_path, run, broken):
+  broken(12)
   with pytest.raises(KeyboardInterrupt):
     run(*small(tmp_path))
   assert not datasets.is_complete(tmp_path / 'moving_shapes' / '1.0.0')
-  monkeypatch.setattr(moving_shapes, 'encode', encode)
+  broken(8)
   assert '8 of 16' in run(*small(tmp_path))
+  broken(16)
   run(*small(tmp_path / 'whole'))
   marks = {datasets.open_split(d, 'moving_shapes', 'train').fingerprint for d in (tmp_path, tmp_path / 'whole')}
   assert len(marks) == 1
@@ -140,3 +151,78 @@ def test_a_lost_shard_is_made_again_without_being_asked_to(folder, tmp_path, run
   next(directory.glob('*validation.array_record*')).unlink()
   assert 'has lost 1 shards (my_videos-validation.array_record' in run(*arguments)
   assert {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()} == before
+
+
+def content(directory):
+  return {path.relative_to(directory): path.read_bytes() for path in directory.rglob('*') if path.is_file()}
+
+
+def test_the_old_one_is_there_until_the_new_one_is_whole(tmp_path, run, broken, capsys):
+  directory, again = tmp_path / 'moving_shapes' / '1.0.0', (*small(tmp_path), '--seed=3', '--overwrite')
+  run(*small(tmp_path))
+  old = content(directory)
+  for count in (4, 12):
+    broken(count)
+    with pytest.raises(KeyboardInterrupt):
+      run(*again)
+    assert content(directory) == old
+    assert len(list(datasets.open_split(tmp_path, 'moving_shapes', 'train').source)) == 8
+    capsys.readouterr()
+  broken(0)
+  assert 'nothing to do (--overwrite goes on to prepare it again)' in run(*small(tmp_path))
+  broken(8)
+  assert 'videos written: 8 of 16' in run(*again)  # the first shard was whole
+  broken(16)
+  run(*small(tmp_path / 'other'), '--seed=3')
+  assert content(directory.parent) == content(tmp_path / 'other' / 'moving_shapes')
+  assert [path.name for path in directory.parent.iterdir() if path.is_dir()] == ['1.0.0']
+
+
+@pytest.mark.parametrize(('moment', 'read'), [(0, 'old'), (1, 'old'), (2, 'new'), (3, 'new')])
+def test_killed_while_they_change_places(tmp_path, run, monkeypatch, moment, read):
+  """Before each of its changes to the disk: one of them is whole, and read; the command, given again, goes on."""
+  directory, again = tmp_path / 'a' / 'moving_shapes' / '1.0.0', (*small(tmp_path / 'a'), '--seed=3', '--overwrite')
+  run(*small(tmp_path / 'a'))
+  run(*small(tmp_path / 'b'), '--seed=3')
+  new = tmp_path / 'b' / 'moving_shapes' / '1.0.0'
+  marks = {'old': datasets.read_fingerprint(directory)[0], 'new': datasets.read_fingerprint(new)[0]}
+  left = iter(range(moment))
+
+  def dying(change):
+    def dies(path, *arguments, **options):
+      if Path(path).name in ('1.0.0', '0.0.0', '.new') and next(left, None) is None:
+        raise KeyboardInterrupt
+      return change(path, *arguments, **options)
+
+    return dies
+
+  with monkeypatch.context() as patch:
+    for where, name in ((Path, 'rename'), (shutil, 'rmtree')):
+      patch.setattr(where, name, dying(getattr(where, name)))
+    with pytest.raises(KeyboardInterrupt):
+      run(*again)
+  split = datasets.open_split(tmp_path / 'a', 'moving_shapes', 'train')
+  assert (len(list(split.source)), split.fingerprint) == (8, marks[read])
+  if read == 'old':
+    with pytest.raises(UserError, match='is of seed 0, not 3'):
+      run(*again[:-1])
+  else:
+    assert 'nothing to do' in run(*again[:-1])
+  assert directory.is_dir()
+  assert not directory.with_name('0.0.0').exists()
+  run(*again)
+  assert content(tmp_path / 'a') == content(tmp_path / 'b')
+  assert [path.name for path in directory.parent.iterdir() if path.is_dir()] == ['1.0.0']
+
+
+def test_the_old_one_may_be_removed_to_make_room(tmp_path, run, broken):
+  directory, again = tmp_path / 'moving_shapes' / '1.0.0', (*small(tmp_path), '--seed=3', '--overwrite')
+  run(*small(tmp_path))
+  broken(12)
+  with pytest.raises(KeyboardInterrupt):
+    run(*again)
+  shutil.rmtree(directory)
+  broken(8)
+  assert 'videos written: 8 of 16' in run(*again)
+  assert datasets.is_complete(directory)
+  assert not shards.beside(directory).exists()
