@@ -587,6 +587,11 @@ def test_checkpoints_without_a_config_are_refused(whole, tiny, tmp_path):
   refused(tiny(), run, 'has checkpoints but no config.json')
 
 
+def test_a_file_is_no_workdir(tiny, tmp_path):
+  (tmp_path / 'run').touch()
+  refused(tiny(), tmp_path / 'run', 'run is a file: use another workdir')
+
+
 def test_where_how_fast_and_how_often_may_differ(whole, tiny):
   changes = {
     'mesh.data': 4,
