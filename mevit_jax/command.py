@@ -20,6 +20,7 @@ def run(main: Callable[[Sequence[str]], None], required: Sequence[str] = ()) -> 
   """
   for name in required:
     flags.mark_flag_as_required(name)
+    flags.register_validator(name, lambda value: value != '', 'must not be empty')  # as $UNSET is in a shell
   # Libraries below us log what they do, step by step; what they warn of is shown.
   logging.set_verbosity(logging.WARNING)
   app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
@@ -58,6 +59,8 @@ def _one_line(error: Exception) -> str:
   unknown = re.search(r'Key "(.*?)" does not exist', text)  # in a config file
   if unknown or any(isinstance(each, KeyError) for each in (error, *error.args)):  # a flag: in another
     return f'the config has no field {unknown[1] if unknown else lines[0].strip(chr(34) + chr(39))}'
+  if text.endswith("has no attribute 'get_config'"):
+    return 'the config file has no function get_config()'
   last = re.sub(r'^[\w.]*(Error|Exception): ', '', lines[-1])
   return last if len(lines) == 1 else f'{lines[0]} {last}'
 
@@ -76,10 +79,11 @@ def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None
   except UserError as error:
     sys.exit(f'error: {error}')
   except OSError as error:
-    if error.errno is None and 'Failed loading config file' not in str(error):
+    if error.errno is None and not isinstance(error.__cause__, OSError):
       raise
-    lines = str(error).strip().splitlines()
-    sys.exit(f'error: {error.strerror}: {error.filename}' if error.filename else f'error: {lines[-1].strip()}')
+    lines = str(error).strip().splitlines()  # of a config file, as ml_collections puts it
+    last = re.sub(r'.*(\[Errno \d+\]|failure to load:) ', '', lines[-1].strip())
+    sys.exit(f'error: {error.strerror}: {error.filename}' if error.filename else f'error: {last}')
   except KeyboardInterrupt:
     sys.exit('interrupted')
 

@@ -26,7 +26,9 @@ or dead than --max_dead allows, it stops.
 
 The dataset is written to DIR/NAME/1.0.0. A run that was stopped or killed goes on where it was: give
 the same command again. What is complete is left alone (a shard that was lost is made again); a
-command that asks for something else under the same name is refused, unless with --overwrite.
+command that asks for something else under the same name is refused, unless with --overwrite: that
+prepares the dataset again beside the old one, which is there, and read, until the new one is whole
+and takes its place. Both must fit on the disk.
 
 On more machines than this one (requirements-beam.txt; all see the same folders under the same names):
   --beam='--runner=DirectRunner --direct_running_mode=multi_processing --direct_num_workers=8'
@@ -52,7 +54,9 @@ from mevit_jax.data.reencode import KINDS, Encoding
 from mevit_jax.errors import UserError
 
 DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where datasets lie, each in a folder of its own.')
-OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Prepare again what is already complete.')
+OVERWRITE = flags.DEFINE_bool(
+  'overwrite', False, 'Prepare again what is already complete, beside it; then take its place.'
+)
 SEED = flags.DEFINE_integer('seed', 0, 'Of the videos drawn, or of the split.', lower_bound=0)
 WORKERS = flags.DEFINE_integer('workers', 0, 'Processes; 0: one for each core.', lower_bound=0)
 BEAM = flags.DEFINE_string(
@@ -119,10 +123,9 @@ def _moving_shapes(name: str, arguments: Sequence[str]) -> None:
   }
   if _already(name, asked, elsewhere='--data_dir'):
     return
-  with shards.alone(_directory(name)):
-    shards.begin(_directory(name), _afresh(name))
+  with shards.place(_directory(name), OVERWRITE.value) as directory:
     builder = moving_shapes.build(
-      _data_dir(),
+      directory.parents[1],
       {'train': TRAIN_VIDEOS.value, 'validation': VALIDATION_VIDEOS.value},
       SEED.value,
       FRAMES.value,
@@ -183,10 +186,9 @@ def _files(
     validation_fraction=VALIDATION_FRACTION.value,
     seed=SEED.value,
     all_classes=all_classes,
-    afresh=_afresh(name),
   )
-  with shards.alone(_directory(name)):
-    summary = preparation.prepare(_directory(name), listing, asked, options)
+  with shards.place(_directory(name), OVERWRITE.value) as directory:
+    summary = preparation.prepare(directory, listing, asked, options)
   print('\n' + report.text(summary, at_most=preparation.SHOWN))
   _summary(name, config)
   print(f'all that was found: {_directory(name) / "report.txt"}')
@@ -227,11 +229,6 @@ def _directory(name: str) -> Path:
   return _data_dir() / name / builders.VERSION
 
 
-def _afresh(name: str) -> bool:
-  """Whether shards that are there are written again; those of a run that did not end are not."""
-  return OVERWRITE.value and datasets.is_complete(_directory(name))
-
-
 def _engine() -> tasks.Engine:
   if BEAM.value is None:
     return functools.partial(tasks.supervise, workers=_workers())
@@ -256,6 +253,7 @@ def _already(name: str, asked: Mapping[str, Any], elsewhere: str) -> bool:
     UserError: what is there was asked for otherwise.
   """
   directory = _directory(name)
+  shards.mend(directory)
   if OVERWRITE.value or not datasets.is_complete(directory):
     return False
   datasets.check_format(directory)
@@ -270,7 +268,8 @@ def _already(name: str, asked: Mapping[str, Any], elsewhere: str) -> bool:
   if gone := shards.lost(directory):
     print(f'{directory} has lost {len(gone)} shards ({gone[0]}, ...): making them again')
     return False
-  print(f'{directory} is already complete: nothing to do (--overwrite prepares it again).')
+  again = 'goes on to prepare' if shards.beside(directory).exists() else 'prepares'
+  print(f'{directory} is already complete: nothing to do (--overwrite {again} it again).')
   return True
 
 

@@ -170,8 +170,9 @@ def config_flag():
 
 def recipe_of(config: ml_collections.ConfigDict | dict) -> Recipe:
   """The recipe of a config; a UserError names an unknown field and the nearest one."""
-  values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-  return _build(Recipe, values, '')
+  if not isinstance(config, dict) and not hasattr(config, 'to_dict'):
+    raise UserError(f'get_config() of a config file returns what default_config() gave it, not {config!r}')
+  return _build(Recipe, config if isinstance(config, dict) else config.to_dict(), '')
 
 
 def to_dict(recipe: Recipe) -> dict:

@@ -169,6 +169,8 @@ def restored_state(run: Run, checkpoints: Checkpoints) -> TrainState:
 
 def check_workdir(run: Run) -> None:
   """Refuses a workdir of another model, dataset, optimiser, seed or batch."""
+  if run.workdir.exists() and not run.workdir.is_dir():
+    raise UserError(f'{run.workdir} is a file: use another workdir')
   if not (run.workdir / 'config.json').exists():
     if (run.workdir / 'checkpoints').exists():
       raise UserError(f'{run.workdir} has checkpoints but no config.json: use another workdir')

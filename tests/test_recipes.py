@@ -218,6 +218,10 @@ COMMANDS = {
   "a user's own file": (['--config={own}'], 'blok_size; the nearest is block_size'),
   'a field like no other in it': (['--config={odd}'], 'the config has no field zebra\n'),
   'no such file': (['--config=configs/kinetics.py'], "No such file or directory: 'configs/kinetics.py'"),
+  'a folder': (['--config=configs'], 'error: Is a directory: '),
+  'a file of something else': (['--config={none}'], 'the config file has no function get_config()'),
+  'what is no config': (['--config={three}'], 'returns what default_config() gave it, not 3'),
+  'an empty name': (['--config=configs/demo.py', '--workdir='], 'flag --workdir=: must not be empty'),
   'no such size': (['--config=configs/k400.py:Q/16'], "no variant 'Q/16'"),
   'tuples': (['--config=configs/demo.py', '--config.model.image_size=(24, 32)', '--config.data.short_side=40,48',
               '--config.data.data_dir={tmp}'], "no dataset 'moving_shapes' in {tmp}"),
@@ -229,7 +233,9 @@ def commands(tmp_path_factory):
   tmp = tmp_path_factory.mktemp('commands')
   (tmp / 'own.py').write_text(OWN)
   (tmp / 'odd.py').write_text(OWN.replace('blok_size', 'zebra'))
-  names = {'own': tmp / 'own.py', 'odd': tmp / 'odd.py', 'tmp': tmp}
+  (tmp / 'none.py').write_text('')
+  (tmp / 'three.py').write_text('def get_config():\n  return 3\n')
+  names = {'tmp': tmp, **{name: tmp / f'{name}.py' for name in ('own', 'odd', 'none', 'three')}}
 
   def start(arguments):
     command = [sys.executable, 'main.py', f'--workdir={tmp}/run', *(one.format(**names) for one in arguments)]

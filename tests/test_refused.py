@@ -46,3 +46,8 @@ def test_training_without_labels_is_refused(tiny, tmp_path, monkeypatch):
   without_labels(monkeypatch)
   refused(tiny(), tmp_path / 'run', r'24 of moving_shapes/train, .* have no label, .* see data\.train_split')
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_file_is_no_workdir(tiny, tmp_path):
+  (tmp_path / 'run').touch()
+  refused(tiny(), tmp_path / 'run', 'run is a file: use another workdir')

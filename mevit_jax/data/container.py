@@ -26,6 +26,8 @@ av.logging.set_level(None)  # errors are raised; FFmpeg's own complaints would f
 
 # These carry a display time for every packet. Others guess: AVI's are wrong where frames reorder.
 TIMED = {'mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm'}
+# Their decoders pass over what they cannot decode: HEVC's without an error, H.264's after one, until the next keyframe.
+_SILENT = {'hevc', 'h264'}
 _PICTURE = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 
 File = bytes | Path  # an encoded file: in memory, or to be read in parts
@@ -114,23 +116,45 @@ class Scan:
   lengths: list[float] = field(default_factory=list)
   errors: list[str] = field(default_factory=list)
   shape: tuple[int, int] = (0, 0)
+  _first: int | None = None  # the first keyframe's stamp
+  _expected: int = 0  # packets without an error of which a frame must come
+  _fields: bool = False
 
   def run(self, packets: Iterable[Packet]) -> Iterator[VideoFrame]:
     """Decodes the packets; a packet that fails is noted, and the next one tried."""
     for packet in itertools.chain(packets, [None]):
+      expected = packet is not None and self._expects(packet)
       try:
         decoded = self.stream.decode(packet)
       except av.FFmpegError as error:
         self.errors.append(reason(error))
         continue
+      self._expected += expected
       for frame in decoded:
         if not self.stamps:
           self.shape = turned(frame.height, frame.width, turns_of(frame))
         self.stamps.append(frame.pts)
         self.lengths.append((frame.duration or 0) * tick_seconds(self.stream))
+        self._fields |= frame.interlaced_frame
         yield frame
     if not self.stamps:
       raise VideoError(': '.join(['no frame decodes', *self.errors[:1]]))
+
+  def _expects(self, packet: Packet) -> bool:
+    """Whether a frame must come of a packet: of those that come, or are shown, before the first keyframe none need."""
+    if self._first is None and (packet.is_keyframe or self.timed):  # torn, it may not be known for one
+      self._first = packet.pts
+    if self._first is None or packet.pts is None or packet.is_discard or not packet.size:
+      return False
+    return packet.pts >= self._first
+
+  def failures(self) -> list[str]:
+    """Of each packet that does not decode, why."""
+    first, codec = self._first, self.stream.codec_context.codec.canonical_name
+    if first is None or codec not in _SILENT or (codec == 'h264' and (self._fields or not self.errors)):
+      return self.errors  # Two packets of H.264 may be the fields of one frame.
+    frames = sum(stamp is not None and stamp >= first for stamp in self.stamps)
+    return self.errors + ['no frame comes of it'] * (self._expected - frames)
 
   @property
   def rate(self) -> Fraction:

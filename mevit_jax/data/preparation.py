@@ -31,7 +31,6 @@ class Options:
     time_limit: seconds to decode a video in; what takes longer is dead. 0: as long as it takes.
     validation_fraction, seed: of the split, where the listing gives none.
     all_classes: whether a class without any usable video is an error; else it is a note.
-    afresh: whether shards of an earlier run are written again.
   """
 
   engine: Engine
@@ -43,7 +42,6 @@ class Options:
   validation_fraction: float = 0.2
   seed: int = 0
   all_classes: bool = True
-  afresh: bool = False
 
 
 def prepare(directory: Path, listing: Listing, asked: Mapping[str, Any], options: Options) -> dict[str, Any]:
@@ -76,7 +74,6 @@ def prepare(directory: Path, listing: Listing, asked: Mapping[str, Any], options
     _check_usable(summary, listing, options.all_classes)
     report.save(summary, directory)
 
-  shards.begin(directory, options.afresh)
   check = _dead_check(options.max_dead)
   shards.write(builder, options.engine, options.progress('videos written'), check, asked, finish)
   shutil.rmtree(examined, ignore_errors=True)

@@ -131,6 +131,7 @@ class FileReader:
     walk = Walk(self._file)
     for _ in walk:
       pass
+    self.damage = self.damage or walk.info.damage  # of packets that say nothing of it themselves
     order = np.argsort(walk.ticks, kind='stable')
     asked = order[displayed(walk.ticks[order] * float(walk.tick), times)].tolist()
     wanted, kept, place = set(asked), dict[int, np.ndarray](), 0

@@ -21,6 +21,9 @@ from mevit_jax.errors import UserError
 Record = tuple[str, int, str]  # id, label, sha256 of the video's bytes as they were found
 Rows = Iterator[tuple[str, Row]]  # split, what is known of a video
 
+# What a complete dataset is called while another takes its place: the lowest version, read where there is no other.
+_OLD = '0.0.0'
+
 
 def write(
   builder: builders.VideoBuilder,
@@ -44,7 +47,8 @@ def write(
       is full.
   """
   directory = Path(builder.data_path)
-  begin(directory)
+  (directory / UNFINISHED).mkdir(parents=True, exist_ok=True)  # until all of it is written
+  (directory / 'dataset_info.json').unlink(missing_ok=True)
   splits = {split: _tasks(builder, split) for split in builder.shards}
   plan = [task for each in splits.values() for task in each]
   names = {name for task in plan for name in (task.name, f'{task.name}.json')}
@@ -60,9 +64,51 @@ def write(
 
 
 @contextlib.contextmanager
-def alone(directory: Path) -> Iterator[None]:
+def place(directory: Path, overwrite: bool = False) -> Iterator[Path]:
+  """Keeps other commands away from a dataset, and gives the directory to write it to.
+
+  That is its own; to overwrite a complete one, another beside it, which takes its place when the body ends well. Killed
+  at any moment, there is a complete one to read; and what the body had written is given again.
+  """
+  with _alone(directory.parent):
+    _put_back(directory)
+    new, old = beside(directory), directory.with_name(_OLD)
+    removed = new.exists() and not directory.exists()  # the old one, to make room
+    if not removed and not (overwrite and datasets.is_complete(directory)):
+      yield directory
+      return
+    yield new
+    if directory.exists():
+      directory.rename(old)
+    new.rename(directory)
+    shutil.rmtree(new.parents[1])
+    _put_back(directory)
+
+
+def beside(directory: Path) -> Path:
+  """Where what overwrites a dataset is written: the same path of another data_dir, in the dataset's own folder."""
+  return directory.parent / '.new' / directory.parent.name / directory.name
+
+
+def mend(directory: Path) -> None:
+  """Puts a dataset back if a command was killed while another one took its place."""
+  if directory.with_name(_OLD).exists():
+    with _alone(directory.parent):
+      _put_back(directory)
+
+
+def _put_back(directory: Path) -> None:
+  """Ends a change of places wherever it was killed: with the old one if the new one is not there yet."""
+  old = directory.with_name(_OLD)
+  if old.exists() and directory.exists():
+    shutil.rmtree(old)
+  elif old.exists():
+    old.rename(directory)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
   """Keeps a second command away from what this one writes; a UserError if that is the second one."""
-  folder = directory.parent
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / '.lock').open('w') as lock:
     try:
@@ -70,14 +116,6 @@ def alone(directory: Path) -> Iterator[None]:
     except BlockingIOError:
       raise UserError(f'another command is preparing {folder}: wait for it, or stop it') from None
     yield
-
-
-def begin(directory: Path, afresh: bool = False) -> None:
-  """Marks a dataset's directory as unfinished, until `write` has written all of it; afresh: without what is there."""
-  (directory / UNFINISHED).mkdir(parents=True, exist_ok=True)
-  (directory / 'dataset_info.json').unlink(missing_ok=True)
-  if afresh:
-    shutil.rmtree(directory / tasks.RECEIPTS, ignore_errors=True)
 
 
 def lost(directory: Path) -> list[str]:

@@ -263,6 +263,6 @@ def _at_work(notes: Path) -> int:
   """How many items the tasks that are being done have behind them."""
   count = 0
   for path in notes.glob('*.doing'):
-    with contextlib.suppress(OSError, ValueError):  # it is done, or has just begun
+    with contextlib.suppress(OSError, ValueError, IndexError):  # it is done, or has just begun and says nothing yet
       count += int(path.read_text().split()[0])
   return count

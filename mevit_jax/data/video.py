@@ -103,20 +103,21 @@ class Walk:
       packets = Demux(container, stream, everything=True, time_limit=self._time_limit)
       scan = Scan(stream, container.format.name in TIMED)
       yield from scan.run(packets)
+      failures = scan.failures()
       if len(scan.stamps) == 1:
-        raise VideoError('a single frame, as a still image is')
+        raise VideoError(_undecoded(failures, packets.count) if failures else 'a single frame, as a still image is')
       self.ticks, self.tick = scan.timeline()
       order = np.argsort(self.ticks, kind='stable')
       times = self.ticks[order] * float(self.tick)
       last = scan.lengths[order[-1]] or times[-1] / (len(times) - 1) or 1 / scan.rate
       duration = float(times[-1] + last)
-      damage = damage_of(container, stream, packets, duration, scan.errors)
+      damage = damage_of(container, stream, packets, duration, failures)
       codec = stream.codec_context.codec.canonical_name
       self.info = VideoInfo(len(times), len(times) / duration, duration, *scan.shape, codec, damage)
 
 
 def damage_of(
-  container: InputContainer, stream: VideoStream, packets: Demux, duration: float, errors: list[str]
+  container: InputContainer, stream: VideoStream, packets: Demux, duration: float, failures: list[str]
 ) -> str:
   """What does not decode, or ''. Raises VideoError where it is more than half."""
   declared = (container.duration or 0) / av.time_base
@@ -124,11 +125,15 @@ def damage_of(
   pictures = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else declared * torn
   if duration < pictures / 2:
     raise VideoError(f'only {duration:.1f} s of {pictures:.1f} s are there{packets.torn and f": {packets.torn}"}')
-  if len(errors) > packets.count / 2:
-    raise VideoError(f'{len(errors)} of {packets.count} packets do not decode: {errors[0]}')
+  if len(failures) > packets.count / 2:
+    raise VideoError(_undecoded(failures, packets.count))
   if torn:
     return f'the file ends at {packets.end:.1f} s of {declared:.1f} s{packets.torn and f": {packets.torn}"}'
-  return f'{len(errors)} of {packets.count} packets do not decode: {errors[0]}' if errors else ''
+  return _undecoded(failures, packets.count) if failures else ''
+
+
+def _undecoded(failures: list[str], packets: int) -> str:
+  return f'{len(failures)} of {packets} packets do not decode: {failures[0]}'
 
 
 def _decode_runs(stream: VideoStream, packets: list[Packet], times: np.ndarray) -> list[np.ndarray] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trouble
 
+from mevit_jax.data import tasks
 from mevit_jax.data.processes import DIED, in_processes
 
 
@@ -79,3 +80,10 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
       break
     time.sleep(0.05)
   assert not alive(worker)
+
+
+def test_a_note_that_is_still_empty_counts_nothing(tmp_path):
+  """Of a shard that has just been begun, read by the process that says how far all of them are."""
+  (tmp_path / 'begun.doing').touch()
+  (tmp_path / 'further.doing').write_text(f'{3:9} {0:20.3f}')
+  assert tasks._at_work(tmp_path) == 3

@@ -187,10 +187,11 @@ def test_a_shard_that_is_lost_later_is_known_and_alone_made_again(tmp_path):
   assert shards.write(toys(tmp_path)) == mark
   assert sorted(Toys.made) == [8, 9, 100, 101, 102]
   assert {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()} == before
-  shards.begin(directory, afresh=True)
   Toys.made = []
-  shards.write(toys(tmp_path))
+  with shards.place(directory, overwrite=True) as new:
+    assert shards.write(toys(new.parents[1])) == mark
   assert len(Toys.made) == 13
+  assert {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()} == before
 
 
 def test_labels_are_read_without_the_records(tmp_path):

@@ -8,6 +8,7 @@ from PIL import Image
 from videos import decode_all, make_video, number, picture
 
 from mevit_jax.data import video
+from mevit_jax.data.reader import FileReader
 from mevit_jax.data.video import VideoError, decode, inspect
 
 B_FRAMES = {'bf': '3', 'b-pyramid': 'normal', 'refs': '4', 'sc_threshold': '0'}
@@ -183,23 +184,82 @@ def _packets(data):
     return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
 
 
-def test_packets_that_do_not_decode_are_named_and_passed_over():
-  data = bytearray(make_video(keyframes=10, options={'bf': '0'}))
-  for position, size in _packets(data)[20:25]:
+def _torn(data, indices):
+  """With zeros in some of its packets."""
+  data = bytearray(data)
+  for position, size in [_packets(data)[index] for index in indices]:
     data[position : position + size] = struct.pack('>I', size - 4) + bytes(size - 4)
-  info = inspect(bytes(data))
+  return bytes(data)
+
+
+def test_packets_that_do_not_decode_are_named_and_passed_over():
+  data = _torn(make_video(keyframes=10, options={'bf': '0'}), range(20, 25))
+  info = inspect(data)
   assert 'of 40 packets do not decode' in info.damage
   assert 30 <= info.num_frames < 40
-  assert number(decode(bytes(data), np.array([35.5 / 30]))[0]) == 35
-  assert decode(bytes(data), np.array([22 / 30]))[0].shape == (48, 64, 3)
+  assert number(decode(data, np.array([35.5 / 30]))[0]) == 35
+  assert decode(data, np.array([22 / 30]))[0].shape == (48, 64, 3)
 
 
 def test_a_video_most_of_which_does_not_decode_is_none():
-  data = bytearray(make_video(keyframes=10, options={'bf': '0'}))
-  for position, size in _packets(data)[1:35]:
-    data[position : position + size] = struct.pack('>I', size - 4) + bytes(size - 4)
   with pytest.raises(VideoError, match='of 40 packets do not decode'):
-    inspect(bytes(data))
+    inspect(_torn(make_video(keyframes=10, options={'bf': '0'}), range(1, 35)))
+
+
+HEVC = 'log-level=none:keyint=10:min-keyint=10:scenecut=0:bframes=3'
+OPEN = {  # a keyframe every ten pictures, and pictures that come after it, are shown before it and refer to both sides
+  'hevc': {'codec': 'libx265', 'options': {'x265-params': f'{HEVC}:open-gop=1'}},
+  'h264': {'keyframes': 10, 'options': B_FRAMES | {'x264-params': 'open-gop=1'}},
+}
+
+
+@pytest.mark.parametrize(
+  ('codec', 'torn', 'frames'),
+  [('hevc', [0], 30), ('hevc', range(15, 20), 35), ('hevc', [30], 39), ('h264', [0], 30), ('h264', range(15, 20), 35)],
+)
+def test_all_that_a_decoder_passes_over_counts(codec, torn, frames):
+  """HEVC's says nothing, and H.264's speaks of the first packet only and puts out nothing until the next keyframe."""
+  data = _torn(make_video(**OPEN[codec]), torn)
+  info = inspect(data)
+  assert info.num_frames == frames
+  assert info.damage.startswith(f'{40 - frames} of 40 packets do not decode: ')
+  found = FileReader(data)
+  assert len(list(found.frames(np.arange(40) / 30))) == 40
+  assert found.damage == info.damage
+
+
+def test_of_interlaced_h264_errors_alone_count():
+  """Two of its packets may be one frame, a field each."""
+  data = _torn(make_video(keyframes=10, options={'x264-params': 'interlaced=1'}), [0])
+  assert inspect(data).damage.startswith('1 of 40 packets do not decode: Invalid')
+
+
+def test_a_video_of_which_one_frame_decodes_is_no_still_image():
+  with pytest.raises(VideoError, match='39 of 40 packets do not decode: no frame comes of it'):
+    inspect(_torn(make_video(**OPEN['hevc']), range(1, 40)))
+
+
+@pytest.mark.parametrize(('codec', 'container'), [('hevc', 'mp4'), ('hevc', 'mpegts'), ('h264', 'mp4')])
+def test_what_is_not_to_be_shown_is_no_damage(codec, container):
+  """Pictures that come after the first keyframe and are shown before it; packets that an edit list leaves out."""
+  whole = make_video(**OPEN[codec])
+
+  def cut(first, shift):
+    file = io.BytesIO()
+    with av.open(io.BytesIO(whole)) as source, av.open(file, 'w', format=container) as output:
+      stream = output.add_stream_from_template(source.streams.video[0])
+      for packet in [each for each in source.demux(video=0) if each.size][first:]:
+        packet.pts, packet.dts = (stamp - shift * packet.duration for stamp in (packet.pts, packet.dts))
+        packet.stream = stream
+        output.mux(packet)
+    return file.getvalue()
+
+  with av.open(io.BytesIO(whole)) as source:
+    second = [index for index, packet in enumerate(source.demux(video=0)) if packet.is_keyframe][1]
+  assert second < 10  # it comes before pictures that are shown before it
+  for data, frames in ((cut(second, 0), 30), (cut(0, 5), 35 if container == 'mp4' else 40)):
+    info = inspect(data)
+    assert (info.num_frames, info.damage) == (frames, '')
 
 
 def test_a_change_of_size_keeps_the_first_one():
