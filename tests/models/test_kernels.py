@@ -99,10 +99,10 @@ def on_matrix_units(function):
   return rounded
 
 
-# Of the kernel's error over the plain path's. Patches take the same steps; the class token's sums over groups are
-# rounded once, and normalised weights once where the plain path's backward pass rounds them and its gradients.
-AT_MOST = {'patches': 1.001, 'token': 0.9} | {'query': 0.85, 'key': 0.85, 'value': 0.95}
-AT_MOST |= {'token query': 0.8, 'token key': 0.8, 'token value': 0.8}
+# The kernel's error over the plain path's with nothing rounded but factors and results. That rounds each query's
+# weights for the outputs, as the kernel does, but its gradients divided by their sum: a rounding more.
+AT_MOST = {'patches': 1.001, 'token': 1.001, 'query': 0.85, 'key': 0.85, 'value': 0.95}
+AT_MOST |= {'token query': 0.9, 'token key': 0.9, 'token value': 0.99}  # of fewer numbers
 
 
 @pytest.mark.parametrize('kind', ['space', 'motion'])
@@ -112,10 +112,11 @@ def test_bfloat16_is_as_exact_as_the_plain_path(kind):
   with jax.enable_x64(True):
     exact = run(plain(config, kind), *jax.tree.map(lambda x: np.asarray(x, np.float64), arguments))
     exact = jax.tree.map(np.asarray, exact)
-  found = run(fused(config, kind), *arguments), run(plain(config, kind), *arguments, on_matrix_units)
-  ours, plains = (np.array([_errors(x, e) for x, e in _pairs(one, exact)]) for one in found)  # kinds 10
-  for name, ratios in zip(AT_MOST, ours / plains, strict=True):
-    print(name, ratios.mean(), ratios.min(), ratios.max())
+  ours = run(fused(config, kind), *arguments)
+  plains = run(plain(config, kind), *jax.tree.map(jnp.float32, arguments), on_matrix_units)
+  plains = jax.tree.map(jnp.bfloat16, plains)
+  errors = (np.array([_errors(x, e) for x, e in _pairs(one, exact)]) for one in (ours, plains))  # kinds 10
+  for name, ratios in zip(AT_MOST, np.divide(*errors), strict=True):
     assert ratios.mean() < AT_MOST[name], name
     assert ratios.max() < 1.1, name
 
