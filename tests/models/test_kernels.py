@@ -65,7 +65,7 @@ def run(function, primals, gradients, changed=lambda both: both):
 @pytest.mark.parametrize(
   ('kind', 'grid', 'frames', 'width', 'heads', 'block_size', 'token'),
   [
-    ('space', (3, 6), 3, 128, 2, 1, True),  # 18 patches: the class token takes the place of padding
+    ('space', (3, 6), 9, 128, 2, 1, True),  # 18 patches: the class token in padding's place; a loop, and a rest
     ('space', (4, 4), 2, 160, 2, 1, True),  # 16: it takes registers of its own; heads of 80 share one
     ('motion', (6, 6), 2, 192, 3, 2, True),  # 36 patches in windows of 8, the last half empty; an odd number of heads
     ('motion', (5, 3), 3, 64, 2, 2, True),  # a ragged grid, an odd number of frames

@@ -175,15 +175,18 @@ def _each_window(plan: Plan, windows):
   """Runs `windows(ws, ragged)` for all; some at once, as one's matrix products hide behind another's softmax."""
 
   def loop(first, last, ragged):
-    at_once = next(n for n in range(plan.at_once, 0, -1) if (last - first) % n == 0)
+    at_once = min(plan.at_once, last - first)
+    times, rest = divmod(last - first, at_once)
 
     def body(i, _):
       windows([first + i * at_once + j for j in range(at_once)], ragged)
 
-    if last - first == at_once:
-      windows(range(first, last), ragged)
-    elif last > first:
-      jax.lax.fori_loop(0, (last - first) // at_once, body, None)
+    if times == 1:
+      windows(range(first, first + at_once), ragged)
+    else:
+      jax.lax.fori_loop(0, times, body, None)
+    if rest:
+      windows(range(last - rest, last), ragged)
 
   if plan.plain:
     loop(0, plan.plain, False)
