@@ -78,7 +78,7 @@ def _attention_backward(heads, blocks, interpret, kept, gradients):
   gradient, token_gradient = gradients
   plan = _plan(query.shape, blocks, token is not None)
   if token is not None:
-    token_gradient = (token_gradient / sum(plan.groups)).astype(query.dtype)[:, None]  # b 1 d
+    token_gradient = token_gradient.astype(query.dtype)[:, None]  # b 1 d
   found = tpu.backward(query, key, value, token, gradient, token_gradient, plan, heads, interpret)
   return *found[:3], None if token is None else found[3].astype(token.dtype)
 

@@ -32,7 +32,7 @@ def forward(query, key, value, token, plan: Plan, heads: int, interpret: bool):
 
 @functools.partial(jax.jit, static_argnames=('plan', 'heads', 'interpret'))
 def backward(query, key, value, token, gradient, token_gradient, plan: Plan, heads: int, interpret: bool):
-  """Gradients of `forward`'s query, key, value, and of the token's `b 3 d`; `token_gradient` is `b 1 d`."""
+  """Gradients of `forward`'s query, key, value, and of the token's `b 3 d`; `token_gradient` is its mean's, `b 1 d`."""
   b, d = query.shape[0], query.shape[-1]
   outputs = [jax.ShapeDtypeStruct(query.shape, query.dtype)] * 3
   if token is not None:
@@ -87,8 +87,8 @@ def _forward(table, bias, query, key, value, *refs, plan, width, token):
       for v, xs in zip(values, weights, strict=True)
     ]
     for one, xs in zip(rows, parts, strict=True):
-      result = jnp.concatenate([x.astype(query.dtype) for x in xs], axis=0).T  # queries lanes
-      one.write(output, result)
+      result = jnp.concatenate(xs, axis=0).T  # queries lanes
+      one.write(output, result.astype(query.dtype))
       if token:
         token_output[0] += one.token_sum(result, True)
 
@@ -117,8 +117,9 @@ def _backward(table, bias, query, key, value, gradient, *refs, plan, width, toke
     for one, xs, ys in zip(rows, logits, dweights, strict=True):
       for x, y in zip(xs, ys, strict=True):
         weights, total = _softmax(x, bias[one.pattern], width)
-        weights = weights / total
-        dlogits = weights * (y - jnp.sum(weights * y, axis=0, keepdims=True))
+        share = one.share(x.shape[1])
+        weights = weights * (share / total)
+        dlogits = weights * (y - jnp.sum(weights * y, axis=0, keepdims=True) / share)
         both.append((weights.astype(query.dtype), dlogits.astype(query.dtype)))
     for i, (one, (q, k, _, do)) in enumerate(zip(rows, read, strict=True)):
       across = [x.T for x in (k, q, do)]  # lanes rows: a head is rows of it
@@ -129,8 +130,8 @@ def _backward(table, bias, query, key, value, gradient, *refs, plan, width, toke
         parts[1].append(_dot(queries, dlogits, _ROWS_AND_LANES) * scale)  # k keys
         parts[2].append(_dot(gradients, weights, _ROWS_AND_LANES))  # k keys
       for j, xs in enumerate(parts):
-        x = jnp.concatenate([x.astype(q.dtype) for x in xs], axis=0).T  # rows lanes
-        one.write(outputs[j], x)
+        x = jnp.concatenate(xs, axis=0).T  # rows lanes
+        one.write(outputs[j], x.astype(q.dtype))
         if token:
           outputs[3][0, j : j + 1] += one.token_sum(x, j == 0)
 
@@ -174,15 +175,18 @@ def _each_window(plan: Plan, windows):
   """Runs `windows(ws, ragged)` for all; some at once, as one's matrix products hide behind another's softmax."""
 
   def loop(first, last, ragged):
-    at_once = next(n for n in range(plan.at_once, 0, -1) if (last - first) % n == 0)
+    at_once = min(plan.at_once, last - first)
+    times, rest = divmod(last - first, at_once)
 
     def body(i, _):
       windows([first + i * at_once + j for j in range(at_once)], ragged)
 
-    if last - first == at_once:
-      windows(range(first, last), ragged)
-    elif last > first:
-      jax.lax.fori_loop(0, (last - first) // at_once, body, None)
+    if times == 1:
+      windows(range(first, first + at_once), ragged)
+    else:
+      jax.lax.fori_loop(0, times, body, None)
+    if rest:
+      windows(range(last - rest, last), ragged)
 
   if plan.plain:
     loop(0, plan.plain, False)
@@ -258,6 +262,11 @@ class _Window:
     if self.ragged and not plan.space:
       x = _choose(self._mask(x.shape[1], self.first, self.last), x, self._patches(ref))
     ref[self._at()] = x if plan.space else x.reshape(plan.frames, plan.size, x.shape[1])
+
+  def share(self, queries):
+    """What a query's output counts for, `1 queries`: the class token's outputs are averaged over all groups."""
+    query = jax.lax.broadcasted_iota(jnp.int32, (1, queries), 1)
+    return jnp.where(query < self.plan.first_token_row, 1.0, 1 / sum(self.plan.groups))
 
   def token_sum(self, x, of_groups):
     """The sum of the class token's rows, one a group of the window (or the first alone): `1 lanes`, float32."""
