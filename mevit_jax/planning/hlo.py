@@ -91,12 +91,12 @@ class Program:
 def read_program(text: str) -> Program:
   """Reads `compiled.as_text()`, of any backend.
 
-  What an asynchronous collective does between start and end stands in several computations, under one channel: it is
-  counted once.
+  An asynchronous collective stands in several computations, from its start to its end: it is counted at its start.
   """
   lines, entry = _computations(text)
   runs, open_loops = _runs(lines, entry)
-  found: dict[str, Collective] = {}
+  ongoing = _ongoing(lines)
+  collectives: list[Collective] = []
   matmuls = _with_matmuls(lines)
   cycles: collections.Counter[str] = collections.Counter()
   kernels: list[Kernel] = []
@@ -106,11 +106,19 @@ def read_program(text: str) -> Program:
         kernels.append(_kernel(match, line, runs[name]))
       if estimate := _CYCLES.search(line):
         cycles[_spent_on(line, matmuls)] += runs[name] * int(estimate[1])
-      if match := _COLLECTIVE.search(line):
-        channel = re.search(r'channel_id=(\d+)', line)
-        key = channel[1] if channel else line
-        found.setdefault(key, _collective(match, line, name, runs[name]))
-  return Program(dict(cycles), tuple(found.values()), open_loops, tuple(kernels))
+      if name not in ongoing and (match := _COLLECTIVE.search(line)):
+        collectives.append(_collective(match, line, name, runs[name]))
+  return Program(dict(cycles), tuple(collectives), open_loops, tuple(kernels))
+
+
+def _ongoing(lines: dict[str, list[str]]) -> set[str]:
+  """The computations in which a TPU goes on with a collective that has started, or ends it.
+
+  Channels do not tell one from another: fused ones share theirs.
+  """
+  ends = (line for body in lines.values() for line in body if re.match(r'\s*(ROOT )?%async-collective-done', line))
+  fused = {name for name in lines if name.startswith('async_collective_fusion')}
+  return fused | {called for line in ends for called in _called(line)}
 
 
 def _kernel(match: re.Match, line: str, times: int) -> Kernel:

@@ -57,26 +57,18 @@ def test_a_ring_sends_what_is_not_its_own():
 
 def test_a_collective_in_pieces_is_counted_once_and_a_tpus_reduce_scatter_told():
   gather = '%g = bf16[8]{0} all-gather(%p0), channel_id=7, replica_groups=[1,4]<=[4]'
-  before = f"""
-%start (p0: bf16[2]) -> bf16[8] {{
-  {gather}
-}}
-
-%all-reduce-scatter.1 (input: bf16[8]) -> bf16[2] {{
-  %r = bf16[8]{{0}} all-reduce(%input), channel_id=8, replica_groups=[1,4]<=[4]
-}}
-
-%never_called (p0: bf16[2]) -> bf16[8] {{
-  {gather.replace('channel_id=7', 'channel_id=9')}
-}}
-"""
+  reduce = '%r = bf16[8]{0} all-reduce(%p0), channel_id=1, replica_groups=[1,4]<=[4]'
+  pieces = {'start': gather, 'async_collective_fusion.2': gather, 'done': gather, 'never_called': gather}
+  pieces |= {'all-reduce-scatter.1': reduce, 'all-reduce-scatter.2': reduce}  # two, of one channel
   found = program(
-    '%a = bf16[8]{0} fusion(%p), kind=kCustom, calls=%start',
-    gather,
+    '%async-collective-start.1 = bf16[8]{0} fusion(%p), kind=kCustom, calls=%start',
+    '%c = bf16[8]{0} fusion(%p), kind=kCustom, calls=%async_collective_fusion.2',
+    '%async-collective-done.1 = bf16[8]{0} fusion(%p), kind=kCustom, calls=%done',
     '%b = bf16[2]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1',
-    before=before,
+    '%d = bf16[2]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.2',
+    before='\n'.join(f'%{name} (p0: bf16[8]) -> bf16[8] {{\n  {line}\n}}\n' for name, line in pieces.items()),
   ).collectives
-  assert sorted((one.kind, one.size) for one in found) == [('all-gather', 16), ('reduce-scatter', 16)]
+  assert sorted((one.kind, one.size) for one in found) == [('all-gather', 16), *[('reduce-scatter', 16)] * 2]
 
 
 LOOP = """
