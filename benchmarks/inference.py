@@ -9,8 +9,7 @@ place, `compile` that under torch.compile. float32 on a CPU; on a GPU ours in bf
 batch of 1 is the latency. Logits are compared before anything is timed.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -40,29 +39,15 @@ def main(argv: Sequence[str]) -> None:
     print(
       f'{frames}x{flags.FLAGS.pixels}: {flops / 1e9:.1f} GFLOP a clip in matrix products; peak {peak / 1e9:.0f} GFLOP/s'
     )
-    print(f'{"batch":>6} {peers.HEAD}')
+    print(peers.HEAD)
     for batch in map(int, flags.FLAGS.batch_sizes):
-      rows += measure(torch, config, ours, batch, peers.chosen_peers(), peak, peers.timing())
+      cases = cases_of(torch, config, ours, batch, peers.chosen_peers())
+      rows += peers.measure(cases, batch, peak, peers.timing(), frames=frames)
   peers.write(rows, size=flags.FLAGS.size, peak=peak)
 
 
-def measure(
-  torch, config: MEViTConfig, ours: dict, batch: int, names: Sequence[str], peak: float, timing: peers.Timing
-) -> list[dict]:
-  """A row for each peer, and for each of ours: configurations by name."""
-  cases, about = cases_of(torch, config, ours, batch, names)
-  times, rows = peers.take_turns(cases, timing), []
-  for name in times:
-    found = peers.figures(times, name, names[0], batch * count_flops(config), peak)
-    rows.append({'frames': config.frames, 'batch': batch, 'name': name, **found, **about[name]})
-    print(f'{batch:6} {peers.line(rows[-1], batch)}', flush=True)
-  return rows
-
-
-def cases_of(
-  torch, config: MEViTConfig, ours: dict, batch: int, names: Sequence[str]
-) -> tuple[dict[str, Callable], dict[str, dict]]:
-  """What is timed, and what is known of each before: distance from transformers in float32, memory, compilation."""
+def cases_of(torch, config: MEViTConfig, ours: dict, batch: int, names: Sequence[str]) -> dict[str, peers.Case]:
+  """The named peers, and ours: configurations by name. `off_by` is the distance from transformers in float32."""
   video = np.random.default_rng(0).normal(size=(batch, config.frames, *config.image_size, 3)).astype(np.float32)
   peer = peers.make_peer(torch, config)
   model = build_model(config)
@@ -71,40 +56,35 @@ def cases_of(
   with torch.inference_mode():
     wanted = peer.to(peers.device())(pixels).logits.cpu().numpy()
   del peer
-  cases, about = {}, {}
-  for name in names:
-    cases[name], about[name] = peer_case(torch, config, name, pixels, config.dtype, wanted)
-  for name, one in ours.items():
-    cases[name], about[name] = our_case(name, one, params, video, wanted)
-  return cases, about
+  cases = {name: peer_case(torch, config, name, pixels, wanted) for name in names}
+  return cases | {name: our_case(name, one, params, video, wanted) for name, one in ours.items()}
 
 
-def our_case(name: str, config: MEViTConfig, params: dict, video: np.ndarray, wanted: np.ndarray):
+def our_case(name: str, config: MEViTConfig, params: dict, video: np.ndarray, wanted: np.ndarray) -> peers.Case:
   """Ours, with the blocks' weights apart."""
-  model, start = build_model(config), time.perf_counter()
-  compiled = jax.jit(model.apply).lower(params, jnp.asarray(video)).compile()
-  seconds, on_device = time.perf_counter() - start, jnp.asarray(video)
-  used = compiled.memory_analysis()
-  mib = (used.temp_size_in_bytes + used.argument_size_in_bytes + used.output_size_in_bytes) / 2**20
+  on_device = jnp.asarray(video)
+  compiled, took = peers.compiled(jax.jit(build_model(config).apply), params, on_device)
 
   def classify():
     return compiled(params, on_device).block_until_ready()
 
-  return classify, {'off_by': peers.check(name, [classify()], [wanted], config.dtype), 'mib': mib, 'compile_s': seconds}
+  off_by = peers.check(name, [classify()], [wanted], config.dtype)
+  return peers.Case(classify, len(video) * count_flops(config), off_by, **took)
 
 
-def peer_case(torch, config, name: str, pixels, dtype: str, wanted: np.ndarray) -> tuple[Callable, dict]:
+def peer_case(torch, config: MEViTConfig, name: str, pixels, wanted: np.ndarray) -> peers.Case:
   """One of transformers' ways."""
   peer = peers.peer_by(torch, config, name)
 
   def classify():
-    with torch.inference_mode(), torch.autocast(peers.device(), torch.bfloat16, enabled=dtype == 'bfloat16'):
+    with torch.inference_mode(), torch.autocast(peers.device(), torch.bfloat16, enabled=config.dtype == 'bfloat16'):
       logits = peer(pixels).logits
     peers.wait(torch)
     return logits
 
   logits, took = peers.first_call(torch, name, classify)
-  return classify, {'off_by': peers.check(name, [logits.float().cpu().numpy()], [wanted], dtype), **took}
+  off_by = peers.check(name, [logits.float().cpu().numpy()], [wanted], config.dtype)
+  return peers.Case(classify, len(pixels) * count_flops(config), off_by, **took)
 
 
 if __name__ == '__main__':

@@ -39,6 +39,24 @@ class Timing(NamedTuple):
   clock: str
 
 
+class Case(NamedTuple):
+  """What is timed, and what is known of it before.
+
+  Attributes:
+    run: does it once, to its end.
+    flops: of its matrix products.
+    off_by: see `check`; NaN where there is nothing to compare with.
+    mib: of memory that it takes.
+    compile_s: seconds to compile it.
+  """
+
+  run: Callable[[], Any]
+  flops: int
+  off_by: float
+  mib: float
+  compile_s: float
+
+
 # As far apart as two results may be, relative to the largest number.
 TOLERANCES = {'float32': 1e-5, 'bfloat16': 4e-2}
 
@@ -174,6 +192,16 @@ def first_call(torch: Any, name: str, run: Callable[[], Any]) -> tuple[Any, dict
   return result, {'mib': torch.cuda.max_memory_allocated() / 2**20 if on_gpu() else math.nan, 'compile_s': seconds}
 
 
+def compiled(function: jax.stages.Wrapped, *arguments: Any) -> tuple[jax.stages.Compiled, dict[str, float]]:
+  """A function of ours for these arguments, and its `mib` and `compile_s`."""
+  start = time.perf_counter()
+  result = function.lower(*arguments).compile()
+  seconds, used = time.perf_counter() - start, result.memory_analysis()
+  made = used.output_size_in_bytes - used.alias_size_in_bytes  # what is donated is an argument already
+  mib = (used.temp_size_in_bytes + used.argument_size_in_bytes + made) / 2**20
+  return result, {'mib': mib, 'compile_s': seconds}
+
+
 def wait(torch: Any) -> None:
   """Until PyTorch's device has done what it was given."""
   if on_gpu():
@@ -213,22 +241,27 @@ def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
   return statistics.median(b / a for a, b in zip(times[name], times[base], strict=True))
 
 
-def figures(times: dict[str, list[float]], name: str, first: str, flops: float, peak: float) -> dict[str, float]:
-  """Median seconds of a case, times as fast as the first peer, and the share of the peak that these FLOPs are."""
-  seconds = statistics.median(times[name])
-  share = flops / seconds / peak if peak else math.nan
-  return {'seconds': seconds, 'times_first_peer': ratio(times, name, first), 'share': share}
+HEAD = (
+  f'{"batch":>6} {"":17} {"ms":>10} {"clips/s":>9} {"x first":>8} {"of peak":>8} {"off by":>8} {"MiB":>8} '
+  f'{"compile s":>9}'
+)
 
 
-HEAD = f'{"":17} {"ms":>10} {"clips/s":>9} {"x first":>8} {"of peak":>8} {"off by":>8} {"MiB":>8} {"compile s":>9}'
-
-
-def line(row: dict[str, Any], batch: int) -> str:
-  """A row below HEAD, of so many clips."""
-  return (
-    f'{row["name"]:17} {1000 * row["seconds"]:10.1f} {batch / row["seconds"]:9.3f} {row["times_first_peer"]:8.2f} '
-    f'{row["share"]:8.1%} {row["off_by"]:8.1e} {row["mib"]:8.0f} {row["compile_s"]:9.1f}'
-  )
+def measure(cases: dict[str, Case], batch: int, peak: float, timing: Timing, **about) -> list[dict[str, Any]]:
+  """Times cases of `batch` clips in turns; a row for each, with `about`, printed below HEAD: the first is the base."""
+  times, base, rows = take_turns({name: case.run for name, case in cases.items()}, timing), next(iter(cases)), []
+  for name, case in cases.items():
+    seconds, faster = statistics.median(times[name]), ratio(times, name, base)
+    share = case.flops / seconds / peak if peak else math.nan
+    known = {'off_by': case.off_by, 'mib': case.mib, 'compile_s': case.compile_s}
+    found = {'seconds': seconds, 'times_first_peer': faster, 'share': share}
+    rows.append({**about, 'batch': batch, 'name': name, **found, **known})
+    print(
+      f'{batch:6} {name:17} {1000 * seconds:10.1f} {batch / seconds:9.3f} {faster:8.2f} {share:8.1%} '
+      f'{case.off_by:8.1e} {case.mib:8.0f} {case.compile_s:9.1f}',
+      flush=True,
+    )
+  return rows
 
 
 def peaks(dtype: str, clock: str = 'wall') -> tuple[float, float]:

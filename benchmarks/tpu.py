@@ -122,7 +122,7 @@ def _config(frames: str, blocks: str, size: str, attention: str, remat: str) -> 
   names = ('space_blocks', 'motion_blocks', 'class_blocks')
   sizes = {name: value for name, value in variant(_MODEL.value).items() if name != 'depth'}
   return MEViTConfig(
-    classes=_CLASSES, frames=int(frames), block_size=int(size), attention=attention, remat=remat,  # type: ignore[arg-type]
+    classes=_CLASSES, frames=int(frames), block_size=int(size), attention=attention, remat=remat,
     **sizes, **dict(zip(names, stages + [0] * (3 - len(stages)), strict=True)),
   )  # fmt: skip
 

@@ -13,8 +13,7 @@ which does more arithmetic. Before anything is timed loss and gradient are compa
 pixels, behind all layers (where they are the same model).
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -48,26 +47,11 @@ def main(argv: Sequence[str]) -> None:
   for frames in map(int, flags.FLAGS.frames):
     configs = configs_of(flags.FLAGS.size, frames, flags.FLAGS.pixels, dtype, flags.FLAGS.remat, flags.FLAGS.unroll)
     ours = {n: c for model in flags.FLAGS.models for n, c in peers.by_attention(model, configs[model]).items()}
-    cases, about = cases_of(torch, configs['timesformer'], ours, names, batch, dtype)
+    cases = cases_of(torch, configs['timesformer'], ours, names, batch)
     print(f'{frames}x{flags.FLAGS.pixels}; peak {peak / 1e9:.0f} GFLOP/s')
     print(peers.HEAD)
-    rows += measure(configs['timesformer'], ours, batch, cases, about, names[0], peak, peers.timing())
+    rows += peers.measure(cases, batch, peak, peers.timing(), frames=frames)
   peers.write(rows, size=flags.FLAGS.size, batch=batch, peak=peak)
-
-
-def measure(
-  timesformer: MEViTConfig, ours: dict, batch: int, cases: dict, about: dict, first: str, peak: float,
-  timing: peers.Timing,
-) -> list[dict]:  # fmt: skip
-  """A row for each."""
-  times, rows = peers.take_turns(cases, timing), []
-  for name in times:
-    # A peer's arithmetic is counted as ours of the same function: it multiplies by one matrix more, which we fold.
-    config = ours.get(name, timesformer)
-    found = peers.figures(times, name, first, 3 * batch * count_flops(config), peak)
-    rows.append({'frames': config.frames, 'name': name, **found, **about[name]})
-    print(peers.line(rows[-1], batch), flush=True)
-  return rows
 
 
 def configs_of(size: str, frames: int, pixels: int, dtype: str, remat: str, unroll: int = 0) -> dict[str, MEViTConfig]:
@@ -82,8 +66,10 @@ def configs_of(size: str, frames: int, pixels: int, dtype: str, remat: str, unro
   }
 
 
-def cases_of(torch, config: MEViTConfig, ours: dict, names: Sequence[str], batch: int, dtype: str):
-  """What is timed, and what is known of each before: distance, memory, compilation.
+def cases_of(
+  torch, config: MEViTConfig, ours: dict[str, MEViTConfig], names: Sequence[str], batch: int
+) -> dict[str, peers.Case]:
+  """What is timed.
 
   Args:
     torch: the module.
@@ -91,7 +77,6 @@ def cases_of(torch, config: MEViTConfig, ours: dict, names: Sequence[str], batch
     ours: configurations by name; 'timesformer...' has the peers' weights.
     names: the peers.
     batch: clips of a step.
-    dtype: of the computation.
   """
   rng = np.random.default_rng(0)
   video = rng.integers(0, 256, (batch, config.frames, *config.image_size, 3), np.uint8)
@@ -100,24 +85,19 @@ def cases_of(torch, config: MEViTConfig, ours: dict, names: Sequence[str], batch
   wanted = peer_gradient(torch, peer, video, label)
   params = peers.same_weights(peer.cpu(), build_model(config))
   del peer
-  cases, about = {}, {}
-  for name in names:
-    cases[name], about[name] = peer_case(torch, config, name, video, label, dtype, wanted)
+  cases = {name: peer_case(torch, config, name, video, label, wanted) for name in names}
   for name, one in ours.items():
-    same = params if name.startswith('timesformer') else None
-    cases[name], about[name] = our_case(name, one, same, video, label, dtype, wanted)
-  return cases, about
+    cases[name] = our_case(name, one, params if name.startswith('timesformer') else None, video, label, wanted)
+  return cases
 
 
-def our_case(
-  name: str, config: MEViTConfig, params: dict | None, video, label, dtype: str, wanted
-) -> tuple[Callable, dict]:
+def our_case(name: str, config: MEViTConfig, params: dict | None, video, label, wanted) -> peers.Case:
   """Our training step; where params are given it is the peer's function, and checked."""
   model, off_by = build_model(config), float('nan')
   if params is not None:
     loss_of = jax.jit(jax.value_and_grad(lambda x: our_loss(model, params, x, label)))
     found = loss_of(normalise(jnp.asarray(video), MEAN, STD, 'float32'))
-    off_by = peers.check(name, found, wanted, dtype)
+    off_by = peers.check(name, found, wanted, config.dtype)
   optimizer = optax.sgd(RATE, MOMENTUM, nesterov=True)
   step = make_train_step(
     model, optimizer, augmentation=AugmentConfig(), mirrors=range(config.classes), mean=MEAN, std=STD,
@@ -125,17 +105,19 @@ def our_case(
   )  # fmt: skip
   state = jax.jit(lambda params: begin_state(optimizer, params))(params or model.init(jax.random.key(0)))
   batch = {'video': jnp.asarray(video), 'label': jnp.asarray(label)}
-  start = time.perf_counter()
-  compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-  seconds, used = time.perf_counter() - start, compiled.memory_analysis()
+  compiled, took = peers.compiled(jax.jit(step, donate_argnums=0), state, batch)
 
   def run_step():
     nonlocal state
     state, metrics = compiled(state, batch)
     return jax.block_until_ready(metrics)
 
-  mib = (used.temp_size_in_bytes + used.argument_size_in_bytes) / 2**20
-  return run_step, {'off_by': off_by, 'mib': mib, 'compile_s': seconds}
+  return peers.Case(run_step, flops_of(config, len(video)), off_by, **took)
+
+
+def flops_of(config: MEViTConfig, batch: int) -> int:
+  """Of a step; a peer counts as ours of the same function: it multiplies by one matrix more, which we fold."""
+  return 3 * batch * count_flops(config)
 
 
 def our_loss(model, params: dict, pixels: jax.Array, label: np.ndarray) -> jax.Array:
@@ -151,13 +133,13 @@ def peer_gradient(torch, peer, video: np.ndarray, label: np.ndarray) -> tuple[np
   return loss.detach().cpu().numpy(), np.moveaxis(gradient.cpu().numpy(), 2, -1)
 
 
-def peer_case(torch, config, name: str, video, label, dtype: str, wanted) -> tuple[Callable, dict]:
+def peer_case(torch, config: MEViTConfig, name: str, video, label, wanted) -> peers.Case:
   """The training step of one of transformers' ways."""
   peer = peers.peer_by(torch, config, name)
   clips, labels = peers.to_torch(torch, video), torch.tensor(label).long().to(peers.device())
-  mixed = torch.autocast(peers.device(), torch.bfloat16, enabled=dtype == 'bfloat16')
+  mixed = torch.autocast(peers.device(), torch.bfloat16, enabled=config.dtype == 'bfloat16')
   with mixed:
-    off_by = peers.check(name, peer_gradient(torch, peer, video, label), wanted, dtype)
+    off_by = peers.check(name, peer_gradient(torch, peer, video, label), wanted, config.dtype)
   optimizer = torch.optim.SGD(peer.parameters(), RATE, MOMENTUM, nesterov=True)
 
   def run_step():
@@ -170,7 +152,7 @@ def peer_case(torch, config, name: str, video, label, dtype: str, wanted) -> tup
     return loss.item()  # waits for the device
 
   _, took = peers.first_call(torch, name, run_step)
-  return run_step, {'off_by': off_by, **took}
+  return peers.Case(run_step, flops_of(config, len(video)), off_by, **took)
 
 
 if __name__ == '__main__':

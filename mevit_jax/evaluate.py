@@ -61,17 +61,8 @@ def evaluate(recipe: Recipe, workdir: str) -> dict[str, Any]:
 def _as_trained(recipe: Recipe, trained: Recipe, workdir: Path) -> Recipe:
   """The recipe with the checkpoint's own model and preprocessing; a UserError if it asks for another model."""
   found = recipes.differences({'model': recipes.to_dict(trained)['model']}, {'model': recipes.to_dict(recipe)['model']})
-  free = (
-    'model.classes',
-    'model.attention',
-    'model.unroll',
-    'model.remat',
-    'model.layer_norm_eps',
-    'model.motion_start',
-    'model.drop_path',
-    'model.dtype',
-  )
-  found = [line for line in found if not line.startswith(free)]
+  free = ('model.classes', 'model.layer_norm_eps', 'model.motion_start', 'model.drop_path', 'model.dtype')
+  found = [line for line in found if not line.startswith((*recipes.SAME_FUNCTION, *free))]
   if found:
     raise UserError(f'{workdir} has another model (there, and now): {"; ".join(found[:5])}')
   for name in ('sampling', 'stride'):

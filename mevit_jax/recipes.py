@@ -19,6 +19,9 @@ from mevit_jax.parallel.mesh import MeshConfig
 from mevit_jax.training.augment import AugmentConfig
 from mevit_jax.training.optimizer import OptimizerConfig
 
+# What changes how a model is computed, and not what.
+SAME_FUNCTION = ('model.attention', 'model.unroll', 'model.remat')
+
 # The flag --config counts as the command's own: its --help shows it.
 flags.disclaim_key_flags()
 

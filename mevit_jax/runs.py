@@ -30,9 +30,9 @@ from mevit_jax.weights.load import inspect, load
 
 # What may differ when a workdir is resumed: where and how fast it runs, and how often it is looked at.
 _MAY_DIFFER = (
-  'mesh.', 'evaluation.', 'data.workers', 'data.data_dir', 'model.attention', 'model.unroll', 'model.remat',
-  'model.classes', 'training.log_every', 'training.save_every', 'training.keep', 'training.evaluate_every',
-  'training.profile', 'training.on_nonfinite',
+  *recipes.SAME_FUNCTION, 'mesh.', 'evaluation.', 'data.workers', 'data.data_dir', 'model.classes',
+  'training.log_every', 'training.save_every', 'training.keep', 'training.evaluate_every', 'training.profile',
+  'training.on_nonfinite',
 )  # fmt: skip
 
 

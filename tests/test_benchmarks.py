@@ -117,7 +117,7 @@ def small(**changes):
 
 def test_inference(torch):
   ours = {'ours': small(), 'ours plain': small(attention='plain')}
-  rows = inference.measure(torch, small(), ours, 2, ['eager', 'sdpa'], 1e9, ONCE)
+  rows = peers.measure(inference.cases_of(torch, small(), ours, 2, ['eager', 'sdpa']), 2, 1e9, ONCE)
   assert [row['name'] for row in rows] == ['eager', 'sdpa', *ours]
   for row in rows:
     assert row['off_by'] <= 1e-5
@@ -129,8 +129,10 @@ def test_train_step(torch):
   """Loss and the gradient at the pixels are the peer's; then both go on training."""
   mevit = MEViTConfig(**{**small().__dict__, 'block_size': 2, 'order': 'space_time', 'class_token_in_motion': True})
   ours = {'timesformer': small(), 'timesformer plain': small(attention='plain'), 'mevit': mevit}
-  cases, about = train_step.cases_of(torch, small(), ours, ['eager', 'sdpa'], 2, 'float32')
-  assert about['timesformer']['off_by'] <= 1e-5
-  assert about['timesformer plain']['off_by'] <= 1e-5
-  rows = train_step.measure(small(), ours, 2, cases, about, 'eager', 1e9, ONCE)
+  cases = train_step.cases_of(torch, small(), ours, ['eager', 'sdpa'], 2)
+  assert cases['timesformer'].off_by <= 1e-5
+  assert cases['timesformer plain'].off_by <= 1e-5
+  rows = peers.measure(cases, 2, 1e9, ONCE)
   assert [row['name'] for row in rows] == ['eager', 'sdpa', *ours]
+  for row in rows:
+    assert row['share'] == pytest.approx(6 * count_flops(ours.get(row['name'], small())) / row['seconds'] / 1e9)

@@ -155,7 +155,7 @@ def _plain(stream: VideoStream, packets: list[_Packet]) -> bool:
     stream.codec_context.codec.canonical_name in _FRAME_A_PACKET
     and None not in stamps
     and len(stamps) == len(packets)
-    and packets[0].pts == min(stamps)  # type: ignore[type-var]
+    and packets[0].pts == min(stamp for stamp in stamps if stamp is not None)
     and not all(packet.discard for packet in packets)
   )
 

@@ -14,6 +14,7 @@ from mevit_jax.errors import UserError
 from mevit_jax.evaluation import metrics
 from mevit_jax.evaluation.protocol import Average, Predictions
 from mevit_jax.parallel.distributed import is_first
+from mevit_jax.training.workdir import write_json
 
 
 def summarise(predictions: Predictions) -> dict[str, Any]:
@@ -98,8 +99,7 @@ def write_results(
   _write_csv(folder / 'predictions.csv', predictions, class_names)
   if (predictions.labels < 0).any():
     write_submission(folder / 'submission.csv', predictions)
-  (folder / 'results.json.tmp').write_text(json.dumps(results, indent=2) + '\n')
-  (folder / 'results.json.tmp').rename(folder / 'results.json')
+  write_json(folder / 'results.json', results)
   return results
 
 

@@ -166,12 +166,12 @@ def _runs(lines: dict[str, list[str]], entry: str) -> tuple[dict[str, int], int]
   while waiting:
     name = waiting.pop()
     for line in lines.get(name, ()):
-      trips = 1
-      if ' while(' in line:
-        known = _trips(line, lines)
-        trips, open_loops = (known, open_loops) if known else (1, open_loops + 1)
+      trips = _trips(line, lines) if ' while(' in line else 1
+      if trips is None:
+        trips = 1
+        open_loops += 1
       for called in _called(line):
-        if called not in runs:
+        if trips and called not in runs:
           runs[called] = runs[name] * trips
           waiting.append(called)
   return runs, open_loops

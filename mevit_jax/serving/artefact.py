@@ -16,7 +16,7 @@ from mevit_jax.evaluation.protocol import EvaluationConfig
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.functional import Params, build_model
 from mevit_jax.training.augment import normalise
-from mevit_jax.weights.out import new_folder
+from mevit_jax.training.workdir import new_folder
 
 ARTEFACT, ABOUT = 'model.jax_export', 'model.json'
 PLATFORMS = ('cpu', 'cuda', 'tpu')

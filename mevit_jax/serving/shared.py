@@ -15,8 +15,7 @@ from safetensors.numpy import save_file
 
 from mevit_jax.models.functional import Params, count_parameters, names_of
 from mevit_jax.training.seal import seal
-from mevit_jax.training.workdir import FORMAT, SHARED
-from mevit_jax.weights.out import new_folder
+from mevit_jax.training.workdir import FORMAT, SHARED, new_folder
 
 _LABELS = {'top1': 'Top-1 accuracy', 'top5': 'Top-5 accuracy', 'mean_class': 'Mean class accuracy'}
 _FEW = 50  # class names that the card lists

@@ -1,11 +1,15 @@
-"""What a workdir says of itself, and of its checkpoints."""
+"""What a workdir says of itself, and of its checkpoints; files and folders that are whole or not there."""
 
+import contextlib
 import json
 import platform
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from safetensors import SafetensorError
 
 import mevit_jax
 from mevit_jax.errors import UserError
@@ -60,3 +64,24 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
   temporary = path.with_name(f'{path.name}.tmp')
   temporary.write_text(json.dumps(content, indent=2) + '\n')
   temporary.rename(path)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+  """A folder to write files into, which move to a new or empty one when all are whole: a full disk leaves nothing half.
+
+  Raises:
+    UserError: the folder is not empty (but for hidden files, as Git's are), or cannot be written.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(not path.name.startswith('.') for path in folder.iterdir()):
+      raise UserError(f'{folder} is not empty: take another --folder')
+    with tempfile.TemporaryDirectory(prefix='.export-', dir=folder) as name:
+      aside = Path(name)
+      yield aside
+      for path in sorted(aside.iterdir()):
+        path.chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that their owner alone may read
+        path.rename(folder / path.name)
+  except (OSError, SafetensorError) as error:  # safetensors' own is no OSError, a full disk included
+    raise UserError(f'{folder} cannot be written: {error}') from error

@@ -1,19 +1,17 @@
 """Weights out again: a space-only MEViT as a ViT of timm or Hugging Face, a TimeSformer as Hugging Face's."""
 
-import contextlib
 import json
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from mevit_jax.errors import UserError
 from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.functional import Params
+from mevit_jax.training.workdir import new_folder
 from mevit_jax.weights import timesformer, vit
 from mevit_jax.weights.rules import Page
 from mevit_jax.weights.sources import in_a_row
@@ -68,27 +66,6 @@ def export(
     for name, content in _configs(to, config, class_names, mean, std).items():
       (aside / name).write_text(json.dumps(content, indent=2) + '\n')
   return folder / _WEIGHTS
-
-
-@contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-  """A folder to write files into, which move to a new or empty one when all are whole: a full disk leaves nothing half.
-
-  Raises:
-    UserError: the folder is not empty (but for hidden files, as Git's are), or cannot be written.
-  """
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(not path.name.startswith('.') for path in folder.iterdir()):
-      raise UserError(f'{folder} is not empty: take another --folder')
-    with tempfile.TemporaryDirectory(prefix='.export-', dir=folder) as name:
-      aside = Path(name)
-      yield aside
-      for path in sorted(aside.iterdir()):
-        path.chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that their owner alone may read
-        path.rename(folder / path.name)
-  except (OSError, SafetensorError) as error:  # safetensors' own is no OSError, a full disk included
-    raise UserError(f'{folder} cannot be written: {error}') from error
 
 
 def _theirs(page: Page, prefix: str, arrays: dict[str, np.ndarray], depth: int) -> dict[str, np.ndarray]:

@@ -100,6 +100,10 @@ def test_a_loop_counts_as_often_as_it_runs():
   assert program(known, before=LOOP).cycles['matmul'] == 700
   unknown = program('%w = (s32[]) while(%t), condition=%c, body=%body', before=LOOP)
   assert (unknown.cycles['matmul'], unknown.open_loops) == (100, 1)
+  never = known.replace('"7"', '"0"')
+  found = program(never, before=LOOP)
+  assert (found.cycles, found.collectives, found.open_loops) == ({}, (), 0)
+  assert program(never, known, before=LOOP).cycles['matmul'] == 700  # one body, that one of them runs
 
 
 def test_a_real_program_in_a_loop():
