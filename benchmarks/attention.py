@@ -19,7 +19,7 @@ from functools import partial
 
 from absl import flags
 
-from benchmarks import peers
+from benchmarks import peers, turns
 from mevit_jax.command import no_arguments, run
 from mevit_jax.errors import UserError
 
@@ -36,11 +36,11 @@ WIDTH = 64  # of a head
 def main(argv: Sequence[str]) -> None:
   """Checks, measures, and prints a table."""
   no_arguments(argv)
-  dtype = peers.chosen_dtype()
-  batch = flags.FLAGS.batch or (16 if peers.on_gpu() else 1)
-  flops, bandwidth = peers.peaks(dtype, flags.FLAGS.clock)
+  dtype = turns.chosen_dtype()
+  batch = flags.FLAGS.batch or (16 if turns.on_gpu() else 1)
+  flops, bandwidth = turns.peaks(dtype, flags.FLAGS.clock)
   print(
-    f'{batch} x {flags.FLAGS.grid}x{flags.FLAGS.grid} patches, {flags.FLAGS.heads} heads, {dtype}; {peers.describe()}'
+    f'{batch} x {flags.FLAGS.grid}x{flags.FLAGS.grid} patches, {flags.FLAGS.heads} heads, {dtype}; {turns.describe()}'
   )
   print(f'peak {flops / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s; ms, and times the speed of xla')
   rows = []
@@ -51,11 +51,11 @@ def main(argv: Sequence[str]) -> None:
         classes=1, frames=frames, image_size=16 * side, width=WIDTH * flags.FLAGS.heads, heads=flags.FLAGS.heads,
         mlp_dim=1, block_size=block_size, dtype=dtype,
       )  # fmt: skip
-      rows += measure(config, batch, flops, bandwidth, peers.timing())
-  peers.write(rows, batch=batch, flops=flops, bandwidth=bandwidth)
+      rows += measure(config, batch, flops, bandwidth, turns.timing())
+  turns.write(rows, batch=batch, flops=flops, bandwidth=bandwidth)
 
 
-def measure(config: MEViTConfig, batch: int, flops: float, bandwidth: float, timing: peers.Timing) -> list[dict]:
+def measure(config: MEViTConfig, batch: int, flops: float, bandwidth: float, timing: turns.Timing) -> list[dict]:
   """A row for the floor and for each way, forward alone and forward with backward."""
   forward, both, off_by = cases_of(config, batch)
   floors = floor(config, batch, flops, bandwidth)
@@ -64,10 +64,10 @@ def measure(config: MEViTConfig, batch: int, flops: float, bandwidth: float, tim
   rows = [
     {'frames': config.frames, 'block_size': config.block_size, 'name': 'floor', 'forward': floors[0], 'both': floors[1]}
   ]
-  times = peers.take_turns(forward, timing), peers.take_turns(both, timing)
+  times = turns.take_turns(forward, timing), turns.take_turns(both, timing)
   for name in forward:
     seconds = [statistics.median(found[name]) for found in times]
-    faster = [peers.ratio(found, name, 'xla') for found in times]
+    faster = [turns.ratio(found, name, 'xla') for found in times]
     print(
       f'{label} {name:11} forward {1e3 * seconds[0]:8.2f} {faster[0]:5.2f}x with backward {1e3 * seconds[1]:8.2f} '
       f'{faster[1]:5.2f}x  off by {off_by[name]:.1e}',
@@ -104,7 +104,7 @@ def cases_of(config: MEViTConfig, batch: int) -> tuple[dict[str, Callable], dict
     'xla': partial(regrouped, textbook, config),
     'jax dpa': partial(regrouped, dot_product_attention, config),
   }
-  if peers.on_gpu() and config.dtype == 'bfloat16':
+  if turns.on_gpu() and config.dtype == 'bfloat16':
     ways['ours cudnn'] = lambda q, k, v: motion_attention(Heads(q, k, v), None, config, attend_by_cudnn)[0]
   inputs = [jnp.asarray(x, config.dtype) for x in arrays]
   forward, both, off_by = {}, {}, {}
@@ -113,7 +113,7 @@ def cases_of(config: MEViTConfig, batch: int) -> tuple[dict[str, Callable], dict
     two = jax.jit(with_backward(way)).lower(*inputs).compile()
     forward[name] = lambda one=one: jax.block_until_ready(one(*inputs[:3]))
     both[name] = lambda two=two: jax.block_until_ready(two(*inputs))
-    off_by[name] = peers.check(name, [np.asarray(x, np.float32) for x in both[name]()], wanted, config.dtype)
+    off_by[name] = turns.check(name, [np.asarray(x, np.float32) for x in both[name]()], wanted, config.dtype)
   try:
     torch = peers.import_torch()
   except UserError as error:
@@ -121,7 +121,7 @@ def cases_of(config: MEViTConfig, batch: int) -> tuple[dict[str, Callable], dict
     return forward, both, off_by
   name = 'torch sdpa'
   forward[name], both[name] = torch_cases(torch, config, arrays)
-  off_by[name] = peers.check(name, [x.float().cpu().numpy() for x in both[name]()], wanted, config.dtype)
+  off_by[name] = turns.check(name, [x.float().cpu().numpy() for x in both[name]()], wanted, config.dtype)
   return forward, both, off_by
 
 
@@ -134,7 +134,7 @@ def textbook(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 def dot_product_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
   """JAX's own, by cuDNN where there is a GPU and the groups' size allows it."""
   flat = [x.reshape(-1, *x.shape[2:]) for x in (query, key, value)]  # b·g s h k
-  implementation = 'cudnn' if peers.on_gpu() and query.shape[2] % 2 == 0 and query.dtype != jnp.float32 else 'xla'
+  implementation = 'cudnn' if turns.on_gpu() and query.shape[2] % 2 == 0 and query.dtype != jnp.float32 else 'xla'
   return jax.nn.dot_product_attention(*flat, implementation=implementation).reshape(query.shape)
 
 
@@ -194,7 +194,7 @@ def torch_cases(torch, config: MEViTConfig, arrays: Sequence[np.ndarray]) -> tup
 
 
 if __name__ == '__main__':
-  peers.define_flags()
+  turns.define_flags()
   flags.DEFINE_list('block_sizes', '1,2,3,7,14', 'M.')
   flags.DEFINE_integer('grid', 14, 'Patches of a side.', lower_bound=1)
   flags.DEFINE_integer('heads', 12, 'Heads, each of 64 numbers.', lower_bound=1)

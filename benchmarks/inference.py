@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from benchmarks import peers
+from benchmarks import peers, turns
 from mevit_jax.command import no_arguments, run
 
 import jax  # isort: skip  # after benchmarks.peers, which says how it shares a GPU
@@ -28,8 +28,8 @@ def main(argv: Sequence[str]) -> None:
   """Checks, measures, and prints a table."""
   no_arguments(argv)
   torch = peers.import_torch()
-  dtype, peak = peers.chosen_dtype(), peers.peaks(peers.chosen_dtype(), flags.FLAGS.clock)[0]
-  print(f'TimeSformer {flags.FLAGS.size}, {dtype}, torch {torch.__version__}; {peers.describe()}')
+  dtype, peak = turns.chosen_dtype(), turns.peaks(turns.chosen_dtype(), flags.FLAGS.clock)[0]
+  print(f'TimeSformer {flags.FLAGS.size}, {dtype}, torch {torch.__version__}; {turns.describe()}')
   rows = []
   for frames in map(int, flags.FLAGS.frames):
     sizes = variant(flags.FLAGS.size)
@@ -39,14 +39,14 @@ def main(argv: Sequence[str]) -> None:
     print(
       f'{frames}x{flags.FLAGS.pixels}: {flops / 1e9:.1f} GFLOP a clip in matrix products; peak {peak / 1e9:.0f} GFLOP/s'
     )
-    print(peers.HEAD)
+    print(turns.HEAD)
     for batch in map(int, flags.FLAGS.batch_sizes):
       cases = cases_of(torch, config, ours, batch, peers.chosen_peers())
-      rows += peers.measure(cases, batch, peak, peers.timing(), frames=frames)
-  peers.write(rows, size=flags.FLAGS.size, peak=peak)
+      rows += turns.measure(cases, batch, peak, turns.timing(), frames=frames)
+  turns.write(rows, size=flags.FLAGS.size, peak=peak)
 
 
-def cases_of(torch, config: MEViTConfig, ours: dict, batch: int, names: Sequence[str]) -> dict[str, peers.Case]:
+def cases_of(torch, config: MEViTConfig, ours: dict, batch: int, names: Sequence[str]) -> dict[str, turns.Case]:
   """The named peers, and ours: configurations by name. `off_by` is the distance from transformers in float32."""
   video = np.random.default_rng(0).normal(size=(batch, config.frames, *config.image_size, 3)).astype(np.float32)
   peer = peers.make_peer(torch, config)
@@ -60,19 +60,19 @@ def cases_of(torch, config: MEViTConfig, ours: dict, batch: int, names: Sequence
   return cases | {name: our_case(name, one, params, video, wanted) for name, one in ours.items()}
 
 
-def our_case(name: str, config: MEViTConfig, params: dict, video: np.ndarray, wanted: np.ndarray) -> peers.Case:
+def our_case(name: str, config: MEViTConfig, params: dict, video: np.ndarray, wanted: np.ndarray) -> turns.Case:
   """Ours, with the blocks' weights apart."""
   on_device = jnp.asarray(video)
-  compiled, took = peers.compiled(jax.jit(build_model(config).apply), params, on_device)
+  compiled, took = turns.compiled(jax.jit(build_model(config).apply), params, on_device)
 
   def classify():
     return compiled(params, on_device).block_until_ready()
 
-  off_by = peers.check(name, [classify()], [wanted], config.dtype)
-  return peers.Case(classify, len(video) * count_flops(config), off_by, **took)
+  off_by = turns.check(name, [classify()], [wanted], config.dtype)
+  return turns.Case(classify, len(video) * count_flops(config), off_by, **took)
 
 
-def peer_case(torch, config: MEViTConfig, name: str, pixels, wanted: np.ndarray) -> peers.Case:
+def peer_case(torch, config: MEViTConfig, name: str, pixels, wanted: np.ndarray) -> turns.Case:
   """One of transformers' ways."""
   peer = peers.peer_by(torch, config, name)
 
@@ -83,8 +83,8 @@ def peer_case(torch, config: MEViTConfig, name: str, pixels, wanted: np.ndarray)
     return logits
 
   logits, took = peers.first_call(torch, name, classify)
-  off_by = peers.check(name, [logits.float().cpu().numpy()], [wanted], config.dtype)
-  return peers.Case(classify, len(pixels) * count_flops(config), off_by, **took)
+  off_by = turns.check(name, [logits.float().cpu().numpy()], [wanted], config.dtype)
+  return turns.Case(classify, len(pixels) * count_flops(config), off_by, **took)
 
 
 if __name__ == '__main__':

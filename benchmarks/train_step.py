@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from benchmarks import peers
+from benchmarks import peers, turns
 from mevit_jax.command import no_arguments, run
 
 import jax  # isort: skip  # after benchmarks.peers, which says how it shares a GPU
@@ -40,18 +40,18 @@ def main(argv: Sequence[str]) -> None:
   """Checks, measures, and prints a table."""
   no_arguments(argv)
   torch = peers.import_torch()
-  dtype, peak = peers.chosen_dtype(), peers.peaks(peers.chosen_dtype(), flags.FLAGS.clock)[0]
-  batch, names = flags.FLAGS.batch_size or (8 if peers.on_gpu() else 1), peers.chosen_peers()
-  print(f'{flags.FLAGS.size}, batch {batch}, {dtype}, torch {torch.__version__}; {peers.describe()}')
+  dtype, peak = turns.chosen_dtype(), turns.peaks(turns.chosen_dtype(), flags.FLAGS.clock)[0]
+  batch, names = flags.FLAGS.batch_size or (8 if turns.on_gpu() else 1), peers.chosen_peers()
+  print(f'{flags.FLAGS.size}, batch {batch}, {dtype}, torch {torch.__version__}; {turns.describe()}')
   rows = []
   for frames in map(int, flags.FLAGS.frames):
     configs = configs_of(flags.FLAGS.size, frames, flags.FLAGS.pixels, dtype, flags.FLAGS.remat, flags.FLAGS.unroll)
     ours = {n: c for model in flags.FLAGS.models for n, c in peers.by_attention(model, configs[model]).items()}
     cases = cases_of(torch, configs['timesformer'], ours, names, batch)
     print(f'{frames}x{flags.FLAGS.pixels}; peak {peak / 1e9:.0f} GFLOP/s')
-    print(peers.HEAD)
-    rows += peers.measure(cases, batch, peak, peers.timing(), frames=frames)
-  peers.write(rows, size=flags.FLAGS.size, batch=batch, peak=peak)
+    print(turns.HEAD)
+    rows += turns.measure(cases, batch, peak, turns.timing(), frames=frames)
+  turns.write(rows, size=flags.FLAGS.size, batch=batch, peak=peak)
 
 
 def configs_of(size: str, frames: int, pixels: int, dtype: str, remat: str, unroll: int = 0) -> dict[str, MEViTConfig]:
@@ -68,7 +68,7 @@ def configs_of(size: str, frames: int, pixels: int, dtype: str, remat: str, unro
 
 def cases_of(
   torch, config: MEViTConfig, ours: dict[str, MEViTConfig], names: Sequence[str], batch: int
-) -> dict[str, peers.Case]:
+) -> dict[str, turns.Case]:
   """What is timed.
 
   Args:
@@ -91,13 +91,13 @@ def cases_of(
   return cases
 
 
-def our_case(name: str, config: MEViTConfig, params: dict | None, video, label, wanted) -> peers.Case:
+def our_case(name: str, config: MEViTConfig, params: dict | None, video, label, wanted) -> turns.Case:
   """Our training step; where params are given it is the peer's function, and checked."""
   model, off_by = build_model(config), float('nan')
   if params is not None:
     loss_of = jax.jit(jax.value_and_grad(lambda x: our_loss(model, params, x, label)))
     found = loss_of(normalise(jnp.asarray(video), MEAN, STD, 'float32'))
-    off_by = peers.check(name, found, wanted, config.dtype)
+    off_by = turns.check(name, found, wanted, config.dtype)
   optimizer = optax.sgd(RATE, MOMENTUM, nesterov=True)
   step = make_train_step(
     model, optimizer, augmentation=AugmentConfig(), mirrors=range(config.classes), mean=MEAN, std=STD,
@@ -105,14 +105,14 @@ def our_case(name: str, config: MEViTConfig, params: dict | None, video, label, 
   )  # fmt: skip
   state = jax.jit(lambda params: begin_state(optimizer, params))(params or model.init(jax.random.key(0)))
   batch = {'video': jnp.asarray(video), 'label': jnp.asarray(label)}
-  compiled, took = peers.compiled(jax.jit(step, donate_argnums=0), state, batch)
+  compiled, took = turns.compiled(jax.jit(step, donate_argnums=0), state, batch)
 
   def run_step():
     nonlocal state
     state, metrics = compiled(state, batch)
     return jax.block_until_ready(metrics)
 
-  return peers.Case(run_step, flops_of(config, len(video)), off_by, **took)
+  return turns.Case(run_step, flops_of(config, len(video)), off_by, **took)
 
 
 def flops_of(config: MEViTConfig, batch: int) -> int:
@@ -133,13 +133,13 @@ def peer_gradient(torch, peer, video: np.ndarray, label: np.ndarray) -> tuple[np
   return loss.detach().cpu().numpy(), np.moveaxis(gradient.cpu().numpy(), 2, -1)
 
 
-def peer_case(torch, config: MEViTConfig, name: str, video, label, wanted) -> peers.Case:
+def peer_case(torch, config: MEViTConfig, name: str, video, label, wanted) -> turns.Case:
   """The training step of one of transformers' ways."""
   peer = peers.peer_by(torch, config, name)
   clips, labels = peers.to_torch(torch, video), torch.tensor(label).long().to(peers.device())
   mixed = torch.autocast(peers.device(), torch.bfloat16, enabled=config.dtype == 'bfloat16')
   with mixed:
-    off_by = peers.check(name, peer_gradient(torch, peer, video, label), wanted, config.dtype)
+    off_by = turns.check(name, peer_gradient(torch, peer, video, label), wanted, config.dtype)
   optimizer = torch.optim.SGD(peer.parameters(), RATE, MOMENTUM, nesterov=True)
 
   def run_step():
@@ -152,7 +152,7 @@ def peer_case(torch, config: MEViTConfig, name: str, video, label, wanted) -> pe
     return loss.item()  # waits for the device
 
   _, took = peers.first_call(torch, name, run_step)
-  return peers.Case(run_step, flops_of(config, len(video)), off_by, **took)
+  return turns.Case(run_step, flops_of(config, len(video)), off_by, **took)
 
 
 if __name__ == '__main__':

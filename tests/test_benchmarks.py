@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import attention, decode, inference, peers, train_step
+from benchmarks import attention, decode, inference, peers, train_step, turns
 from mevit_jax.errors import UserError
 from mevit_jax.models.config import MEViTConfig, count_flops
 
@@ -60,7 +60,7 @@ def test_tpu_counts_every_block(tmp_path):
   assert 'libtpu 0.' in done.stdout
 
 
-ONCE = peers.Timing(1, 'cpu')
+ONCE = turns.Timing(1, 'cpu')
 
 
 @pytest.fixture
@@ -90,24 +90,24 @@ def test_floor_of_attention():
 
 def test_what_computes_something_else_is_not_timed():
   found, wanted = [np.array([1.0, 2.0])], [np.array([1.0, 2.001])]
-  assert peers.check('bf16', found, wanted, 'bfloat16') == pytest.approx(0.001 / 2.001)
+  assert turns.check('bf16', found, wanted, 'bfloat16') == pytest.approx(0.001 / 2.001)
   with pytest.raises(UserError, match=r'ours is 5\.0e-04 of the largest'):
-    peers.check('ours', found, wanted, 'float32')
+    turns.check('ours', found, wanted, 'float32')
   with pytest.raises(UserError, match='nan'):
-    peers.check('ours', [np.array([np.nan])], [np.array([1.0])], 'float32')
+    turns.check('ours', [np.array([np.nan])], [np.array([1.0])], 'float32')
 
 
 def test_peaks_of_a_gpu(monkeypatch):
   monkeypatch.setattr(jax, 'devices', lambda: [types.SimpleNamespace(device_kind='NVIDIA H200')])
-  assert peers.peaks('bfloat16') == (989e12, 4.8e12)
+  assert turns.peaks('bfloat16') == (989e12, 4.8e12)
 
 
 def test_turns_and_ratio():
   calls = []
-  times = peers.take_turns({'a': lambda: calls.append('a'), 'b': lambda: calls.append('b')}, ONCE)
+  times = turns.take_turns({'a': lambda: calls.append('a'), 'b': lambda: calls.append('b')}, ONCE)
   assert ''.join(calls) == 'abab'
   assert [len(found) for found in times.values()] == [1, 1]
-  assert peers.ratio({'ours': [1.0, 2.0, 4.0], 'peer': [3.0, 2.0, 8.0]}, 'ours', 'peer') == 2.0
+  assert turns.ratio({'ours': [1.0, 2.0, 4.0], 'peer': [3.0, 2.0, 8.0]}, 'ours', 'peer') == 2.0
 
 
 def small(**changes):
@@ -117,7 +117,7 @@ def small(**changes):
 
 def test_inference(torch):
   ours = {'ours': small(), 'ours plain': small(attention='plain')}
-  rows = peers.measure(inference.cases_of(torch, small(), ours, 2, ['eager', 'sdpa']), 2, 1e9, ONCE)
+  rows = turns.measure(inference.cases_of(torch, small(), ours, 2, ['eager', 'sdpa']), 2, 1e9, ONCE)
   assert [row['name'] for row in rows] == ['eager', 'sdpa', *ours]
   for row in rows:
     assert row['off_by'] <= 1e-5
@@ -132,7 +132,7 @@ def test_train_step(torch):
   cases = train_step.cases_of(torch, small(), ours, ['eager', 'sdpa'], 2)
   assert cases['timesformer'].off_by <= 1e-5
   assert cases['timesformer plain'].off_by <= 1e-5
-  rows = peers.measure(cases, 2, 1e9, ONCE)
+  rows = turns.measure(cases, 2, 1e9, ONCE)
   assert [row['name'] for row in rows] == ['eager', 'sdpa', *ours]
   for row in rows:
     assert row['share'] == pytest.approx(6 * count_flops(ours.get(row['name'], small())) / row['seconds'] / 1e9)
