@@ -3,7 +3,7 @@
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -32,10 +32,26 @@ def no_arguments(argv: Sequence[str]) -> None:
     raise UserError(f'unexpected argument {argv[1]!r}: every option is --name=value, see --help')
 
 
-def check_folder(flag: str, file: str | None) -> None:
-  """Raises a UserError if there is no folder for the file that a flag names, which is written once all is computed."""
-  if file and not Path(file).expanduser().parent.is_dir():
-    raise UserError(f'--{flag}={file}: there is no folder {Path(file).expanduser().parent}')
+def check_output(flag: str, file: str | None, suffixes: Sequence[str], videos: Iterable[Path]) -> None:
+  """Raises a UserError if the file that a flag names, which is written once all is computed, cannot be.
+
+  Args:
+    flag: its name.
+    file: what it was given.
+    suffixes: that the file may have; any if there are none.
+    videos: that are read: none of them is written over.
+  """
+  if not file:
+    return
+  path = Path(file).expanduser()
+  if not path.parent.is_dir():
+    raise UserError(f'--{flag}={file}: there is no folder {path.parent}')
+  if path.is_dir():
+    raise UserError(f'--{flag}={file} is a folder: name a file')
+  if suffixes and path.suffix.lower() not in suffixes:
+    raise UserError(f'--{flag}={file}: the name of that file ends with {" or ".join(suffixes)}')
+  if path.exists() and any(video.exists() and video.samefile(path) for video in videos):
+    raise UserError(f'--{flag}={file} is one of the videos: take another name')
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:

@@ -154,8 +154,8 @@ def main(argv: Sequence[str]) -> None:
   options = flags.FLAGS
   if not options.figure and not options.overlay:
     raise UserError('nothing to write: give --figure=FILE.png, --overlay=FILE.mp4 or both')
-  for name in ('figure', 'overlay'):
-    command.check_folder(name, getattr(options, name))
+  for name, suffix in (('figure', '.png'), ('overlay', '.mp4')):
+    command.check_output(name, getattr(options, name), (suffix,), [Path(argv[1]).expanduser()])
   explain(
     argv[1],
     options.workdir,

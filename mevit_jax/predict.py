@@ -217,8 +217,8 @@ def main(argv: Sequence[str]) -> None:
   with _named_files(argv[1:]) as videos:
     if options.overlay and len(videos) > 1:
       raise UserError(f'--overlay writes one video, and {len(videos)} were given')
-    for name in ('csv', 'figure', 'overlay'):
-      command.check_folder(name, getattr(options, name))
+    for name, suffixes in (('csv', ()), ('figure', ('.png', '.svg', '.pdf')), ('overlay', ('.mp4',))):
+      command.check_output(name, getattr(options, name), suffixes, videos.values())
     with contextlib.redirect_stdout(sys.stderr):  # what is said of checkpoints is no prediction
       predictor = Predictor(
         options.workdir,

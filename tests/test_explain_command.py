@@ -110,6 +110,8 @@ def test_what_is_wrong_is_one_line(workdir, video, options, words):
     (['video.mp4'], {}, 'nothing to write'),
     (['video.mp4'], {'figure': 'gone/looks.png'}, r'--figure=gone/looks\.png: there is no folder gone'),
     (['video.mp4'], {'overlay': 'gone/looks.mp4'}, r'--overlay=gone/looks\.mp4: there is no folder gone'),
+    (['video.mp4'], {'figure': '.'}, r'--figure=\. is a folder'),
+    (['video.mp4'], {'figure': 'looks.jpg'}, r'--figure=looks\.jpg: the name of that file ends with \.png'),
     (['video.mp4'], {'figure': 'looks.png', 'query': '1,2'}, '--query is FRAME,ROW,COLUMN of a patch'),
   ],
 )
@@ -118,6 +120,13 @@ def test_what_is_asked_for_is_looked_at_first(monkeypatch, arguments, options, w
   monkeypatch.setattr(explain.flags, 'FLAGS', types.SimpleNamespace(**{**asked, **options}))
   with pytest.raises(UserError, match=words):
     explain.main(['explain', *arguments])
+
+
+def test_a_video_is_not_written_over(monkeypatch, video):
+  asked = {'figure': None, 'overlay': str(video), 'workdir': 'nowhere'}
+  monkeypatch.setattr(explain.flags, 'FLAGS', types.SimpleNamespace(**asked))
+  with pytest.raises(UserError, match='is one of the videos: take another name'):
+    explain.main(['explain', str(video)])
 
 
 def test_a_workdir_of_an_older_version_is_refused(workdir, video, tmp_path):

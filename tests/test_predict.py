@@ -163,6 +163,10 @@ def test_what_is_refused(command, folder):
     ((), {}, 'name videos'),
     ((folder,), {'overlay': 'out.mp4'}, '--overlay writes one video, and 4 were given'),
     ((folder,), {'csv': str(folder / 'gone/out.csv')}, 'there is no folder'),
+    ((folder,), {'csv': str(folder)}, 'is a folder: name a file'),
+    ((folder,), {'figure': 'out.jpg'}, r'--figure=out\.jpg: the name of that file ends with \.png or \.svg or \.pdf'),
+    ((folder / 'd.webm',), {'overlay': 'out.webm'}, r'ends with \.mp4'),
+    ((folder,), {'csv': str(folder / 'd.webm')}, r'd\.webm is one of the videos: take another name'),
     ((folder,), {'workdir': str(folder)}, 'is no workdir'),
   ):
     with pytest.raises(UserError, match=what):

@@ -118,7 +118,7 @@ def draw_figure(path: Path, videos: Sequence[Shown]) -> None:
     (_draw_lines if len(video.parts) > 1 else _draw_bars)(below, video.parts)
     below.spines[['top', 'right']].set_visible(False)
     below.tick_params(labelsize=8)
-  figure.savefig(path, metadata={'Software': None})
+  figure.savefig(path)
 
 
 def _strip(frames: np.ndarray) -> np.ndarray:

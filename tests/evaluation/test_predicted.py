@@ -75,3 +75,9 @@ def test_a_figure(tmp_path):
       sizes.append(image.size)
       assert len(image.convert('RGB').getcolors(1 << 20)) > 500  # the frames are in it
   assert sizes[1][1] == 2 * sizes[0][1]
+
+
+@pytest.mark.parametrize(('suffix', 'start'), [('png', b'\x89PNG'), ('svg', b'<?xml'), ('pdf', b'%PDF')])
+def test_a_figure_of_every_kind(tmp_path, suffix, start):
+  draw_figure(tmp_path / f'figure.{suffix}', [Shown('a', np.zeros((2, 12, 16, 3), np.uint8), parts((0, 3, RUNS)))])
+  assert (tmp_path / f'figure.{suffix}').read_bytes().startswith(start)
