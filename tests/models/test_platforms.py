@@ -46,8 +46,8 @@ def kernel_here(monkeypatch):
     yield
 
 
-def params_of(config):
-  rng = np.random.default_rng(0)
+def params_of(config, seed=0):
+  rng = np.random.default_rng(seed)
   return jax.tree.map(lambda x: np.float32(0.3 * rng.normal(size=x.shape)), build_model(config).abstract)
 
 
@@ -55,15 +55,24 @@ def video_of(config, rows=2):
   return np.random.default_rng(1).normal(size=(rows, config.frames, *config.image_size, 3)).astype(np.float32)
 
 
-def logits_and_gradients(config, params, video, *places):
+def differentiated(config, *places):
   model = build_model(config, *places)
 
-  def loss(params):
+  @jax.jit
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def run(params, video):
     logits = model.apply(params, jnp.asarray(video, config.dtype))
     return (logits * np.arange(1, 6)).sum(), logits
 
-  (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-  return {'logits': np.asarray(logits), **dict(zip(names_of(gradients), jax.tree.leaves(gradients), strict=True))}
+  def logits_and_gradients(params, video):
+    (_, logits), gradients = run(params, video)
+    return {'logits': np.asarray(logits), **dict(zip(names_of(gradients), jax.tree.leaves(gradients), strict=True))}
+
+  return logits_and_gradients
+
+
+def logits_and_gradients(config, params, video, *places):
+  return differentiated(config, *places)(params, video)
 
 
 def errors(found, expected):
@@ -242,16 +251,27 @@ def test_fast_with_remat(remat):
 
 @pytest.mark.slow
 def test_bfloat16_is_no_worse_than_plain():
+  """Over many draws of the parameters: of one alone the ratio is between 0.88 and 1.17."""
   config = dataclasses.replace(CONFIG, image_size=(25, 15), frames=4)
-  inputs = params_of(config), video_of(config)
+  video, draws = video_of(config), [params_of(config, seed) for seed in range(24)]
   with jax.enable_x64():
-    exact = logits_and_gradients(dataclasses.replace(config, attention='plain', dtype='float64'), *inputs)
-  both = []
-  for attention in ('auto', 'plain'):
-    found = dataclasses.replace(config, attention=attention, dtype='bfloat16')
-    both.append(errors(logits_and_gradients(found, *inputs), exact))
-  fast, plain = (np.sqrt(np.mean(np.square(list(one.values())))) for one in both)
-  assert 1e-4 < fast < 1.1 * plain  # rounded, and the same rounding
+    run = differentiated(dataclasses.replace(config, attention='plain', dtype='float64'))
+    exact = [run(params, video) for params in draws]
+
+  def error(attention):
+    run = differentiated(dataclasses.replace(config, attention=attention, dtype='bfloat16'))
+    return np.sqrt(np.mean([_squares(run(params, video), e) for params, e in zip(draws, exact, strict=True)]))
+
+  fast, plain = error('auto'), error('plain')
+  assert 1e-3 < fast < 1.1 * plain  # rounded, and the same rounding
+
+
+def _squares(found, exact):
+  """The mean square of every tensor's error, as a share of its own; key biases have none in exact arithmetic."""
+  return [
+    np.mean(np.square(np.float64(found[name]) - x)) / np.mean(np.square(x))
+    for name, x in exact.items() if not str(name).endswith('key/bias')
+  ]  # fmt: skip
 
 
 @pytest.mark.parametrize('sizes', [{'data': 2, 'fsdp': 2, 'tensor': 2}, slow({'tensor': 4})])
