@@ -88,7 +88,7 @@ SMALL = """
 from configs import k400
 def get_config():
   config = k400.get_config('Ti/16')
-  config.model.update(image_size=(32, 32), frames=2, space_blocks=1, motion_blocks=1, class_blocks=0, unroll={unroll})
+  config.model.update(image_size=(96, 96), frames=4, space_blocks=1, motion_blocks=1, class_blocks=0, unroll={unroll})
   config.evaluation.crops = 1
   return config
 """
@@ -100,10 +100,25 @@ def test_a_tpu_that_is_not_there(tmp_path):
   """The command itself; batch 64 has about four times the arithmetic of 16, and as many bytes in collectives."""
   (tmp_path / 'small.py').write_text(SMALL.format(unroll=0))
   command = [sys.executable, '-m', 'mevit_jax.plan', f'--config={tmp_path}/small.py', '--topology=v5e:2x2', '--json']
-  done = subprocess.run([*command, '--batch=64,256'], cwd=ROOT, capture_output=True, text=True, env=None)
+  done = subprocess.run([*command, '--batch=64,256'], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   few, many = json.loads(done.stdout)
   assert few['train']['fits']
   assert 2 < many['train']['compute'] / few['train']['compute'] < 6
   np.testing.assert_allclose(many['train']['collective'], few['train']['collective'], rtol=0.01)
   assert 0 < few['train']['share_of_peak'][1] < 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='needs requirements-plan.txt')
+def test_two_slices_that_are_not_there(tmp_path):
+  """Gradients go between slices: all of them, in float32, each of four chips its quarter."""
+  (tmp_path / 'small.py').write_text(SMALL.format(unroll=0))
+  command = [sys.executable, '-m', 'mevit_jax.plan', f'--config={tmp_path}/small.py', '--topology=v5e:2x2', '--json']
+  wanted = ['--config.mesh.slice=2', '--noevaluation', '--batch=64']
+  done = subprocess.run([*command, *wanted], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  (found,) = json.loads(done.stdout)
+  (across,) = (row for row in found['train']['traffic'] if row['across_slices'])
+  assert (across['kind'], across['devices']) == ('all-reduce', 2)
+  assert found['train']['memory']['parameters'] / 4 == pytest.approx(across['bytes'], rel=0.1)  # whole tiles

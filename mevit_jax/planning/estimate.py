@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 
 import jax
-import numpy as np
 
 from mevit_jax.planning.chips import Chip, Topology, bandwidth
 from mevit_jax.planning.hlo import Collective, Kernel, read_program
@@ -26,7 +25,8 @@ class Traffic:
 
   Attributes:
     kind: 'all-reduce', ...
-    devices: that take part together.
+    devices: that take part together; slices, where it goes between them.
+    across_slices: it does, over their network: its bytes are each chip's own part.
     count: how many the step runs.
     bytes: of the arrays that they make or reduce, together.
     seconds: their bytes over the links, one collective after the other.
@@ -34,6 +34,7 @@ class Traffic:
 
   kind: str
   devices: int
+  across_slices: bool
   count: int
   bytes: int
   seconds: float
@@ -157,29 +158,23 @@ def bytes_a_device(tree) -> int:
 
 
 def _traffic(collectives: Sequence[Collective], topology: Topology, mesh: jax.sharding.Mesh) -> tuple[Traffic, ...]:
-  found: dict[tuple[str, int], list[float]] = {}
+  found: dict[tuple[str, int, bool], list[float]] = {}
   devices = mesh.devices.ravel()
   for collective in collectives:
-    members = devices[collective.groups[0]] if collective.groups.size else devices
-    total = found.setdefault((collective.kind, len(members)), [0, 0, 0])
+    members = list(devices[collective.groups[0]] if collective.groups.size else devices)
+    across = collective.slices > 1
+    total = found.setdefault((collective.kind, collective.slices if across else len(members), across), [0, 0, 0])
     for i, more in enumerate((1, collective.size, seconds_of(collective, topology, members) / collective.times)):
       total[i] += collective.times * more
-  rows = (Traffic(kind, n, int(count), int(size), s) for (kind, n), (count, size, s) in found.items())
+  rows = (Traffic(*key, int(count), int(size), s) for key, (count, size, s) in found.items())
   return tuple(sorted(rows, key=lambda row: -row.seconds))
 
 
-def seconds_of(collective: Collective, topology: Topology, members: np.ndarray) -> float:
-  """How long a collective's bytes take over the links of its devices; over slices, each sends its part of them."""
-  slices: dict[int, list[jax.Device]] = {}
-  for device in members:
-    slices.setdefault(getattr(device, 'slice_index', None) or 0, []).append(device)
-  inside = next(iter(slices.values()))
-  seconds = 0.0
-  if len(inside) > 1:
-    seconds += collective.sent(len(inside)) / bandwidth(topology.chip, topology, inside)
-  if len(slices) > 1:
-    seconds += collective.sent(len(slices)) / len(inside) / topology.chip.network
-  return seconds
+def seconds_of(collective: Collective, topology: Topology, members: Sequence[jax.Device]) -> float:
+  """How long a collective's bytes take over the links of its devices, or over the network between slices."""
+  if collective.slices > 1:
+    return collective.sent(collective.slices) / topology.chip.network
+  return collective.sent(len(members)) / bandwidth(topology.chip, topology, members) if len(members) > 1 else 0.0
 
 
 def limit_of(chip: Chip) -> str:

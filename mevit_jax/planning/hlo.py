@@ -11,6 +11,11 @@ import numpy as np
 _COLLECTIVE = re.compile(
   r'= (?P<type>\S.*?) (?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?P<start>-start)?\('
 )
+# Between slices of TPUs no collective is left: each chip sends its part into the network, where it is summed.
+_ACROSS = re.compile(
+  r' = \((?P<type>\w+\[[\d,]*\]).* send\(.*_xla_megascale_target="\{(?P<slices>[\d,]+)\}.*'
+  r'_xla_megascale_transfer_type="(?P<kind>\w+)"'
+)
 _COMPUTATION = re.compile(r'^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$')
 _ARRAY = re.compile(r'\b(?P<dtype>pred|[a-z]+\d+\w*)\[(?P<shape>[\d,]*)\]')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
@@ -38,6 +43,7 @@ class Collective:
     size: bytes of the whole arrays: what an all-gather makes, what a reduce-scatter reduces.
     groups: `groups size`, the devices that take part together, by their place in the mesh; empty is all in one.
     times: how often the program runs it.
+    slices: more than one where it goes between slices, over their network; its arrays are then each chip's own part.
   """
 
   kind: str
@@ -45,6 +51,7 @@ class Collective:
   size: int
   groups: np.ndarray
   times: int
+  slices: int = 1
 
   def sent(self, devices: int) -> float:
     """Bytes that each device sends, in all, where `devices` work together around a ring."""
@@ -108,6 +115,8 @@ def read_program(text: str) -> Program:
         cycles[_spent_on(line, matmuls)] += runs[name] * int(estimate[1])
       if name not in ongoing and (match := _COLLECTIVE.search(line)):
         collectives.append(_collective(match, line, name, runs[name]))
+      if match := _ACROSS.search(line):
+        collectives.append(_across_slices(match, runs[name]))
   return Program(dict(cycles), tuple(collectives), open_loops, tuple(kernels))
 
 
@@ -203,6 +212,12 @@ def _collective(match: re.Match, line: str, computation: str, times: int) -> Col
   if kind == 'all-reduce' and computation.startswith('all-reduce-scatter'):
     kind = 'reduce-scatter'  # as TPUs write it: an all-reduce of which each device keeps its part
   return Collective(kind, tuple(map(_shape, arrays)), int(size), groups, times)
+
+
+def _across_slices(match: re.Match, times: int) -> Collective:
+  kind, arrays = match['kind'].lower().replace('_', '-'), list(_ARRAY.finditer(match['type']))
+  slices = len(_numbers(match['slices']))
+  return Collective(kind, tuple(map(_shape, arrays)), int(_bytes(arrays)), np.zeros((0, 0), int), times, slices)
 
 
 def _made(match: re.Match) -> list[re.Match]:

@@ -66,7 +66,7 @@ def describe(plan: Plan, chip: Chip) -> str:
     f'{plan.topology}: {plan.chips} chips of {limit_of(chip)} and {chip.flops / 1e12:.0f} TFLOP/s; mesh {mesh}',
     f'  batch {plan.batch}{raised}, {plan.batch / plan.chips:g} a chip; learning rate {plan.learning_rate:.3g}',
     '  training step',
-    *_step(plan.train),
+    *step_lines(plan.train),
   ]
   if plan.train.fits and plan.train.compute:
     fast, slow = plan.clips_per_second
@@ -76,7 +76,7 @@ def describe(plan: Plan, chip: Chip) -> str:
       f'{_range(*plan.hours, "{:.2f}")} h'
     )
   if plan.evaluation:
-    lines += [f'  evaluation step, {plan.evaluation_batch} videos of {plan.views} views', *_step(plan.evaluation)]
+    lines += [f'  evaluation step, {plan.evaluation_batch} videos of {plan.views} views', *step_lines(plan.evaluation)]
   return '\n'.join(lines)
 
 
@@ -87,7 +87,8 @@ def memory_of(step: StepPlan) -> str:
   return f'{step.needed / _GIB:.2f} of {step.available / _GIB:.2f} GiB: {verdict}'
 
 
-def _step(step: StepPlan) -> list[str]:
+def step_lines(step: StepPlan) -> list[str]:
+  """What there is to say of a step, a line each."""
   parts = ', '.join(f'{name} {size / _GIB:.3f}' for name, size in step.memory.items())
   lines = [f'    memory       {memory_of(step)}' + (f'  ({parts})' if parts else '')]
   if not step.memory:
@@ -96,8 +97,9 @@ def _step(step: StepPlan) -> list[str]:
   lines.append(f'    work         {step.flops / 1e12:.4g} TFLOP{moved}; compiled in {step.compile_seconds:.0f} s')
   for row in step.traffic:
     lines.append(
-      f'    {row.kind:<19}{row.count:>4} x among {row.devices} chips, {row.bytes / 2**20:.4g} MiB, '
-      f'{1e3 * row.seconds:.3f} ms over the links'
+      f'    {row.kind:<19}{row.count:>4} x among {row.devices} {"slices" if row.across_slices else "chips"}, '
+      f'{row.bytes / 2**20:.4g} MiB{" a chip" if row.across_slices else ""}, '
+      f'{1e3 * row.seconds:.3f} ms over the {"network" if row.across_slices else "links"}'
     )
   if step.compute:
     spent = ', '.join(f'{name} {100 * cycles / sum(step.cycles.values()):.0f} %' for name, cycles in _largest(step))

@@ -18,12 +18,11 @@ class Device:
   """One that is not there."""
 
   coords: tuple[int, int, int]
-  slice_index: int = 0
   process_index: int = 0
 
 
-def grid(rows, columns, slice_index=0):
-  return [Device((x, y, 0), slice_index) for y in range(rows) for x in range(columns)]
+def grid(rows, columns):
+  return [Device((x, y, 0)) for y in range(rows) for x in range(columns)]
 
 
 def gather(size, times=1):
@@ -47,11 +46,8 @@ def test_links(name, group, links):
 
 
 def test_over_slices_each_chip_sends_its_part():
-  topology = chips.parse('v5e:4x4')
-  both = [*grid(4, 4), *grid(4, 4, 1)]
-  inside = 10**9 * 15 / 16 / (2 * V5E.link)
-  across = 10**9 / 2 / 16 / V5E.network
-  assert seconds_of(gather(10**9), topology, both) == pytest.approx(inside + across)
+  reduce = Collective('all-reduce', ((10**9,),), 10**9, np.zeros((0, 0), int), 2, slices=4)
+  assert seconds_of(reduce, chips.parse('v5e:4x4'), grid(4, 4)) == pytest.approx(2 * 2 * 3 / 4 * 10**9 / V5E.network)
 
 
 def test_gpus_send_through_their_switch_or_the_network():
@@ -86,10 +82,11 @@ def test_what_does_not_fit_says_by_how_much():
 
 
 def test_a_step_is_between_hidden_and_not():
-  traffic = (Traffic('all-reduce', 16, 1, 100, 0.25), Traffic('all-gather', 4, 2, 100, 0.5))
+  traffic = (Traffic('all-reduce', 16, False, 1, 100, 0.25), Traffic('all-reduce', 2, True, 2, 2**21, 0.5))
   step = StepPlan({'parameters': 1}, 1, 2, 100.0, 400.0, compute=0.5, cycles={'matmul': 3}, traffic=traffic)
   assert step.seconds == (0.75, 1.25)
   assert step.share_of_peak == pytest.approx((1 / 3, 0.2))
+  assert '2 x among 2 slices, 2 MiB a chip, 500.000 ms over the network' in '\n'.join(report.step_lines(step))
   assert StepPlan({'parameters': 1}, 1, 2, 100.0, 400.0, traffic=traffic).seconds == (0.0, 0.0)
 
 

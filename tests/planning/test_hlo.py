@@ -71,6 +71,20 @@ def test_a_collective_in_pieces_is_counted_once_and_a_tpus_reduce_scatter_told()
   assert sorted((one.kind, one.size) for one in found) == [('all-gather', 16), *[('reduce-scatter', 16)] * 2]
 
 
+def test_what_goes_between_slices():
+  """As libtpu writes it; scalars too, each as a register."""
+  (found,) = program(
+    '%send = (f32[256,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%bitcast, %after-all), channel_id=2, '
+    'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+    '_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2,3}x{0:3}",'
+    '_xla_megascale_transfer_type="ALL_REDUCE"}, backend_config={"flag_configs":[]}',
+    '%recv = (f32[256,8,128]{2,1,0:T(8,128)}, u32[], token[]) recv(%after-all), channel_id=1, is_host_transfer=true, '
+    'frontend_attributes={_xla_megascale_target="{1,2,3}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}',
+    '%done = token[] send-done(%send), channel_id=2, is_host_transfer=true',
+  ).collectives
+  assert (found.kind, found.slices, found.size) == ('all-reduce', 3, 4 * 256 * 8 * 128)
+
+
 LOOP = """
 %condition (s: (s32[], f32[4])) -> pred[] {
   %limit = s32[]{:T(128)} constant(5)
