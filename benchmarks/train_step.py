@@ -28,6 +28,7 @@ import optax  # isort: skip
 from mevit_jax.models.config import MEViTConfig, count_flops, variant
 from mevit_jax.models.functional import build_model
 from mevit_jax.training.augment import AugmentConfig, normalise
+from mevit_jax.training.heap import keep_memory
 from mevit_jax.training.objectives import cross_entropy
 from mevit_jax.training.state import begin_state
 from mevit_jax.training.steps import make_train_step
@@ -39,6 +40,7 @@ RATE, MOMENTUM = 1e-3, 0.9
 def main(argv: Sequence[str]) -> None:
   """Checks, measures, and prints a table."""
   no_arguments(argv)
+  keep_memory()  # as training does; PyTorch, in the same process, has it too
   torch = peers.import_torch()
   dtype, peak = turns.chosen_dtype(), turns.peaks(turns.chosen_dtype(), flags.FLAGS.clock)[0]
   batch, names = flags.FLAGS.batch_size or (8 if turns.on_gpu() else 1), peers.chosen_peers()

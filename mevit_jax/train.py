@@ -27,6 +27,7 @@ from mevit_jax.runs import (
   restored_state,
 )
 from mevit_jax.training.checkpoint import Checkpoints
+from mevit_jax.training.heap import keep_memory
 from mevit_jax.training.state import TrainState, chosen_params
 from mevit_jax.training.stop import Stop, StopError
 from mevit_jax.training.unreadable import Unreadable
@@ -44,6 +45,7 @@ def train(recipe: Recipe, workdir: str) -> dict[str, Any]:
     UserError: for what a recipe, a dataset or a workdir can have wrong, before anything is written.
     SystemExit: stopped by a signal, with 128 and its number: what starts failed jobs again then goes on with this one.
   """
+  keep_memory()
   recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, checkpoint='last'))
   run = prepare_run(recipe, Path(workdir).expanduser())
   check_workdir(run)
@@ -69,6 +71,7 @@ def train(recipe: Recipe, workdir: str) -> dict[str, Any]:
 
 def dry_run(recipe: Recipe, workdir: str) -> None:
   """Sends one batch through training and evaluation, and says what it took; writes nothing."""
+  keep_memory()
   run = prepare_run(recipe, Path(workdir).expanduser())
   check_workdir(run)
   print_summary(run)
