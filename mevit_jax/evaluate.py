@@ -20,6 +20,7 @@ from mevit_jax.parallel.hosts import host_rows
 from mevit_jax.parallel.mesh import make_mesh, row_shards
 from mevit_jax.parallel.placement import by_rows, each_device, keep_rows
 from mevit_jax.recipes import Recipe
+from mevit_jax.training.programs import keep_programs
 from mevit_jax.training.saved import Weights, open_saved
 from mevit_jax.training.steps import make_evaluation_step
 from mevit_jax.training.stop import Stop, StopError
@@ -38,6 +39,7 @@ def evaluate(recipe: Recipe, workdir: str) -> dict[str, Any]:
   """
   folder = Path(workdir).expanduser()
   saved = open_saved(folder, recipe.evaluation.checkpoint)
+  keep_programs(folder)
   weights = saved.weights(recipe.evaluation.weights)
   recipe = _as_trained(recipe, recipes.recipe_of(saved.about['recipe']), folder)
   mesh = make_mesh(recipe.mesh)

@@ -28,6 +28,7 @@ from mevit_jax.runs import (
 )
 from mevit_jax.training.checkpoint import Checkpoints
 from mevit_jax.training.heap import keep_memory
+from mevit_jax.training.programs import keep_programs
 from mevit_jax.training.state import TrainState, chosen_params
 from mevit_jax.training.stop import Stop, StopError
 from mevit_jax.training.unreadable import Unreadable
@@ -55,6 +56,7 @@ def train(recipe: Recipe, workdir: str) -> dict[str, Any]:
   if new:
     fresh = fresh_state(run)  # before anything is written: the weights it starts from may not load
     begin_workdir(run)
+  keep_programs(run.workdir)
   checkpoints = Checkpoints(run.workdir, recipe.training.keep, recipe.training.keep_best)
   try:
     # In this order: no second signal hurts what is being saved, and other hosts hear of a failure before that waits.
