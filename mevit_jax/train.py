@@ -83,8 +83,7 @@ def dry_run(recipe: Recipe, workdir: str) -> None:
   with contextlib.closing(_batches(run, 0)) as batches:
     for what in ('compiled and ran a training step', 'ran a second one'):
       start = time.monotonic()
-      batch = _inputs(next(batches), rows)
-      state, metrics = run.step(state, batch)
+      state, metrics = run.step(state, _inputs(next(batches), rows))
       print(f'{what}: loss {float(metrics["loss"]):.4f}, {time.monotonic() - start:.1f} s with its data', flush=True)
   start = time.monotonic()
   split = datasets.open_split(recipe.data.data_dir, recipe.data.dataset, recipe.evaluation.split)
@@ -115,7 +114,8 @@ def _loop(run: Run, state: TrainState, checkpoints: Checkpoints, stop: Stop) -> 
       progress.waited(time.monotonic() - start)
       unreadable.look(batch)
       state, step_metrics = run.step(state, _inputs(batch, rows))
-      watch.add(step, batch['used'], step_metrics)
+      watch.add(step, batch['used'].copy(), step_metrics)
+      del batch  # memory that is shared with a worker goes back before the workers end
       watch.settle(_AHEAD if step > first + 1 else 0)
       if step == first + 1:  # compiled now: the line of progress speaks of what comes after
         progress.begin(step)
