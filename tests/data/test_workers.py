@@ -17,14 +17,14 @@ from mevit_jax.errors import UserError
 
 def test_a_worker_that_is_killed_is_named_and_one_that_is_only_told_to_end_goes_on():
   with contextlib.closing(train_batches(Videos(), CLIP, batch_size=4, seed=5, workers=2)) as batches:
-    seen = [next(batches)]
+    seen = [next(batches) for _ in range(2)]  # one of each worker: both have begun
     children = psutil.Process().children()
     workers = [p for p in children if any('spawn_main' in word for word in p.cmdline())]
     assert len(workers) == 2
     for worker in workers:
       worker.send_signal(signal.SIGINT)
       worker.send_signal(signal.SIGTERM)
-    seen += [next(batches) for _ in range(9)]
+    seen += [next(batches) for _ in range(8)]
     assert_equal(seen, train(10))
     workers[1].kill()
     message = r"worker process [01] .* was killed by SIGKILL while it read video 'clip\d': .* memory .* data\.workers"
