@@ -20,6 +20,7 @@ from mevit_jax.parallel.hosts import host_rows
 from mevit_jax.parallel.mesh import make_mesh, row_shards
 from mevit_jax.parallel.placement import by_rows, each_device, keep_rows
 from mevit_jax.recipes import Recipe
+from mevit_jax.training.heap import keep_memory
 from mevit_jax.training.programs import keep_programs
 from mevit_jax.training.saved import Weights, open_saved
 from mevit_jax.training.steps import make_evaluation_step
@@ -37,6 +38,7 @@ def evaluate(recipe: Recipe, workdir: str) -> dict[str, Any]:
     UserError: for what a recipe, a dataset or a workdir can have wrong.
     SystemExit: one of several processes got SIGTERM, with which a process that is alone ends at once.
   """
+  keep_memory()
   folder = Path(workdir).expanduser()
   saved = open_saved(folder, recipe.evaluation.checkpoint)
   keep_programs(folder)

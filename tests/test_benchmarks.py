@@ -46,17 +46,16 @@ def test_other_frames_are_noticed():
 def test_tpu_counts_every_block(tmp_path):
   """Twice as many blocks more cost twice as much more: none is hidden in a loop."""
   command = [sys.executable, '-m', 'benchmarks.tpu', '--model=Ti/16', '--frames=2', '--batch=1']
-  command += ['--blocks=0+5,0+8,0+14', '--attention=auto,plain', f'--json={tmp_path / "rows.json"}']
+  command += ['--blocks=0+5,0+8,0+14', f'--json={tmp_path / "rows.json"}']
   done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   rows = json.loads((tmp_path / 'rows.json').read_text())
-  for how in ('auto', 'plain'):
-    few, more, most = (row for row in rows if row['attention'] == how)
-    # Of less than five blocks, what the compiler makes of the first and the last shows.
-    for name, within in {'mcycles': 0.05, 'cycles of matmul': 0.05, 'floor': 1e-6, 'kernels': 1e-6}.items():
-      assert most[name] - more[name] == pytest.approx(2 * (more[name] - few[name]), rel=within), (how, name)
-    assert (few['kernels'] > 0) == (how == 'auto')
-    assert 0 < most['share'] < 1
+  few, more, most = rows
+  # Of less than five blocks, what the compiler makes of the first and the last shows.
+  for name, within in {'mcycles': 0.05, 'cycles of matmul': 0.05, 'floor': 1e-6, 'kernels': 1e-6}.items():
+    assert most[name] - more[name] == pytest.approx(2 * (more[name] - few[name]), rel=within), name
+  assert few['kernels'] > 0
+  assert 0 < most['share'] < 1
   assert 'libtpu 0.' in done.stdout
 
 
