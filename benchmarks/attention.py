@@ -20,15 +20,15 @@ from functools import partial
 from absl import flags
 
 from benchmarks import peers, turns
-from mevit_jax.command import no_arguments, run
+from mevit_jax.cli.command import no_arguments, run
 from mevit_jax.errors import UserError
 
 import jax  # isort: skip  # after benchmarks.peers, which says how it shares a GPU
 import jax.numpy as jnp  # isort: skip
 import numpy as np  # isort: skip
 
+from mevit_jax.config.model import MEViTConfig
 from mevit_jax.models.attention import Heads, attend_by_cudnn, motion_attention, motion_groups
-from mevit_jax.models.config import MEViTConfig
 
 WIDTH = 64  # of a head
 

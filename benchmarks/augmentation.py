@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from mevit_jax import command
-from mevit_jax.models.config import MEViTConfig, variant
+from mevit_jax.augment.clip import augment
+from mevit_jax.augment.mixing import mix
+from mevit_jax.augment.randaugment import OPERATIONS, operate
+from mevit_jax.cli import command
+from mevit_jax.config.augment import AugmentConfig
+from mevit_jax.config.model import MEViTConfig, variant
 from mevit_jax.models.functional import build_model
-from mevit_jax.training.augment import AugmentConfig, augment
-from mevit_jax.training.mixing import mix
-from mevit_jax.training.randaugment import OPERATIONS, operate
 
 _CLIPS = flags.DEFINE_integer('clips', 8, 'Clips of a batch.')
 _FRAMES = flags.DEFINE_integer('frames', 8, 'Frames of a clip.')

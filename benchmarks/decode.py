@@ -27,10 +27,11 @@ import av
 import numpy as np
 from absl import flags
 
-from mevit_jax.command import run
-from mevit_jax.data.clips import ClipConfig, crop_resize, train_box, train_times
-from mevit_jax.data.reencode import Encoding, reencode
-from mevit_jax.data.video import decode, inspect
+from mevit_jax.cli.command import run
+from mevit_jax.config.data import ClipConfig
+from mevit_jax.video.clips import crop_resize, train_box, train_times
+from mevit_jax.video.decode import decode, inspect
+from mevit_jax.video.transcode import Encoding, reencode
 
 _CLIPS = flags.DEFINE_integer('clips', 20, 'Random clips to read of each video.', lower_bound=1)
 _FRONTIER = flags.DEFINE_bool('frontier', False, 'Also other ways to store the video.')

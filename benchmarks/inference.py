@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from absl import flags
 
 from benchmarks import peers, turns
-from mevit_jax.command import no_arguments, run
+from mevit_jax.cli.command import no_arguments, run
 
 import jax  # isort: skip  # after benchmarks.peers, which says how it shares a GPU
 import jax.numpy as jnp  # isort: skip
 import numpy as np  # isort: skip
 
-from mevit_jax.models.config import MEViTConfig, count_flops, variant
+from mevit_jax.config.model import MEViTConfig, count_flops, variant
 from mevit_jax.models.functional import build_model
 
 

@@ -27,10 +27,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from mevit_jax import command
-from mevit_jax.data import shards
-from mevit_jax.data.builders import moving_shapes
-from mevit_jax.training.saved import best_of, open_saved, steps_of
+from mevit_jax.checkpoint.reader import load_checkpoint, read_best, steps_of
+from mevit_jax.cli import command
+from mevit_jax.datasets import shards
+from mevit_jax.datasets.builders import moving_shapes
 
 ROOT = Path(__file__).parents[1]
 EVALUATE_EVERY = 25
@@ -137,7 +137,7 @@ def kill(session: Session, workdir: Path, random_: random.Random, tally: Tally) 
 
 def bits(workdir: Path) -> dict[str, bytes]:
   """Parameters and their running mean at the end of a run."""
-  saved = open_saved(workdir)
+  saved = load_checkpoint(workdir)
   trees = {'step': np.asarray(saved.step), 'raw': saved.params('raw'), 'ema': saved.params('ema')}
   return {jax.tree_util.keystr(path): np.asarray(x).tobytes() for path, x in jax.tree.leaves_with_path(trees)}
 
@@ -166,8 +166,8 @@ def run(folder: Path, kills: int, steps: int, seed: int, minutes: float) -> Tall
     found = bits(workdir)
     tally.complaints += [f'{workdir.name}: {name} differs' for name, x in expected.items() if found[name] != x]
     # One that a signal asked for may stand where a regular one does; as many stay, and the best is the best.
-    if (len(steps_of(workdir)), best_of(workdir)) != (len(steps_of(folder / 'alone')), best_of(folder / 'alone')):
-      tally.complaints.append(f'{workdir.name} keeps others: {steps_of(workdir)}, best {best_of(workdir)}')
+    if (len(steps_of(workdir)), read_best(workdir)) != (len(steps_of(folder / 'alone')), read_best(folder / 'alone')):
+      tally.complaints.append(f'{workdir.name} keeps others: {steps_of(workdir)}, best {read_best(workdir)}')
     shutil.rmtree(workdir)
     tally.finished, number, reached = tally.finished + 1, number + 1, 0
     print(f'{tally.table()}\n', flush=True)

@@ -20,10 +20,10 @@ import numpy as np
 from absl import flags
 
 from benchmarks import turns
+from mevit_jax.config.model import MEViTConfig
 from mevit_jax.errors import UserError
-from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.functional import Model
-from mevit_jax.weights.load import load
+from mevit_jax.pretrained.load import load
 
 
 def device() -> str:

@@ -25,9 +25,11 @@ import numpy as np
 import psutil
 from absl import flags
 
-from mevit_jax.command import run
-from mevit_jax.data import datasets, pipeline, video
-from mevit_jax.data.clips import ClipConfig
+from mevit_jax.cli.command import run
+from mevit_jax.config.data import ClipConfig
+from mevit_jax.data import pipeline
+from mevit_jax.datasets import reader as datasets
+from mevit_jax.video import decode as video
 
 _DATA_DIR = flags.DEFINE_string('data_dir', 'data', 'The folder of prepared datasets.')
 _DATASET = flags.DEFINE_string('dataset', '', 'A prepared dataset to read, instead of files.')

@@ -29,7 +29,7 @@ import numpy as np
 import psutil
 from absl import flags
 
-from mevit_jax import command
+from mevit_jax.cli import command
 
 VIDEO = flags.DEFINE_string('video', None, 'An mp4 file; if not given one is made: 300 frames of 340x256.')
 VIDEOS = flags.DEFINE_integer('videos', 100, 'How many files.', lower_bound=4)
@@ -96,7 +96,7 @@ def peer(folder: Path) -> float:
 
 def prepare(folder: Path, workers: str) -> Run:
   """One whole command."""
-  arguments = [sys.executable, '-m', 'mevit_jax.prepare', 'video_folder', folder / 'list.csv', '--name=copies']
+  arguments = [sys.executable, '-m', 'mevit_jax', 'prepare', 'video_folder', folder / 'list.csv', '--name=copies']
   arguments += [f'--data_dir={folder / "data"}', f'--workers={workers}', f'--encoding={ENCODING.value}']
   began = time.monotonic()
   peaks: dict[int, float] = {}

@@ -29,9 +29,9 @@ import numpy as np
 import optax
 from absl import flags
 
-from mevit_jax import command
+from mevit_jax.cli import command
+from mevit_jax.config.model import MEViTConfig, count_flops, variant
 from mevit_jax.errors import UserError
-from mevit_jax.models.config import MEViTConfig, count_flops, variant
 from mevit_jax.models.functional import build_model
 from mevit_jax.planning import chips
 from mevit_jax.planning.environment import prepare_process

@@ -18,19 +18,20 @@ from collections.abc import Sequence
 from absl import flags
 
 from benchmarks import peers, turns
-from mevit_jax.command import no_arguments, run
+from mevit_jax.cli.command import no_arguments, run
 
 import jax  # isort: skip  # after benchmarks.peers, which says how it shares a GPU
 import jax.numpy as jnp  # isort: skip
 import numpy as np  # isort: skip
 import optax  # isort: skip
 
-from mevit_jax.models.config import MEViTConfig, count_flops, variant
+from mevit_jax.augment.clip import normalize
+from mevit_jax.config.augment import AugmentConfig
+from mevit_jax.config.model import MEViTConfig, count_flops, variant
 from mevit_jax.models.functional import build_model
-from mevit_jax.training.augment import AugmentConfig, normalise
-from mevit_jax.training.heap import keep_memory
-from mevit_jax.training.objectives import cross_entropy
-from mevit_jax.training.state import begin_state
+from mevit_jax.training.losses import cross_entropy
+from mevit_jax.training.malloc import configure_malloc
+from mevit_jax.training.state import create_state
 from mevit_jax.training.steps import make_train_step
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -40,7 +41,7 @@ RATE, MOMENTUM = 1e-3, 0.9
 def main(argv: Sequence[str]) -> None:
   """Checks, measures, and prints a table."""
   no_arguments(argv)
-  keep_memory()  # as training does; PyTorch, in the same process, has it too
+  configure_malloc()  # as training does; PyTorch, in the same process, has it too
   torch = peers.import_torch()
   dtype, peak = turns.chosen_dtype(), turns.peaks(turns.chosen_dtype(), flags.FLAGS.clock)[0]
   batch, names = flags.FLAGS.batch_size or (8 if turns.on_gpu() else 1), peers.chosen_peers()
@@ -98,14 +99,14 @@ def our_case(name: str, config: MEViTConfig, params: dict | None, video, label, 
   model, off_by = build_model(config), float('nan')
   if params is not None:
     loss_of = jax.jit(jax.value_and_grad(lambda x: our_loss(model, params, x, label)))
-    found = loss_of(normalise(jnp.asarray(video), MEAN, STD, 'float32'))
+    found = loss_of(normalize(jnp.asarray(video), MEAN, STD, 'float32'))
     off_by = turns.check(name, found, wanted, config.dtype)
   optimizer = optax.sgd(RATE, MOMENTUM, nesterov=True)
   step = make_train_step(
     model, optimizer, augmentation=AugmentConfig(), mirrors=range(config.classes), mean=MEAN, std=STD,
     label_smoothing=0.0, accumulate=1, seed=0,
   )  # fmt: skip
-  state = jax.jit(lambda params: begin_state(optimizer, params))(params or model.init(jax.random.key(0)))
+  state = jax.jit(lambda params: create_state(optimizer, params))(params or model.init(jax.random.key(0)))
   batch = {'video': jnp.asarray(video), 'label': jnp.asarray(label)}
   compiled, took = turns.compiled(jax.jit(step, donate_argnums=0), state, batch)
 

@@ -1,7 +1,7 @@
-"""Where all recipes start: every field and its default. The fields are explained in mevit_jax/recipes.py."""
+"""Where all recipes start: every field and its default. The fields are explained in mevit_jax/experiment.py."""
 
-from mevit_jax.models.config import variant
-from mevit_jax.recipes import default_config
+from mevit_jax.config.flags import default_config
+from mevit_jax.config.model import variant
 
 
 def get_config(size: str = 'B/16'):

@@ -1,6 +1,6 @@
 """A tiny MEViT on moving_shapes, from scratch, on a laptop's CPU: four minutes on two cores, 100 % top-1.
 
-  python -m mevit_jax.prepare moving_shapes --data_dir=data
+  mevit prepare moving_shapes --data_dir=data
   python main.py --config=configs/demo.py --workdir=runs/demo
 
 `bash launch/demo.sh` does both, from a fresh machine on. Other ways of seeing motion, with the same budget:
@@ -24,7 +24,7 @@ def get_config():
     motion_blocks=2,
     class_blocks=1,
     block_size=2,
-    motion_start='random',  # from scratch there is no space attention worth copying
+    motion_init='random',  # from scratch there is no space attention worth copying
     drop_path=0.0,
     dtype='float32',
   )

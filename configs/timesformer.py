@@ -15,6 +15,6 @@ def get_config(size: str = 'B/16'):
   depth = model.space_blocks + model.motion_blocks + model.class_blocks
   model.space_blocks, model.motion_blocks, model.class_blocks = 0, depth, 0
   model.block_size = 1
-  model.order = 'time_space'
+  model.attention_order = 'time_space'
   model.class_token_in_motion = False
   return config

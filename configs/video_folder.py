@@ -1,6 +1,6 @@
 """MEViT on a folder of your own videos: 8 uniform segments, AdamW with a cosine.
 
-  python -m mevit_jax.prepare video_folder ROOT --data_dir=data --name=mine
+  mevit prepare video_folder ROOT --data_dir=data --name=mine
   python main.py --config=configs/video_folder.py --workdir=runs/mine --config.data.dataset=mine
 
 ROOT holds a folder of videos a class, or ROOT is a CSV of path,label. From scratch it needs many videos.

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mevit_jax.training.augment import AugmentConfig, augment
-from mevit_jax.training.mixing import mix
-from mevit_jax.training.randaugment import OPERATIONS, operate
+from mevit_jax.augment.clip import augment
+from mevit_jax.augment.mixing import mix
+from mevit_jax.augment.randaugment import OPERATIONS, operate
+from mevit_jax.config.augment import AugmentConfig
 
 FRAMES, SIZE, TEXT = 8, 72, 200
 FOLDER = Path(__file__).parent

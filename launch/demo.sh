@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 source launch/environment.sh
 
 environment .venv requirements.txt
-.venv/bin/python -m mevit_jax.prepare moving_shapes --data_dir="$folder/data"
+.venv/bin/mevit prepare moving_shapes --data_dir="$folder/data"
 .venv/bin/python main.py --config=configs/demo.py --workdir="$folder/run" --config.data.data_dir="$folder/data"
 
 echo

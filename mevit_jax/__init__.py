@@ -6,9 +6,9 @@ from typing import Any
 __version__ = '0.1.0'
 
 _EXPORTS = {
-  'MEViTConfig': 'mevit_jax.models.config',
-  'Prediction': 'mevit_jax.predictor',
-  'Predictor': 'mevit_jax.predictor',
+  'MEViTConfig': 'mevit_jax.config.model',
+  'Prediction': 'mevit_jax.inference.predictor',
+  'Predictor': 'mevit_jax.inference.predictor',
   'UserError': 'mevit_jax.errors',
   'build_model': 'mevit_jax.models.functional',
 }

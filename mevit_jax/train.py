@@ -10,13 +10,12 @@ from typing import Any
 import jax
 from clu import parameter_overview
 
-from mevit_jax.data import datasets, pipeline
+from mevit_jax.checkpoint.manager import CheckpointManager
+from mevit_jax.config.experiment import Config
+from mevit_jax.data import pipeline
+from mevit_jax.datasets import reader as datasets
 from mevit_jax.evaluate import evaluate_params, predict_split
-from mevit_jax.parallel.distributed import failure_told
-from mevit_jax.parallel.hosts import global_batch, host_rows
-from mevit_jax.parallel.placement import by_rows
-from mevit_jax.recipes import Recipe
-from mevit_jax.runs import (
+from mevit_jax.experiment import (
   Run,
   begin_workdir,
   check_hosts,
@@ -26,29 +25,31 @@ from mevit_jax.runs import (
   print_summary,
   restored_state,
 )
-from mevit_jax.training.checkpoint import Checkpoints
-from mevit_jax.training.heap import keep_memory
-from mevit_jax.training.programs import keep_programs
-from mevit_jax.training.state import TrainState, chosen_params
-from mevit_jax.training.stop import Stop, StopError
+from mevit_jax.parallel.distributed import propagate_failure
+from mevit_jax.parallel.hosts import global_batch, process_batch_slice
+from mevit_jax.parallel.placement import batch_sharding
+from mevit_jax.training.compilation_cache import enable_compilation_cache
+from mevit_jax.training.malloc import configure_malloc
+from mevit_jax.training.metrics import Progress, Writer
+from mevit_jax.training.nonfinite import NonFiniteError, Watch
+from mevit_jax.training.preemption import Stop, StopError
+from mevit_jax.training.state import TrainState, select_params
 from mevit_jax.training.unreadable import Unreadable
-from mevit_jax.training.watch import NonFiniteError, Watch
-from mevit_jax.training.writer import Progress, Writer
 
 # Steps that may be under way at once: enough to keep the devices busy, and few enough to bound memory.
 _AHEAD = 2
 
 
-def train(recipe: Recipe, workdir: str) -> dict[str, Any]:
+def train(config: Config, workdir: str) -> dict[str, Any]:
   """Trains, from the newest good checkpoint of the workdir if there is one; returns the last evaluation's results.
 
   Raises:
-    UserError: for what a recipe, a dataset or a workdir can have wrong, before anything is written.
+    UserError: for what a config, a dataset or a workdir can have wrong, before anything is written.
     SystemExit: stopped by a signal, with 128 and its number: what starts failed jobs again then goes on with this one.
   """
-  keep_memory()
-  recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, checkpoint='last'))
-  run = prepare_run(recipe, Path(workdir).expanduser())
+  configure_malloc()
+  config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, checkpoint='last'))
+  run = prepare_run(config, Path(workdir).expanduser())
   check_workdir(run)
   print_summary(run)
   fresh, new = None, not (run.workdir / 'config.json').exists()
@@ -56,11 +57,11 @@ def train(recipe: Recipe, workdir: str) -> dict[str, Any]:
   if new:
     fresh = fresh_state(run)  # before anything is written: the weights it starts from may not load
     begin_workdir(run)
-  keep_programs(run.workdir)
-  checkpoints = Checkpoints(run.workdir, recipe.training.keep, recipe.training.keep_best)
+  enable_compilation_cache(run.workdir)
+  checkpoints = CheckpointManager(run.workdir, config.training.keep, config.training.keep_best)
   try:
     # In this order: no second signal hurts what is being saved, and other hosts hear of a failure before that waits.
-    with Stop() as stop, contextlib.closing(checkpoints), failure_told(but=(StopError, NonFiniteError)):
+    with Stop() as stop, contextlib.closing(checkpoints), propagate_failure(but=(StopError, NonFiniteError)):
       saved = checkpoints.latest is not None
       state = restored_state(run, checkpoints) if saved else fresh or fresh_state(run)
       stop.check()
@@ -71,13 +72,13 @@ def train(recipe: Recipe, workdir: str) -> dict[str, Any]:
     raise SystemExit(128 + stopped.signal) from None
 
 
-def dry_run(recipe: Recipe, workdir: str) -> None:
+def dry_run(config: Config, workdir: str) -> None:
   """Sends one batch through training and evaluation, and says what it took; writes nothing."""
-  keep_memory()
-  run = prepare_run(recipe, Path(workdir).expanduser())
+  configure_malloc()
+  run = prepare_run(config, Path(workdir).expanduser())
   check_workdir(run)
   print_summary(run)
-  recipe, rows = run.recipe, by_rows(run.mesh)
+  config, rows = run.config, batch_sharding(run.mesh)
   print(parameter_overview.get_parameter_overview(run.model.abstract, include_stats=False))
   state = fresh_state(run)
   with contextlib.closing(_batches(run, 0)) as batches:
@@ -86,15 +87,15 @@ def dry_run(recipe: Recipe, workdir: str) -> None:
       state, metrics = run.step(state, _inputs(next(batches), rows))
       print(f'{what}: loss {float(metrics["loss"]):.4f}, {time.monotonic() - start:.1f} s with its data', flush=True)
   start = time.monotonic()
-  split = datasets.open_split(recipe.data.data_dir, recipe.data.dataset, recipe.evaluation.split)
-  some = [split.source[i] for i in range(min(len(split), recipe.evaluation.batch_size))]
-  predict_split(recipe, run.predict, run.mesh, state.params, dataclasses.replace(split, source=some))
+  split = datasets.open_split(config.data.data_dir, config.data.dataset, config.evaluation.split)
+  some = [split.source[i] for i in range(min(len(split), config.evaluation.batch_size))]
+  predict_split(config, run.predict, run.mesh, state.params, dataclasses.replace(split, source=some))
   print(f'compiled and ran an evaluation step: {time.monotonic() - start:.1f} s with its data')
 
 
-def _loop(run: Run, state: TrainState, checkpoints: Checkpoints, stop: Stop) -> dict[str, Any]:
+def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: Stop) -> dict[str, Any]:
   """Runs the steps from the state on; ends with a checkpoint and an evaluation."""
-  training, rows = run.recipe.training, by_rows(run.mesh)
+  training, rows = run.config.training, batch_sharding(run.mesh)
   first = int(state.step)
   writer = Writer(run.workdir, first)
   batches = _batches(run, first)
@@ -104,7 +105,7 @@ def _loop(run: Run, state: TrainState, checkpoints: Checkpoints, stop: Stop) -> 
   watch = Watch(training.on_nonfinite == 'stop', partial(_ids, run))
   results: dict[str, Any] = {}
   try:
-    if first and _evaluation_is_due(run, first) and not writer.has(first, run.recipe.evaluation.name):
+    if first and _evaluation_is_due(run, first) and not writer.has(first, run.config.evaluation.name):
       results = _evaluate(run, state, first, checkpoints, writer, stop)  # it was killed before it had done so
     for step in range(first + 1, run.steps + 1):
       if profiled and step == profiled[0]:
@@ -143,52 +144,52 @@ def _loop(run: Run, state: TrainState, checkpoints: Checkpoints, stop: Stop) -> 
     writer.close()
 
 
-def _save_before(state: TrainState, checkpoints: Checkpoints, run: Run) -> None:
+def _save_before(state: TrainState, checkpoints: CheckpointManager, run: Run) -> None:
   """Saves what the run would need to take the step again whose update was dropped."""
-  if run.recipe.training.on_nonfinite == 'stop':  # all updates since were dropped too
+  if run.config.training.on_nonfinite == 'stop':  # all updates since were dropped too
     state = dataclasses.replace(state, step=state.step - state.skipped)
   checkpoints.save(state, run.about)
 
 
 def _evaluation_is_due(run: Run, step: int) -> bool:
-  every = run.recipe.training.evaluate_every
+  every = run.config.training.evaluate_every
   return step == run.steps or (every > 0 and step % every == 0)
 
 
 def _evaluate(
-  run: Run, state: TrainState, step: int, checkpoints: Checkpoints, writer: Writer, stop: Stop
+  run: Run, state: TrainState, step: int, checkpoints: CheckpointManager, writer: Writer, stop: Stop
 ) -> dict[str, Any]:
   """Evaluates the state that was saved, and writes the accuracy to the metrics too."""
   results = _evaluate_params(run, state, step, stop)
-  name = run.recipe.evaluation.name
+  name = run.config.evaluation.name
   if 'top1' in results:  # a split without labels has none
-    checkpoints.note_evaluation(step, results['top1'], name)  # first: what the metrics hold is not evaluated again
+    checkpoints.record_evaluation(step, results['top1'], name)  # first: what the metrics hold is not evaluated again
     writer.write(step, {top: results[top] for top in ('top1', 'top5')}, name)
   return results
 
 
 def _evaluate_params(run: Run, state: TrainState, step: int, stop: Stop) -> dict[str, Any]:
-  weights, params = chosen_params(state, run.recipe.evaluation.weights)
+  weights, params = select_params(state, run.config.evaluation.weights)
   with stop.during_evaluation(step) as check:
     return evaluate_params(
-      run.recipe, run.predict, run.workdir, run.mesh, params, step, weights, picture=step == run.steps, check=check
+      run.config, run.predict, run.workdir, run.mesh, params, step, weights, picture=step == run.steps, check=check
     )
 
 
 def _batches(run: Run, start_step: int):
   """This host's rows of every batch from a step on."""
-  training = run.recipe.training
+  training = run.config.training
   return pipeline.train_batches(
     run.split.source,
-    run.recipe.clip,
+    run.config.clip,
     batch_size=training.batch_size,
     seed=training.seed,
-    repeats=run.recipe.data.repeats,
-    balance=run.recipe.data.balance,
+    repeats=run.config.data.repeated_augmentation,
+    balance=run.config.data.class_balance,
     labels=run.split.labels,
     start_step=start_step,
-    rows=host_rows(by_rows(run.mesh), training.batch_size),
-    workers=run.recipe.data.workers,
+    rows=process_batch_slice(batch_sharding(run.mesh), training.batch_size),
+    workers=run.config.data.workers,
   )
 
 

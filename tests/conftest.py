@@ -33,7 +33,7 @@ TINY = {
   'training.keep': 10,
   'evaluation.crops': 1,
   'evaluation.batch_size': 8,
-  'evaluation.looks': 0,  # it compiles the model once more
+  'evaluation.attention_maps': 0,  # it compiles the model once more
 }
 
 
@@ -55,8 +55,8 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope='session')
 def shapes_dir(tmp_path_factory):
   """A data_dir that holds a tiny moving_shapes: 24 and 11 videos of 8 frames of 24x24 pixels."""
-  from mevit_jax.data import shards
-  from mevit_jax.data.builders import moving_shapes
+  from mevit_jax.datasets import shards
+  from mevit_jax.datasets.builders import moving_shapes
 
   data_dir = tmp_path_factory.mktemp('data')
   shards.write(moving_shapes.build(data_dir, {'train': 24, 'validation': 11}, frames=8, size=24))
@@ -66,15 +66,15 @@ def shapes_dir(tmp_path_factory):
 @pytest.fixture(scope='session')
 def tiny(shapes_dir):
   """A function: fields of a recipe, by path -> the recipe of a model that trains in seconds, with those fields."""
-  from mevit_jax import recipes
+  from mevit_jax.config import experiment
 
   def recipe(**changes):
-    values = recipes.to_dict(recipes.Recipe())
+    values = experiment.to_dict(experiment.Config())
     for path, value in {**TINY, 'data.data_dir': str(shapes_dir), **changes}.items():
       section, field = path.split('.')
       assert field in values[section], path
       values[section][field] = value
-    return recipes.recipe_of(values)
+    return experiment.from_dict(values)
 
   return recipe
 
@@ -122,7 +122,7 @@ def exact_and_fast():
 @pytest.fixture
 def start(tmp_path):
   """A function that starts the processes of one run: see `hosts.starting`."""
-  from hosts import starting
+  from tests.helpers.hosts import starting
 
   yield from starting(tmp_path)
 
@@ -130,7 +130,7 @@ def start(tmp_path):
 @pytest.fixture(scope='module')
 def whole(tiny, tmp_path_factory, compile_once):
   """The workdir of a run of six steps that nothing interrupts, and its batches."""
-  from workdirs import recorded
+  from tests.helpers.workdirs import recorded
 
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
   return workdir, recorded(tiny(**{'training.evaluate_every': 4}), workdir)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks import attention, decode, inference, peers, train_step, turns
+from mevit_jax.config.model import MEViTConfig, count_flops
 from mevit_jax.errors import UserError
-from mevit_jax.models.config import MEViTConfig, count_flops
 
 
 def test_decode(capsys):

@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from workdirs import NAME, after, metrics, of_format_1, probabilities, results, without_labels
 
-from mevit_jax import evaluate, recipes, train
-from mevit_jax.data import datasets, pipeline, shards
-from mevit_jax.data.builders import moving_shapes
-from mevit_jax.data.video import VideoError
+from mevit_jax import evaluate, train
+from mevit_jax.config import experiment
+from mevit_jax.data import pipeline
+from mevit_jax.datasets import reader as datasets
+from mevit_jax.datasets import shards
+from mevit_jax.datasets.builders import moving_shapes
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation.results import read_results
+from mevit_jax.video.decode import VideoError
+from tests.helpers.workdirs import NAME, after, metrics, of_format_1, probabilities, results, without_labels
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
@@ -35,7 +38,7 @@ def test_what_a_run_leaves(whole, shapes_dir, tiny):
   about = json.loads((workdir / 'config.json').read_text())
   assert (about['class_names'], about['fingerprint']) == (list(split.class_names), split.fingerprint)
   recipe = tiny(**{'training.evaluate_every': 4, 'model.classes': 8})
-  assert recipes.recipe_of(about['recipe']) == recipe
+  assert experiment.from_dict(about['config']) == recipe
   assert {int(path.name) for path in (workdir / 'checkpoints').iterdir()} == {2, 4, 6}
   assert [step for step, *_ in batches] == [1, 2, 3, 4, 5, 6]
   assert sorted(index for _, rows, *_ in batches[:3] for index in rows) == list(range(24))  # an epoch
@@ -111,11 +114,11 @@ def test_evaluating_is_what_training_ends_with(whole, tmp_path):
   """From the command line, with a config file of one's own."""
   workdir, _ = whole
   run = after(6, workdir, tmp_path / 'run')
-  recipe = json.loads((workdir / 'config.json').read_text())['recipe']
+  recipe = json.loads((workdir / 'config.json').read_text())['config']
   (tmp_path / 'own.py').write_text(
     'from mevit_jax import recipes\n\n'
     'def get_config():\n'
-    '  config = recipes.default_config()\n'
+    '  config = config_flags.default_config()\n'
     f'  config.update({recipe!r})\n'
     '  return config\n'
   )
@@ -243,7 +246,7 @@ def test_the_demo_tells_eight_motions_apart(tmp_path):
     )
     assert done.returncode == 0, done.stderr
 
-  run('-m', 'mevit_jax.prepare', 'moving_shapes', f'--data_dir={tmp_path}/data')
+  run('-m', 'mevit_jax', 'prepare', 'moving_shapes', f'--data_dir={tmp_path}/data')
   run('main.py', '--config=configs/demo.py', f'--workdir={tmp_path}/run', f'--config.data.data_dir={tmp_path}/data')
   found = results(tmp_path / 'run')
   assert found['top1'] >= 0.95

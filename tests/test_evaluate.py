@@ -8,13 +8,15 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from hosts import ends
-from workdirs import with_checkpoint
 
-from mevit_jax import evaluate, runs
-from mevit_jax.data import datasets, shards
-from mevit_jax.data.builders import moving_shapes
+from mevit_jax import evaluate
+from mevit_jax import experiment as runs
+from mevit_jax.datasets import reader as datasets
+from mevit_jax.datasets import shards
+from mevit_jax.datasets.builders import moving_shapes
 from mevit_jax.evaluation.results import read_results
+from tests.helpers.hosts import ends
+from tests.helpers.workdirs import with_checkpoint
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from hosts import ends
-from workdirs import MEASURED, NAME, after
 
 from mevit_jax import train
 from mevit_jax.errors import UserError
 from mevit_jax.parallel import distributed
+from tests.helpers.hosts import ends
+from tests.helpers.workdirs import MEASURED, NAME, after
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
@@ -227,4 +227,4 @@ def test_tpu(monkeypatch, environ, expected):
 
 
 def test_one_process_has_gathered_at_once():
-  assert distributed.gathered(b'mine') == [b'mine']
+  assert distributed.allgather_bytes(b'mine') == [b'mine']

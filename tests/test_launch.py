@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mevit_jax.config.flags import default_config
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / 'launch').glob('*.sh'))
 # The options that gcloud 528 knows, by command; all of them know --project, --quiet and --format.
@@ -263,11 +265,10 @@ def test_jobset_fits_together(name):
 
 @pytest.mark.parametrize('name', JOBSETS)
 def test_jobset_gives_flags_that_main_has(name):
-  from mevit_jax import recipes
 
   (job,) = jobset(name)['spec']['replicatedJobs']
   (container,) = job['template']['spec']['template']['spec']['containers']
-  config = recipes.default_config()
+  config = default_config()
   for argument in container['args']:
     flag, _, value = argument.removeprefix('--').partition('=')
     if flag == 'config':

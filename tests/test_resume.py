@@ -11,13 +11,17 @@ import jax
 import numpy as np
 import psutil
 import pytest
-from workdirs import NAME, Recorder, after, assert_same_bits, metrics, recorded, refused, results, stored
 
-from mevit_jax import evaluate, recipes, runs, train
-from mevit_jax.data import datasets, pipeline, shards
-from mevit_jax.data.builders import moving_shapes
+from mevit_jax import evaluate, train
+from mevit_jax import experiment as runs
+from mevit_jax.checkpoint.reader import load_checkpoint
+from mevit_jax.config import experiment
+from mevit_jax.data import pipeline
+from mevit_jax.datasets import reader as datasets
+from mevit_jax.datasets import shards
+from mevit_jax.datasets.builders import moving_shapes
 from mevit_jax.errors import UserError
-from mevit_jax.training.saved import open_saved
+from tests.helpers.workdirs import NAME, Recorder, after, assert_same_bits, metrics, recorded, refused, results, stored
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
@@ -40,8 +44,9 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(whole, tiny, tmp_p
 
 KILLED = """
 import json, os, signal, sys
-from mevit_jax import recipes, train
-from mevit_jax.training.checkpoint import Checkpoints
+from mevit_jax import train
+from mevit_jax.config import experiment
+from mevit_jax.checkpoint.manager import CheckpointManager
 
 save = Checkpoints.save
 def save_and_die(self, state, about):
@@ -49,14 +54,14 @@ def save_and_die(self, state, about):
   if int(state.step) == 4:
     os.kill(os.getpid(), signal.SIGKILL)
 Checkpoints.save = save_and_die
-train.train(recipes.recipe_of(json.loads(sys.argv[1])), sys.argv[2])
+train.train(experiment.from_dict(json.loads(sys.argv[1])), sys.argv[2])
 """
 
 
 def test_a_run_that_was_killed_in_the_middle_of_a_checkpoint_goes_on(whole, tiny, tmp_path):
   workdir, batches = whole
   recipe = tiny(**{'training.evaluate_every': 4})
-  command = [sys.executable, '-c', KILLED, json.dumps(recipes.to_dict(recipe)), str(tmp_path / 'run')]
+  command = [sys.executable, '-c', KILLED, json.dumps(experiment.to_dict(recipe)), str(tmp_path / 'run')]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert done.returncode == -signal.SIGKILL, done.stderr
   step, _ = stored(tmp_path / 'run')
@@ -194,7 +199,7 @@ def test_a_running_mean_is_what_is_evaluated_and_goes_on(tiny, tmp_path):
   assert train.train(recipe, str(tmp_path / 'whole'))['checkpoint'] == {'step': 6, 'weights': 'ema'}
   recorded(recipe, tmp_path / 'run', stop=4)
   recorded(recipe, tmp_path / 'run')
-  one, other = (open_saved(tmp_path / name).params('ema') for name in ('whole', 'run'))
+  one, other = (load_checkpoint(tmp_path / name).params('ema') for name in ('whole', 'run'))
   jax.tree.map(np.testing.assert_array_equal, one, other)
   raw = evaluate.evaluate(tiny(**{'evaluation.weights': 'raw'}), str(tmp_path / 'run'))
   assert raw['checkpoint'] == {'step': 6, 'weights': 'raw'}

@@ -15,20 +15,13 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from mevit_jax.data.clips import (
-  Box,
-  ClipConfig,
-  crop_resize,
-  train_box,
-  train_times,
-  view_boxes,
-  view_times,
-)
-from mevit_jax.data.datasets import Source
+from mevit_jax.config.data import ClipConfig
 from mevit_jax.data.sampling import draws
-from mevit_jax.data.video import VideoError, decode
 from mevit_jax.data.workers import WorkerBatches, note_reading
+from mevit_jax.datasets.reader import Source
 from mevit_jax.errors import UserError
+from mevit_jax.video.clips import Box, crop_resize, train_box, train_times, view_boxes, view_times
+from mevit_jax.video.decode import VideoError, decode
 
 _DRAWS = 20  # unreadable videos in a row, for one row of a batch, that are replaced and no error
 
@@ -84,10 +77,11 @@ def train_batches(
 def check_batch(batch_size: int, repeats: int) -> None:
   """Raises a UserError for a batch that does not hold whole blocks of rows."""
   if batch_size < 1 or repeats < 1:
-    raise UserError(f'batch_size and data.repeats must be at least 1, not {batch_size} and {repeats}')
+    raise UserError(f'batch_size and data.repeated_augmentation must be at least 1, not {batch_size} and {repeats}')
   if repeats > 1 and batch_size % (2 * repeats):
     raise UserError(
-      f'training.batch_size {batch_size} is not divisible by {2 * repeats}: 2 videos x {repeats} data.repeats'
+      f'training.batch_size {batch_size} is not divisible by {2 * repeats} '
+      f'(2 videos x data.repeated_augmentation {repeats})'
     )
 
 

@@ -33,7 +33,7 @@ def draws(length: int, seed: int, balance: float = 0.0, labels: np.ndarray | Non
 def quotas(labels: np.ndarray, balance: float) -> np.ndarray:
   """How often an epoch draws each class, `classes`: whole numbers with the sum len(labels), by largest remainder."""
   if not 0 <= balance <= 1:
-    raise UserError(f'data.balance must be in [0, 1], not {balance}')
+    raise UserError(f'data.class_balance must be in [0, 1], not {balance}')
   counts = np.bincount(labels)
   weights = np.where(counts > 0, counts ** (1.0 - balance), 0)
   shares = weights / weights.sum() * len(labels)

@@ -10,7 +10,7 @@ Job = TypeVar('Job')
 Made = TypeVar('Made')
 
 
-def made_in_threads(
+def map_in_threads(
   make: Callable[[Job], Iterable[Made]], jobs: Iterable[Job], threads: int, ahead: int
 ) -> Generator[Made, None, None]:
   """What `make(job)` yields, of as many jobs at once as there are threads; a job's own in their order.

@@ -14,7 +14,7 @@ from typing import Any
 import grain
 from absl import flags
 
-from mevit_jax.data.processes import end_with_parent
+from mevit_jax.datasets.processes import end_with_parent
 from mevit_jax.errors import UserError
 
 _WHY = {

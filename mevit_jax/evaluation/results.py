@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from mevit_jax.config.evaluation import Average
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation import metrics
-from mevit_jax.evaluation.protocol import Average, Predictions
-from mevit_jax.parallel.distributed import is_first
-from mevit_jax.training.workdir import write_json
+from mevit_jax.evaluation.protocol import Predictions
+from mevit_jax.files import write_json
+from mevit_jax.parallel.distributed import is_main_process
 
 
 def summarise(predictions: Predictions) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def write_results(
   Where videos have no label there is a submission.csv too. Older results and pictures go.
   """
   results = {**summarise(predictions), **about}
-  if not is_first():
+  if not is_main_process():
     return results
   folder.mkdir(parents=True, exist_ok=True)
   for name in ('results.json', 'report.html', 'videos.png'):  # where results.json is, the other files are its own

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mevit_jax.models.config import MEViTConfig
+from mevit_jax.config.model import MEViTConfig
 
 
 class Heads(NamedTuple):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from mevit_jax.config.model import MEViTConfig
 from mevit_jax.models.attention import Heads, attend, by_heads
-from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.layers import gelu, layer_norm, linear
 from mevit_jax.models.platforms import Each, grouped
 
@@ -25,7 +25,7 @@ Keep = Callable[[jax.Array], jax.Array]
 _REMAT_KEEPS = ('attention', 'mlp')
 
 
-def as_it_is(x):
+def identity(x):
   """A `Keep` and an `Each` that does nothing: the devices are one, or need no telling."""
   return x
 
@@ -74,7 +74,7 @@ class PatchBlock(nnx.Module):
       setattr(self, f'{name}_attention', Attention(config, rngs))
     self.mlp = MLP(config, rngs)
 
-  def __call__(self, tokens: Tokens, drop_rate: jax.Array, key: jax.Array | None, each: Each = as_it_is) -> Tokens:
+  def __call__(self, tokens: Tokens, drop_rate: jax.Array, key: jax.Array | None, each: Each = identity) -> Tokens:
     keys = _split(key, len(self.order) + 1)
     for name, one_key in zip(self.order, keys, strict=False):
       tokens = _add(tokens, self._attention(name, tokens, each), drop_rate, one_key)
@@ -89,7 +89,7 @@ class PatchBlock(nnx.Module):
       patches, token = self._project(name, tokens)
       width = self.config.width // self.config.heads
       traced[name] = by_heads(patches, width), token and by_heads(token, width)
-      tokens = _add(tokens, self._attention(name, tokens, as_it_is), jnp.zeros(()), None)
+      tokens = _add(tokens, self._attention(name, tokens, identity), jnp.zeros(()), None)
     return traced
 
   def _attention(self, name: str, tokens: Tokens, each: Each) -> Tokens:
@@ -114,7 +114,7 @@ class ClassBlock(nnx.Module):
     self.class_attention = Attention(config, rngs)
     self.mlp = MLP(config, rngs)
 
-  def __call__(self, tokens: Tokens, drop_rate: jax.Array, key: jax.Array | None, each: Each = as_it_is) -> Tokens:
+  def __call__(self, tokens: Tokens, drop_rate: jax.Array, key: jax.Array | None, each: Each = identity) -> Tokens:
     del each  # one query an example: XLA's own attention serves everywhere
     keys = _split(key, 2)
     patches, token = tokens
@@ -150,8 +150,8 @@ class Stage(nnx.Module):
     tokens: Tokens,
     drop_rates: jax.Array,
     key: jax.Array | None,
-    keep: Keep = as_it_is,
-    each: Each = as_it_is,
+    keep: Keep = identity,
+    each: Each = identity,
   ) -> Tokens:
     """Runs the blocks one after the other, as one loop that `config.unroll` and `config.remat` shape.
 

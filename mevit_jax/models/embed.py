@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mevit_jax.models.config import MEViTConfig
+from mevit_jax.config.model import MEViTConfig
 from mevit_jax.models.order import to_block_order
 from mevit_jax.models.platforms import embedded
 

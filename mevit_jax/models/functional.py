@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mevit_jax.config.model import MEViTConfig
 from mevit_jax.errors import UserError
-from mevit_jax.models.blocks import Keep, Traced, as_it_is
-from mevit_jax.models.config import MEViTConfig
+from mevit_jax.models.blocks import Keep, Traced, identity
 from mevit_jax.models.mevit import STAGES, MEViT
 from mevit_jax.models.platforms import Each
 
@@ -44,15 +44,15 @@ class Model:
   unstack: Callable[[Params], Params]
 
 
-def build_model(config: MEViTConfig, keep: Keep = as_it_is, each: Each = as_it_is) -> Model:
+def build_model(config: MEViTConfig, keep: Keep = identity, each: Each = identity) -> Model:
   """The model of a config; a UserError where the number of classes is still open.
 
   Args:
     config: what it is.
     keep: what the tokens go through before every block and at the end: on many devices, a function that holds them
-      where they are to be (see `parallel/placement.keep_rows`); the model itself knows no devices.
+      where they are to be (see `parallel/placement.constrain_batch`); the model itself knows no devices.
     each: on many devices, makes of an attention of all rows and heads one in which each device has its own (see
-      `parallel/placement.each_device`): the compiler does not part kernels that are not its own.
+      `parallel/placement.shard_attention`): the compiler does not part kernels that are not its own.
   """
   if not config.classes:
     raise UserError('classes is 0: say how many labels the model tells apart')
@@ -61,7 +61,7 @@ def build_model(config: MEViTConfig, keep: Keep = as_it_is, each: Each = as_it_i
 
   def init(key: jax.Array) -> Params:
     params = nnx.to_pure_dict(nnx.state(MEViT(config, nnx.Rngs(key)), nnx.Param))
-    return start_motion(params, config.motion_start)
+    return init_motion(params, config.motion_init)
 
   def bind(params: Params, video: jax.Array) -> MEViT:
     check_params(params, abstract if _is_stacked(params) else jax.eval_shape(unstack, abstract))
@@ -90,7 +90,7 @@ def _is_stacked(params: Params) -> bool:
   return not any(isinstance(leaf, tuple) for leaf in leaves)
 
 
-def start_motion(params: Params, start: str) -> Params:
+def init_motion(params: Params, start: str) -> Params:
   """Sets how motion attention starts: as it is ('random'), from space attention ('copy'), or that and mute ('zero')."""
   if start == 'random' or 'motion' not in params:
     return params
@@ -106,7 +106,7 @@ def count_parameters(params: Params) -> int:
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
-def names_of(params: Params) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(params: Params) -> dict[str, tuple[int, ...]]:
   """Every parameter's path, 'motion/blocks/mlp/up/kernel', and shape."""
   leaves = jax.tree_util.tree_leaves_with_path(params)
   return {jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape) for path, leaf in leaves}
@@ -114,7 +114,7 @@ def names_of(params: Params) -> dict[str, tuple[int, ...]]:
 
 def check_params(params: Params, abstract: Params) -> None:
   """Raises a ValueError that names what differs: NNX itself would match parameters by position."""
-  given, wanted = names_of(params), names_of(abstract)
+  given, wanted = parameter_shapes(params), parameter_shapes(abstract)
   if given == wanted:
     return
   missing = [name for name in wanted if name not in given]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mevit_jax.models.config import MEViTConfig
+from mevit_jax.config.model import MEViTConfig
 from mevit_jax.models.platforms import sum_over_tokens
 
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mevit_jax.models.blocks import ClassBlock, Keep, PatchBlock, Stage, Tokens, Traced, as_it_is
-from mevit_jax.models.config import MEViTConfig
+from mevit_jax.config.model import MEViTConfig
+from mevit_jax.models.blocks import ClassBlock, Keep, PatchBlock, Stage, Tokens, Traced, identity
 from mevit_jax.models.embed import Embedding
 from mevit_jax.models.layers import layer_norm
 from mevit_jax.models.platforms import Each
@@ -33,7 +33,7 @@ class MEViT(nnx.Module):
     self.head = nnx.Linear(config.width, config.classes, kernel_init=jax.nn.initializers.zeros, rngs=rngs)
 
   def __call__(
-    self, video: jax.Array, key: jax.Array | None = None, keep: Keep = as_it_is, each: Each = as_it_is
+    self, video: jax.Array, key: jax.Array | None = None, keep: Keep = identity, each: Each = identity
   ) -> jax.Array:
     """Classifies clips.
 
@@ -50,7 +50,7 @@ class MEViT(nnx.Module):
     return self.head(self.norm(keep(token)).astype(self.head.kernel.dtype))  # eq. 9
 
   def tokens(
-    self, video: jax.Array, key: jax.Array | None = None, keep: Keep = as_it_is, each: Each = as_it_is
+    self, video: jax.Array, key: jax.Array | None = None, keep: Keep = identity, each: Each = identity
   ) -> tuple[jax.Array, jax.Array]:
     """The patches `b t n d` (in block order) and the class token `b d` after the last block."""
     config = self.config

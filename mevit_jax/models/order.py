@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mevit_jax.models.config import MEViTConfig
+from mevit_jax.config.model import MEViTConfig
 
 
 def to_block_order(grid: jax.Array, config: MEViTConfig) -> jax.Array:

@@ -11,6 +11,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from mevit_jax.config.model import MEViTConfig
 from mevit_jax.models.attention import (
   Attend,
   Heads,
@@ -20,7 +21,6 @@ from mevit_jax.models.attention import (
   motion_attention,
   space_attention,
 )
-from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.order import to_block_order
 
 # What makes of an attention one that runs on each device's own rows and heads, where there are many.
@@ -45,20 +45,20 @@ def grouped(
   plain = partial(_plain, name, config)
   if config.attention == 'plain':
     return plain(patches, token)
-  table = FASTEST['attention'] | ASKED.get(config.attention, {})
+  table = DEFAULT_KERNELS['attention'] | OPTIONAL_KERNELS.get(config.attention, {})
   fast = {platform: each(partial(attention, name, config)) for platform, attention in table.items()}
   return jax.lax.platform_dependent(patches, token, default=plain, **fast)
 
 
 def embedded(video: jax.Array, kernel: jax.Array, config: MEViTConfig) -> jax.Array:
   """Patches in block order times a kernel: `b t h w 3` and `ph pw 3 d` -> `b t n d`."""
-  fast = {platform: partial(embed, config) for platform, embed in FASTEST['embedding'].items()}
+  fast = {platform: partial(embed, config) for platform, embed in DEFAULT_KERNELS['embedding'].items()}
   return jax.lax.platform_dependent(video, kernel, default=partial(_by_product, config), **fast)
 
 
 def sum_over_tokens(x: jax.Array) -> jax.Array:
   """`... d` -> `d`, summed in float32 at least."""
-  return jax.lax.platform_dependent(x, default=_by_sum, **FASTEST['sum'])
+  return jax.lax.platform_dependent(x, default=_by_sum, **DEFAULT_KERNELS['sum'])
 
 
 def _plain(name: str, config: MEViTConfig, patches: Heads, token: Heads | None, attend: Attend = attend):
@@ -123,13 +123,13 @@ def _by_ones(x: jax.Array) -> jax.Array:
 
 
 # What is faster than plain XLA, by platforms as JAX names them; each is tested against what it stands for.
-FASTEST: dict[str, dict[str, Callable]] = {
+DEFAULT_KERNELS: dict[str, dict[str, Callable]] = {
   'attention': {'tpu': _by_kernel},  # logits stay on the chip, and no layout is moved
   'embedding': {'tpu': _by_convolution},  # patches as rows are two copies that cost as much as half a block
   'sum': {'tpu': _by_ones},  # the vector unit takes ten times as long
 }
 
 # What `config.attention` adds by name to the attentions above. Once it is timed and wins, it belongs there.
-ASKED: dict[str, dict[str, Callable]] = {
+OPTIONAL_KERNELS: dict[str, dict[str, Callable]] = {
   'cudnn': {'cuda': _by_cudnn},  # logits stay on the chip
 }

@@ -73,7 +73,7 @@ def found(
 
 
 @contextlib.contextmanager
-def joined(
+def initialize(
   coordinator: str | None = None, processes: int | None = None, process_id: int | None = None
 ) -> Iterator[None]:
   """Joins the other processes of this run, if there are any, before jax looks for devices; leaves together with them.
@@ -101,7 +101,7 @@ def joined(
 
 
 @contextlib.contextmanager
-def failure_told(but: type[BaseException] | tuple[type[BaseException], ...] = ()) -> Iterator[None]:
+def propagate_failure(but: type[BaseException] | tuple[type[BaseException], ...] = ()) -> Iterator[None]:
   """Tells the others of an exception here, if it is none of `but`, before it passes code that waits for them."""
   try:
     yield
@@ -111,12 +111,12 @@ def failure_told(but: type[BaseException] | tuple[type[BaseException], ...] = ()
     raise
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
   """Whether this process is the one that writes what is written once."""
   return jax.process_index() == 0
 
 
-def gathered(value: bytes) -> list[bytes]:
+def allgather_bytes(value: bytes) -> list[bytes]:
   """The bytes of every process, by process; all must call it."""
   if jax.process_count() == 1:
     return [value]

@@ -6,16 +6,16 @@ import jax
 import numpy as np
 
 from mevit_jax.errors import UserError
-from mevit_jax.parallel.mesh import row_shards
+from mevit_jax.parallel.mesh import batch_shards
 
 
-def host_rows(sharding: jax.sharding.NamedSharding, batch_size: int) -> slice:
+def process_batch_slice(sharding: jax.sharding.NamedSharding, batch_size: int) -> slice:
   """The contiguous rows of a global batch that this host's devices hold; hosts that share rows all read them.
 
   Raises:
     UserError: the devices do not divide the batch.
   """
-  parts, tensor = row_shards(sharding.mesh), sharding.mesh.shape['tensor']
+  parts, tensor = batch_shards(sharding.mesh), sharding.mesh.shape['tensor']
   if batch_size % parts:
     what = 'devices' if tensor == 1 else f'groups of {tensor} devices'
     raise UserError(f'training.batch_size {batch_size} is not divisible by the {parts} {what} that share it')
@@ -31,7 +31,7 @@ def host_rows(sharding: jax.sharding.NamedSharding, batch_size: int) -> slice:
   return slice(start, stop)
 
 
-def host_part(array: jax.Array) -> np.ndarray:
+def local_shards(array: jax.Array) -> np.ndarray:
   """This host's rows of a global array that is sharded by rows."""
   parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
   return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

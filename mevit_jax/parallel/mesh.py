@@ -1,34 +1,17 @@
 """The devices as a mesh of four axes: which of them share the batch, and which the parameters."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
+from mevit_jax.config.mesh import MeshConfig
 from mevit_jax.errors import UserError
 
 # The outermost first; a batch's rows lie over all but the last.
 AXES = ('slice', 'data', 'fsdp', 'tensor')
-ROW_AXES = AXES[:-1]
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-  """How many devices along each axis; rows of the batch are spread over slice, data and fsdp.
-
-  Attributes:
-    data: each holds all that its fsdp and tensor axes hold; -1 is as many as there are devices for.
-    fsdp: devices that share the parameters and the optimiser's state, and gather a block's weights when it runs.
-    tensor: devices that share every row: heads of the attentions, hidden width of the MLPs.
-    slice: TPU slices, joined by the data-centre network; only gradients cross it.
-  """
-
-  data: int = -1
-  fsdp: int = 1
-  tensor: int = 1
-  slice: int = 1
+BATCH_AXES = AXES[:-1]
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -56,9 +39,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   return jax.sharding.Mesh(np.asarray(devices[: math.prod(shape)]).reshape(shape), AXES)
 
 
-def row_shards(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
+def batch_shards(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
   """How many parts a batch's rows are cut into."""
-  return math.prod(mesh.shape[axis] for axis in ROW_AXES)
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def _place_of(device: jax.Device) -> tuple[int, int, int]:

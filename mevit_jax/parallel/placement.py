@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mevit_jax.errors import UserError
-from mevit_jax.parallel.mesh import ROW_AXES
+from mevit_jax.parallel.mesh import BATCH_AXES
 
 # (regular expression over a parameter's path, its partition): the first that matches (re.search) holds.
 Rules = Sequence[tuple[str, PartitionSpec]]
@@ -67,27 +67,27 @@ def put(tree, mesh: Mesh, rules: Rules = PARAMETERS):
   )
 
 
-def by_rows(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
   """A batch's sharding: its rows over the slice, data and fsdp axes, and whole over the tensor axis."""
-  return NamedSharding(mesh, PartitionSpec(ROW_AXES))
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def keep_rows(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+def constrain_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
   """A function for a model to put its activations through: they stay by rows, so that weights come to them.
 
   Without it the partitioner, which sees a width that is cut in the weights, may gather activations instead.
   """
-  return lambda x: jax.lax.with_sharding_constraint(x, by_rows(mesh))
+  return lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
-def each_device(mesh: Mesh) -> Callable[[Callable], Callable]:
+def shard_attention(mesh: Mesh) -> Callable[[Callable], Callable]:
   """A function for a model to put its attentions through: each device computes its own rows and heads, nothing is sent.
 
   An attention takes and gives arrays whose first axis are rows, and whose last are heads, side by side.
   """
 
   def specs(tree):
-    return jax.tree.map(lambda x: PartitionSpec(ROW_AXES, *[None] * (x.ndim - 2), 'tensor'), tree)
+    return jax.tree.map(lambda x: PartitionSpec(BATCH_AXES, *[None] * (x.ndim - 2), 'tensor'), tree)
 
   def parted(attention: Callable) -> Callable:
     def run(*args):

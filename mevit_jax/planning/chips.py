@@ -68,7 +68,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Chips that are joined: 'v5e:16x16' is 256 chips, 'h200:8' one machine with 8 GPUs, 'h200:2x8' two of them."""
+  """Chips that are initialize: 'v5e:16x16' is 256 chips, 'h200:8' one machine with 8 GPUs, 'h200:2x8' two of them."""
 
   name: str
   chip: Chip

@@ -23,8 +23,8 @@ def variables() -> dict[str, str]:
   return wanted
 
 
-def prepare_process(module: str) -> None:
-  """Starts this process again, as `python -m module`, unless the environment is as the compilers want it."""
+def prepare_process(command: str) -> None:
+  """Starts this process again, as `python -m mevit_jax COMMAND`, unless the environment is as the compilers want it."""
   wanted = variables()
   if any(os.environ.get(name) != value for name, value in wanted.items()):
-    os.execve(sys.executable, [sys.executable, '-m', module, *sys.argv[1:]], {**os.environ, **wanted})
+    os.execve(sys.executable, [sys.executable, '-m', 'mevit_jax', command, *sys.argv[1:]], {**os.environ, **wanted})

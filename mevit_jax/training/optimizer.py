@@ -1,79 +1,16 @@
 """Optimisers and schedules: TimeSformer's SGD in steps, and AdamW with a cosine."""
 
-import dataclasses
 import re
-from typing import Literal, get_args
 
 import jax
 import numpy as np
 import optax
 
+from mevit_jax.config.optimizer import OptimizerConfig
 from mevit_jax.errors import UserError
 
 # The model's stages, in the order of their blocks.
 _STAGES = ('space', 'motion', 'classify')
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-  """How parameters are updated; epochs are counted in training examples.
-
-  Attributes:
-    name: 'sgd' (Nesterov momentum; weight decay is part of the gradient) or 'adamw' (decoupled weight decay).
-    learning_rate: at `base_batch_size`; it is proportional to the global batch (Goyal et al. 2017).
-    base_batch_size: the global batch that `learning_rate` is for.
-    momentum: of SGD.
-    beta1: of AdamW, the decay of the gradient's mean.
-    beta2: of AdamW, the decay of the gradient's square.
-    weight_decay: rate.
-    no_decay: a regular expression; parameters whose path it matches (re.search) are not decayed. '' decays all.
-    freeze: a regular expression; parameters whose path it matches are not trained: '^(?!head)' trains the head alone.
-    layer_decay: what the learning rate is multiplied by for every block below the head (Clark et al. 2020); 1 is none.
-    schedule: 'steps' (times `decay_factor` at each of `decay_epochs`) or 'cosine' (to zero at the end).
-    decay_epochs: where the learning rate falls.
-    decay_factor: by how much it falls there.
-    warmup_epochs: the learning rate rises linearly from zero at first.
-    clip_norm: the gradient's largest global norm; 0 does not clip.
-  """
-
-  name: Literal['sgd', 'adamw'] = 'sgd'
-  learning_rate: float = 0.005
-  base_batch_size: int = 64
-  momentum: float = 0.9
-  beta1: float = 0.9
-  beta2: float = 0.999
-  weight_decay: float = 1e-4
-  no_decay: str = ''
-  freeze: str = ''
-  layer_decay: float = 1.0
-  schedule: Literal['steps', 'cosine'] = 'steps'
-  decay_epochs: tuple[float, ...] = (11.0, 14.0)
-  decay_factor: float = 0.1
-  warmup_epochs: float = 0.0
-  clip_norm: float = 0.0
-
-  def __post_init__(self):
-    for field in ('name', 'schedule'):
-      choices = get_args(type(self).__annotations__[field])
-      if getattr(self, field) not in choices:
-        raise UserError(f'optimizer.{field} must be one of {list(choices)}, not {getattr(self, field)!r}')
-    for field in ('learning_rate', 'weight_decay', 'warmup_epochs', 'clip_norm'):
-      if getattr(self, field) < 0:
-        raise UserError(f'optimizer.{field} must not be negative, and is {getattr(self, field)}')
-    for field in ('momentum', 'beta1', 'beta2'):
-      if not 0 <= getattr(self, field) < 1:
-        raise UserError(f'optimizer.{field} must be in [0, 1), not {getattr(self, field)}')
-    if self.decay_factor <= 0:
-      raise UserError(f'optimizer.decay_factor must be positive, not {self.decay_factor}')
-    if self.base_batch_size < 1:
-      raise UserError(f'optimizer.base_batch_size must be positive, not {self.base_batch_size}')
-    if not 0 < self.layer_decay <= 1:
-      raise UserError(f'optimizer.layer_decay must be in (0, 1], not {self.layer_decay}')
-    for field in ('no_decay', 'freeze'):
-      try:
-        re.compile(getattr(self, field))
-      except re.error as error:
-        raise UserError(f'optimizer.{field} is no regular expression: {error}') from None
 
 
 def make_schedule(config: OptimizerConfig, batch_size: int, steps_per_epoch: float, steps: int) -> optax.Schedule:

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mevit_jax.augment.clip import augment, normalize
+from mevit_jax.augment.mixing import mix
+from mevit_jax.config.augment import AugmentConfig
+from mevit_jax.config.data import Normalization
 from mevit_jax.models.functional import Model, Params
-from mevit_jax.training.augment import AugmentConfig, augment, normalise
-from mevit_jax.training.mixing import mix
-from mevit_jax.training.objectives import count_correct, cross_entropy, smooth_targets
+from mevit_jax.training.losses import count_correct, cross_entropy, smooth_targets
 from mevit_jax.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -23,8 +25,7 @@ def make_train_step(
   *,
   augmentation: AugmentConfig,
   mirrors: Sequence[int],
-  mean: Sequence[float],
-  std: Sequence[float],
+  normalization: Normalization,
   label_smoothing: float,
   accumulate: int,
   seed: int,
@@ -45,7 +46,7 @@ def make_train_step(
   mean, if the state has one.
   """
 
-  prepare = _make_inputs(model, augmentation, mirrors, mean, std, label_smoothing, sharding)
+  prepare = _make_inputs(model, augmentation, mirrors, normalization, label_smoothing, sharding)
   gradient_of = _make_gradient(model, prepare, accumulate, unit=2 if augmentation.mixes else 1)
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
@@ -75,14 +76,12 @@ def _advanced(state: TrainState, params: Params, opt_state, ema: float, applied:
   return TrainState(state.step + 1, params, opt_state, mean, jnp.where(applied, 0, state.skipped + 1))
 
 
-def make_evaluation_step(
-  model: Model, *, mean: Sequence[float], std: Sequence[float]
-) -> Callable[[Params, jax.Array], jax.Array]:
+def make_evaluation_step(model: Model, normalization: Normalization) -> Callable[[Params, jax.Array], jax.Array]:
   """The evaluation step: (params, video uint8 `b v t h w 3`) -> logits `b v classes`, float32."""
 
   def step(params: Params, video: jax.Array) -> jax.Array:
     def logits(view: jax.Array) -> jax.Array:
-      return model.apply(params, normalise(view, mean, std, model.config.dtype))
+      return model.apply(params, normalize(view, normalization, model.config.dtype))
 
     # One view after the other: memory is that of one, for any number of them.
     return jax.lax.map(logits, video.swapaxes(0, 1)).swapaxes(0, 1)  # b v classes
@@ -94,8 +93,7 @@ def _make_inputs(
   model: Model,
   augmentation: AugmentConfig,
   mirrors: Sequence[int],
-  mean: Sequence[float],
-  std: Sequence[float],
+  normalization: Normalization,
   label_smoothing: float,
   sharding: NamedSharding | None,
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -105,11 +103,11 @@ def _make_inputs(
   def inputs(video: jax.Array, labels: jax.Array, rows: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
     augment_keys, mix_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
-    video, labels = augment(video, labels, augment_keys, a, mirrors, mean, std)
+    video, labels = augment(video, labels, augment_keys, a, mirrors, normalization)
     targets = smooth_targets(labels, config.classes, label_smoothing)
     if a.mixes:
       video, targets = mix(video, targets, mix_keys, a.mixup, a.cutmix, a.mix_probability, a.cutmix_share)
-    return normalise(video, mean, std, config.dtype), targets
+    return normalize(video, normalization, config.dtype), targets
 
   if sharding is None:
     return inputs

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mevit_jax.errors import UserError
-from mevit_jax.parallel.distributed import gathered, is_first
+from mevit_jax.parallel.distributed import allgather_bytes, is_main_process
 
 # Preparation has decoded every video: so many that are unreadable now are a damaged disk, not a few bad videos.
 _WINDOW, _MOST = 1000, 100  # clips
@@ -32,7 +32,9 @@ class Unreadable:
       if line not in self._named:
         self._named.add(line)
         print(
-          f'unreadable, and another one was taken: {line}', file=sys.stdout if is_first() else sys.stderr, flush=True
+          f'unreadable, and another one was taken: {line}',
+          file=sys.stdout if is_main_process() else sys.stderr,
+          flush=True,
         )
     replaced = [bool(error) for error in errors]
     self._count += sum(replaced)
@@ -46,4 +48,4 @@ class Unreadable:
   def take(self) -> int:
     """How many clips were replaced since the last call, on all hosts; all of them call it."""
     count, self._count = self._count, 0
-    return sum(int(each) for each in gathered(str(count).encode()))
+    return sum(int(each) for each in allgather_bytes(str(count).encode()))

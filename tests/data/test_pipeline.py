@@ -3,13 +3,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from videos import make_video, picture
 
+from mevit_jax.config.data import ClipConfig
 from mevit_jax.data import pipeline
-from mevit_jax.data.clips import ClipConfig
 from mevit_jax.data.pipeline import eval_batches, train_batches
-from mevit_jax.data.video import VideoError, decode
 from mevit_jax.errors import UserError
+from mevit_jax.video.decode import VideoError, decode
+from tests.helpers.videos import make_video, picture
 
 CLIP = ClipConfig(frames=3, size=(16, 16), stride=4, short_side=(20, 24))
 VIDEO = make_video([picture(i) for i in range(20)])
@@ -103,10 +103,10 @@ def test_rows_of_all_hosts_are_the_batch(hosts, options):
   share = 12 // hosts
   options = {'batch_size': 12, **options}
   parts = [train(rows=slice(h * share, (h + 1) * share), **options) for h in range(hosts)]
-  joined = [
+  initialize = [
     {name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in zip(*parts, strict=True)
   ]
-  assert_equal(joined, train(**options))
+  assert_equal(initialize, train(**options))
 
 
 @pytest.mark.parametrize('options', [{}, REPEATED], ids=['plain', 'repeated'])

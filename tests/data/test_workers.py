@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_pipeline import CLIP, Videos, assert_equal, train
 
 from mevit_jax.data.pipeline import train_batches
 from mevit_jax.errors import UserError
+from tests.data.test_pipeline import CLIP, Videos, assert_equal, train
 
 
 def test_a_worker_that_is_killed_is_named_and_one_that_is_only_told_to_end_goes_on():

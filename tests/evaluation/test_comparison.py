@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import ABOUT, predictions
 from scipy import stats
 
-from mevit_jax import compare, recipes
+from mevit_jax.checkpoint.workdir import write_workdir
+from mevit_jax.cli import compare
+from mevit_jax.config import experiment
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation import comparison
 from mevit_jax.evaluation.results import summarise, write_results
-from mevit_jax.training.workdir import write_workdir
+from tests.helpers.predictions import ABOUT, predictions
 
 NAMES = tuple(f'class {i}' for i in range(12))
 ROOT = Path(__file__).parents[2]
@@ -109,9 +110,9 @@ def test_what_cannot_be_compared(other, match):
 def workdirs(tmp_path):
   """Two runs with another seed and block size, evaluated alike, and the second in another way too."""
   for seed, name in enumerate(('a', 'b')):
-    recipe = recipes.to_dict(recipes.Recipe())
+    recipe = experiment.to_dict(experiment.Config())
     recipe['training']['seed'] = seed
-    write_workdir(tmp_path / name, {'recipe': recipe, 'class_names': NAMES, 'fingerprint': 'f'})
+    write_workdir(tmp_path / name, {'config': recipe, 'class_names': NAMES, 'fingerprint': 'f'})
     write_results(tmp_path / name / 'evaluation/validation-2x1', predictions(seed=seed), NAMES, ABOUT)
   return tmp_path
 
@@ -121,7 +122,7 @@ def folders(workdirs):
 
 
 def test_the_command(workdirs):
-  command = [sys.executable, '-m', 'mevit_jax.compare', workdirs / 'a', workdirs / 'b', '--videos=2']
+  command = [sys.executable, '-m', 'mevit_jax', 'compare', workdirs / 'a', workdirs / 'b', '--videos=2']
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
   assert (done.returncode, done.stderr) == (0, '')
   found = compare.compare_evaluations(*folders(workdirs))

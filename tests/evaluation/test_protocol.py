@@ -7,13 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from mevit_jax.data import datasets, pipeline
-from mevit_jax.data.clips import ClipConfig
+from mevit_jax.config.data import ClipConfig
+from mevit_jax.config.evaluation import EvaluationConfig
+from mevit_jax.config.mesh import MeshConfig
+from mevit_jax.data import pipeline
+from mevit_jax.datasets import reader as datasets
 from mevit_jax.errors import UserError
-from mevit_jax.evaluation.protocol import EvaluationConfig, Predictions, predict_all
-from mevit_jax.parallel.hosts import host_rows
-from mevit_jax.parallel.mesh import MeshConfig, make_mesh
-from mevit_jax.parallel.placement import by_rows
+from mevit_jax.evaluation.protocol import Predictions, predict_all
+from mevit_jax.parallel.hosts import process_batch_slice
+from mevit_jax.parallel.mesh import make_mesh
+from mevit_jax.parallel.placement import batch_sharding
 
 CLIP = ClipConfig(frames=2, size=(8, 8), stride=3, short_side=(8, 8))
 WEIGHTS = np.random.default_rng(0).normal(size=(2 * 8 * 8 * 3, 8)).astype(np.float32)
@@ -47,9 +50,9 @@ def source(shapes_dir):
 
 
 def predict(source, batch_size, devices=1, report=lambda done: None):
-  rows = by_rows(make_mesh(MeshConfig(data=devices)))
+  rows = batch_sharding(make_mesh(MeshConfig(data=devices)))
   batches = pipeline.eval_batches(
-    source, CLIP, crops=2, clips=2, batch_size=batch_size, rows=host_rows(rows, batch_size)
+    source, CLIP, crops=2, clips=2, batch_size=batch_size, rows=process_batch_slice(rows, batch_size)
   )
   try:
     return predict_all(jax.jit(step, out_shardings=rows), WEIGHTS, batches, rows, report)

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from mevit_jax.errors import UserError
-from mevit_jax.evaluation import report
 from mevit_jax.evaluation import results as results_module
 from mevit_jax.evaluation.metrics import wilson
 from mevit_jax.evaluation.protocol import Predictions
 from mevit_jax.evaluation.results import read_results, summarise, write_results
+from mevit_jax.report import strips as report
 
 NAMES = ('a', 'b', 'ça, "c"', '$d$ \\frac', 'e', 'f')
 

@@ -3,13 +3,13 @@
 import dataclasses
 
 import jax.numpy as jnp
-import naive
 import numpy as np
 import pytest
-from cases import TINY
-from naive import assert_close
 
 from mevit_jax.models.attention import Heads, attend, motion_attention
+from tests.helpers import naive
+from tests.helpers.cases import TINY
+from tests.helpers.naive import assert_close
 
 
 def random_heads(*shape):

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import case, edited
+
+from tests.helpers.cases import case, edited
 
 UPDATES = {
   'space': ('space_attention', 'mlp'),

@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from naive import assert_close, forward, random_params, random_video
 
-from mevit_jax.models.config import MEViTConfig
+from mevit_jax.config.model import MEViTConfig
 from mevit_jax.models.functional import build_model
 from mevit_jax.models.order import from_block_order
+from tests.helpers.naive import assert_close, forward, random_params, random_video
 
 
 def tiny(grid, frames, stages, block_size, **fields):

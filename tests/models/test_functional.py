@@ -8,11 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from naive import random_params, random_video
 
+from mevit_jax.config.model import MEViTConfig
 from mevit_jax.errors import UserError
-from mevit_jax.models.config import MEViTConfig
-from mevit_jax.models.functional import build_model, count_parameters, names_of
+from mevit_jax.models.functional import build_model, count_parameters, parameter_shapes
+from tests.helpers.naive import random_params, random_video
 
 ROOT = Path(__file__).parents[2]
 CONFIG = MEViTConfig(
@@ -34,7 +34,7 @@ VIDEO = random_video(CONFIG)
 def test_params_are_plain_dicts_of_float32_as_promised():
   params = jax.jit(MODEL.init)(jax.random.key(0))
   assert jax.tree.structure(params) == jax.tree.structure(MODEL.abstract)
-  assert names_of(params) == names_of(MODEL.abstract)
+  assert parameter_shapes(params) == parameter_shapes(MODEL.abstract)
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype('float32')}
   assert all(all(np.shape(leaf)) for leaf in jax.tree.leaves(params))  # no array of size zero
   branches = [params]
@@ -75,7 +75,7 @@ def test_a_model_without_classes_is_an_error():
 
 
 def test_names_and_counts():
-  names = names_of(MODEL.abstract)
+  names = parameter_shapes(MODEL.abstract)
   assert names['motion/blocks/motion_attention/query/kernel'] == (2, 8, 2, 4)
   assert count_parameters(MODEL.abstract) == sum(map(np.prod, names.values()))
 

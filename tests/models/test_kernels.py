@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import Literal
-from naive import assert_close
 
+from mevit_jax.config.model import MEViTConfig
 from mevit_jax.models.attention import Heads, motion_attention, space_attention
-from mevit_jax.models.config import MEViTConfig
 from mevit_jax.models.kernels import fused_attention, fused_cost, supported
+from tests.helpers.naive import assert_close
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,7 +165,7 @@ COMPILE = """
 import sys
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
-from mevit_jax.models.config import MEViTConfig
+from mevit_jax.config.model import MEViTConfig
 from mevit_jax.models.kernels import fused_attention
 for name in ('v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'):
   device = topologies.get_topology_desc(platform='tpu', topology_name=name).devices[0]

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import TINY, case, edited
-from naive import assert_close, random_video
 
-from mevit_jax.models.config import MEViTConfig
-from mevit_jax.models.functional import build_model, names_of, start_motion
+from mevit_jax.config.model import MEViTConfig
+from mevit_jax.models.functional import build_model, init_motion, parameter_shapes
+from tests.helpers.cases import TINY, case, edited
+from tests.helpers.naive import assert_close, random_video
 
 
 def value_and_grad(model, params, video, key=None):
@@ -30,7 +30,7 @@ def gradients(**fields):
   """Gradients of all but key biases, whose own is nothing but rounding."""
   model, params, video = case(space_blocks=2, motion_blocks=0, class_blocks=0, **fields)
   _, gradients = jax.jit(functools.partial(value_and_grad, model))(params, video)
-  named = zip(names_of(gradients), jax.tree.leaves(gradients), strict=True)
+  named = zip(parameter_shapes(gradients), jax.tree.leaves(gradients), strict=True)
   return {name: x for name, x in named if not name.endswith('key/bias')}
 
 
@@ -77,7 +77,7 @@ def without_motion(params):
 def test_motion_attention_adds_nothing_at_first(start):
   model, params, video = case(class_blocks=0)
   still, _, _ = case(space_blocks=2, motion_blocks=0, class_blocks=0)
-  params = start_motion(params, start)
+  params = init_motion(params, start)
   tokens = jax.jit(model.tokens)(params, video)
   expected = jax.jit(still.tokens)(without_motion(params), video)
   distance = max(np.abs(a - e).max() for a, e in zip(tokens, expected, strict=True))
@@ -85,7 +85,7 @@ def test_motion_attention_adds_nothing_at_first(start):
 
 
 def test_motion_attention_starts_from_space_attention():
-  zero, copy, random = (start_motion(case()[1], start)['motion']['blocks'] for start in ('zero', 'copy', 'random'))
+  zero, copy, random = (init_motion(case()[1], start)['motion']['blocks'] for start in ('zero', 'copy', 'random'))
   space = random['space_attention']
   jax.tree.map(np.testing.assert_array_equal, copy['motion_attention'], space)
   for part in ('norm', 'query', 'key', 'value'):
@@ -95,7 +95,7 @@ def test_motion_attention_starts_from_space_attention():
 
 
 def test_every_kernel_is_a_draw_of_its_own():
-  model, _, _ = case(motion_start='random', space_blocks=2, motion_blocks=2, class_blocks=2)
+  model, _, _ = case(motion_init='random', space_blocks=2, motion_blocks=2, class_blocks=2)
   params = jax.jit(model.init)(jax.random.key(0))
   kernels = [
     np.ravel(kernel)
@@ -132,7 +132,7 @@ def test_class_blocks_leave_the_patches_as_they_are():
 def test_order_matters():
   first, params, video = case()
   second, _, _ = case(order='time_space')
-  assert names_of(first.abstract) == names_of(second.abstract)
+  assert parameter_shapes(first.abstract) == parameter_shapes(second.abstract)
   distance = jax.jit(first.apply)(params, video) - jax.jit(second.apply)(params, video)
   assert np.abs(distance).max() > 0.1
 
@@ -141,7 +141,7 @@ def test_order_matters():
 def test_every_parameter_has_a_gradient_but_key_biases(classify):
   model, params, video = case(class_blocks=classify)
   _, gradients = jax.jit(functools.partial(value_and_grad, model))(params, video)
-  names = names_of(gradients)
+  names = parameter_shapes(gradients)
   for name, gradient in zip(names, jax.tree.leaves(gradients), strict=True):
     assert np.all(np.isfinite(gradient)), name
     # A bias of all keys alike moves all logits of a softmax alike.

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mevit_jax.config.mesh import MeshConfig
+from mevit_jax.config.model import MEViTConfig
 from mevit_jax.models import platforms
 from mevit_jax.models.attention import Heads
-from mevit_jax.models.config import MEViTConfig
-from mevit_jax.models.functional import build_model, names_of
-from mevit_jax.parallel.mesh import MeshConfig, make_mesh
-from mevit_jax.parallel.placement import by_rows, each_device, keep_rows, put
+from mevit_jax.models.functional import build_model, parameter_shapes
+from mevit_jax.parallel.mesh import make_mesh
+from mevit_jax.parallel.placement import batch_sharding, constrain_batch, put, shard_attention
 from mevit_jax.planning.environment import variables
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +40,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 @pytest.fixture(autouse=True)
 def kernel_here(monkeypatch):
   """What TPUs have, on this machine."""
-  for what, table in platforms.FASTEST.items():
+  for what, table in platforms.DEFAULT_KERNELS.items():
     interpreted = {'interpret': True} if what == 'attention' else {}
     monkeypatch.setitem(table, 'cpu', functools.partial(table['tpu'], **interpreted))
   with jax.default_matmul_precision('highest'):
@@ -66,7 +67,10 @@ def differentiated(config, *places):
 
   def logits_and_gradients(params, video):
     (_, logits), gradients = run(params, video)
-    return {'logits': np.asarray(logits), **dict(zip(names_of(gradients), jax.tree.leaves(gradients), strict=True))}
+    return {
+      'logits': np.asarray(logits),
+      **dict(zip(parameter_shapes(gradients), jax.tree.leaves(gradients), strict=True)),
+    }
 
   return logits_and_gradients
 
@@ -123,8 +127,8 @@ def attended(config, name, dtype, token):
 )
 def test_cudnn_is_plain(name, image_size, frames, token, monkeypatch):
   """With XLA's implementation of what JAX gives to cuDNN: groups, the class token, and lengths that are made even."""
-  by_cudnn = platforms.ASKED['cudnn']['cuda']
-  monkeypatch.setitem(platforms.ASKED['cudnn'], 'cpu', functools.partial(by_cudnn, implementation='xla'))
+  by_cudnn = platforms.OPTIONAL_KERNELS['cudnn']['cuda']
+  monkeypatch.setitem(platforms.OPTIONAL_KERNELS['cudnn'], 'cpu', functools.partial(by_cudnn, implementation='xla'))
   calls, dpa = [], jax.nn.dot_product_attention
   monkeypatch.setattr(jax.nn, 'dot_product_attention', lambda *args, **how: calls.append(args) or dpa(*args, **how))
   config = dataclasses.replace(CONFIG, image_size=image_size, frames=frames, attention='cudnn')
@@ -145,10 +149,11 @@ def test_cudnn_changes_nothing_on_other_platforms():
 
 COMPILE = """
 import jax, jax.numpy as jnp
-from mevit_jax.models.config import MEViTConfig
+from mevit_jax.config.model import MEViTConfig
 from mevit_jax.models.functional import build_model
-from mevit_jax.parallel.mesh import MeshConfig, make_mesh
-from mevit_jax.parallel.placement import by_rows, each_device, keep_rows, placed
+from mevit_jax.config.mesh import MeshConfig
+from mevit_jax.parallel.mesh import make_mesh
+from mevit_jax.parallel.placement import batch_sharding, shard_attention, constrain_batch, placed
 from mevit_jax.planning import chips
 
 # 17 tokens a frame; 9 a block, and where M is 3 in blocks of three sizes 19, 7 (twice) and 3.
@@ -163,8 +168,8 @@ for gpu, changes, calls in (
   })
   topology = chips.parse(gpu)
   mesh = make_mesh(MeshConfig(), chips.devices_of(topology))
-  model = build_model(config, keep_rows(mesh), each_device(mesh))
-  video = jax.ShapeDtypeStruct((8, 2, 16, 16, 3), jnp.bfloat16, sharding=by_rows(mesh))
+  model = build_model(config, constrain_batch(mesh), shard_attention(mesh))
+  video = jax.ShapeDtypeStruct((8, 2, 16, 16, 3), jnp.bfloat16, sharding=batch_sharding(mesh))
   step = jax.jit(jax.grad(lambda *args: model.apply(*args).sum()))
   compiled = step.lower(placed(model.abstract, mesh), video).compile({'xla_gpu_enable_triton_gemm': False})
   text = compiled.as_text()
@@ -280,6 +285,6 @@ def test_fast_on_many_devices(sizes):
   mesh = make_mesh(MeshConfig(**{'data': 1, **sizes}))
   params, video = params_of(CONFIG), video_of(CONFIG, 4)
   expected = logits_and_gradients(CONFIG, params, video)
-  video = jax.device_put(video, by_rows(mesh))
-  found = logits_and_gradients(CONFIG, put(params, mesh), video, keep_rows(mesh), each_device(mesh))
+  video = jax.device_put(video, batch_sharding(mesh))
+  found = logits_and_gradients(CONFIG, put(params, mesh), video, constrain_batch(mesh), shard_attention(mesh))
   assert max(errors(found, expected).values()) < 1e-5

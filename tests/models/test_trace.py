@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from naive import CLASS, assert_close, forward, random_params, random_video
-from test_equations import READINGS
 
 from mevit_jax.models.functional import build_model
 from mevit_jax.models.order import from_block_order
+from tests.helpers.naive import CLASS, assert_close, forward, random_params, random_video
+from tests.models.test_equations import READINGS
 
 NAMES = [
   'three stages, M=2 divides one side',

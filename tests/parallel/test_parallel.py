@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from mevit_jax.config.mesh import MeshConfig
 from mevit_jax.errors import UserError
-from mevit_jax.parallel.hosts import global_batch, host_rows
-from mevit_jax.parallel.mesh import MeshConfig, make_mesh
-from mevit_jax.parallel.placement import REPLICATED, by_rows, place, placed
+from mevit_jax.parallel.hosts import global_batch, process_batch_slice
+from mevit_jax.parallel.mesh import make_mesh
+from mevit_jax.parallel.placement import REPLICATED, batch_sharding, place, placed
 
 DEVICES = jax.device_count()
 
@@ -73,31 +74,31 @@ def test_slices_are_outermost_and_hosts_stand_together():
 
 def test_this_host_has_all_rows():
   for count in (1, 4, 8):
-    assert host_rows(by_rows(make_mesh(MeshConfig(data=count))), 16) == slice(0, 16)
-  assert host_rows(by_rows(make_mesh(MeshConfig(fsdp=2, tensor=2))), 4) == slice(0, 4)
+    assert process_batch_slice(batch_sharding(make_mesh(MeshConfig(data=count))), 16) == slice(0, 16)
+  assert process_batch_slice(batch_sharding(make_mesh(MeshConfig(fsdp=2, tensor=2))), 4) == slice(0, 4)
 
 
 def test_a_batch_that_devices_do_not_divide():
   with pytest.raises(UserError, match=r'training\.batch_size 12 is not divisible by the 8 devices'):
-    host_rows(by_rows(make_mesh(MeshConfig())), 12)
+    process_batch_slice(batch_sharding(make_mesh(MeshConfig())), 12)
   with pytest.raises(UserError, match='12 is not divisible by the 8 devices'):
-    host_rows(by_rows(make_mesh(MeshConfig(fsdp=4))), 12)
+    process_batch_slice(batch_sharding(make_mesh(MeshConfig(fsdp=4))), 12)
   with pytest.raises(UserError, match='6 is not divisible by the 4 groups of 2 devices'):
-    host_rows(by_rows(make_mesh(MeshConfig(tensor=2))), 6)
+    process_batch_slice(batch_sharding(make_mesh(MeshConfig(tensor=2))), 6)
 
 
 def test_rows_of_a_host_that_do_not_stand_together(monkeypatch):
   """As they would if its devices were the first and the last of a mesh."""
-  rows = by_rows(make_mesh(MeshConfig()))
+  rows = batch_sharding(make_mesh(MeshConfig()))
   both = {device: (slice(i, i + 2),) for device, i in zip(jax.devices(), (0, 14), strict=False)}
   monkeypatch.setattr(type(rows), 'addressable_devices_indices_map', lambda self, shape: both)
   with pytest.raises(UserError, match=r'this host has rows \[\(0, 2\), \(14, 16\)\] of a batch'):
-    host_rows(rows, 16)
+    process_batch_slice(rows, 16)
 
 
 def test_rows_go_to_devices_in_order():
   batch = {'video': np.arange(48).reshape(16, 3), 'label': np.arange(16)}
-  arrays = global_batch(batch, by_rows(make_mesh(MeshConfig())))
+  arrays = global_batch(batch, batch_sharding(make_mesh(MeshConfig())))
   for name, array in arrays.items():
     np.testing.assert_array_equal(array, batch[name])
     shards = sorted(array.addressable_shards, key=lambda shard: shard.device.id)

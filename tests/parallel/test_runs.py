@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mevit_jax import evaluate, train
-from mevit_jax.parallel.mesh import MeshConfig
+from mevit_jax.config.mesh import MeshConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compile_once')]
 

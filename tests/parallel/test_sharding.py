@@ -1,4 +1,4 @@
-"""The training step over meshes of every shape: the same numbers, weights in parts, no activation gathered."""
+"""The training step over meshes of every shape: the same numbers, weights in parts, no activation allgather_bytes."""
 
 import collections
 import dataclasses
@@ -11,25 +11,27 @@ import jax
 import numpy as np
 import pytest
 
-from mevit_jax.models.config import MEViTConfig, variant
-from mevit_jax.models.functional import build_model, names_of
+from mevit_jax.config.augment import AugmentConfig
+from mevit_jax.config.mesh import MeshConfig
+from mevit_jax.config.model import MEViTConfig, variant
+from mevit_jax.config.optimizer import OptimizerConfig
+from mevit_jax.models.functional import build_model, parameter_shapes
 from mevit_jax.parallel.hosts import global_batch
-from mevit_jax.parallel.mesh import AXES, MeshConfig, make_mesh
-from mevit_jax.parallel.placement import by_rows, keep_rows, place, put
+from mevit_jax.parallel.mesh import AXES, make_mesh
+from mevit_jax.parallel.placement import batch_sharding, constrain_batch, place, put
 from mevit_jax.planning.hlo import read_program
-from mevit_jax.training.augment import AugmentConfig
-from mevit_jax.training.optimizer import OptimizerConfig, make_optimizer
-from mevit_jax.training.state import TrainState, begin_state, init_state
+from mevit_jax.training.optimizer import make_optimizer
+from mevit_jax.training.state import TrainState, create_state, init_state
 from mevit_jax.training.steps import make_train_step
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
 CLASSES, BATCH, STEPS = 24, 24, 20
 LIMIT = 1000  # bytes; biases and norms are below it
-# No two sizes are alike: what is gathered can be told by its shape.
+# No two sizes are alike: what is allgather_bytes can be told by its shape.
 CONFIG = MEViTConfig(
   classes=CLASSES, frames=2, image_size=(15, 10), patch_size=(5, 5), width=16, heads=8, mlp_dim=40,
-  space_blocks=1, motion_blocks=1, class_blocks=1, block_size=2, motion_start='random', drop_path=0.2, dtype='float64',
+  space_blocks=1, motion_blocks=1, class_blocks=1, block_size=2, motion_init='random', drop_path=0.2, dtype='float64',
 )  # fmt: skip
 OPTIMIZER = make_optimizer(OptimizerConfig(weight_decay=0.0), lambda step: 0.02)
 
@@ -68,14 +70,14 @@ def trained(shape, **changes):
   with jax.enable_x64(config.dtype == 'float64'):
     mesh = mesh_of(shape)
     step = make_train_step(
-      build_model(config, keep_rows(mesh)), OPTIMIZER, augmentation=AugmentConfig(), mirrors=range(CLASSES),
+      build_model(config, constrain_batch(mesh)), OPTIMIZER, augmentation=AugmentConfig(), mirrors=range(CLASSES),
       mean=(0.5,) * 3, std=(0.25,) * 3, label_smoothing=0.1, accumulate=changes.get('accumulate', 1), seed=0,
     )  # fmt: skip
-    begin = functools.partial(begin_state, OPTIMIZER)
+    begin = functools.partial(create_state, OPTIMIZER)
     params = first_params(config)
     shardings = place(jax.eval_shape(begin, params), mesh)
     state = jax.jit(begin, out_shardings=shardings)(put(params, mesh))
-    batch = global_batch(video_and_labels(), by_rows(mesh))
+    batch = global_batch(video_and_labels(), batch_sharding(mesh))
     compiled = jax.jit(step, out_shardings=(shardings, None)).lower(state, batch).compile()
     losses, gradient = [], None
     for _ in range(STEPS):
@@ -87,7 +89,7 @@ def trained(shape, **changes):
 
 def named(tree):
   """By name, but for key biases: their gradient is zero in exact arithmetic."""
-  leaves = zip(names_of(tree), jax.tree.leaves(tree), strict=True)
+  leaves = zip(parameter_shapes(tree), jax.tree.leaves(tree), strict=True)
   return {name: np.asarray(x) for name, x in leaves if not name.endswith('key/bias')}
 
 
@@ -111,10 +113,10 @@ def assert_same_training(shape, **changes):
 
 
 def parts_of_parameters(shape):
-  """What a device holds of the parameters, or is sent when they are gathered over fsdp: sorted sides, without 1s."""
+  """What a device holds of the parameters, or is sent when they are allgather_bytes over fsdp: sorted sides, without 1s."""
   _, _, fsdp, tensor = shape
   found = set()
-  for name, whole in names_of(build_model(CONFIG).abstract).items():
+  for name, whole in parameter_shapes(build_model(CONFIG).abstract).items():
     whole = whole[1:] if '/blocks/' in name else whole  # one block's
     found |= {plain(whole), plain((math.prod(whole[:-1]), whole[-1]))}  # the patch embedding is used flat
   # Positions are the sum of two parameters; the optimiser's sums are one a parameter.
@@ -132,7 +134,7 @@ def plain(shape):
 
 
 def assert_collectives_as_they_should(shape):
-  """Gradients are reduced, weights in parts are gathered, and sums over heads and hidden units are completed."""
+  """Gradients are reduced, weights in parts are allgather_bytes, and sums over heads and hidden units are completed."""
   _, _, fsdp, tensor = shape
   made = collections.defaultdict(set)
   for collective in trained(shape)[3].collectives:
@@ -228,7 +230,7 @@ def parts_asked(name, mesh):
 
 def test_parameters_are_made_in_parts():
   """The program that makes a state holds no array as large as a whole weight matrix."""
-  config = dataclasses.replace(CONFIG, width=64, mlp_dim=256, dtype='float32', motion_start='zero')
+  config = dataclasses.replace(CONFIG, width=64, mlp_dim=256, dtype='float32', motion_init='zero')
   mesh = mesh_of((1, 1, 8, 1))
   init = functools.partial(init_state, build_model(config), OPTIMIZER)
   shardings = place(jax.eval_shape(init, jax.random.key(0)), mesh)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mevit_jax.config.optimizer import OptimizerConfig
 from mevit_jax.errors import UserError
-from mevit_jax.training.optimizer import OptimizerConfig, check_patterns, make_optimizer, make_schedule
+from mevit_jax.training.optimizer import check_patterns, make_optimizer, make_schedule
 
 RATES = (0.1, 0.1, 0.02, 0.3)  # of the steps below
 

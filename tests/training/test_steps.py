@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mevit_jax.models.config import MEViTConfig
-from mevit_jax.models.functional import build_model, names_of
-from mevit_jax.parallel.mesh import MeshConfig, make_mesh
-from mevit_jax.parallel.placement import by_rows, place
-from mevit_jax.training.augment import AugmentConfig
-from mevit_jax.training.objectives import count_correct, smooth_targets
-from mevit_jax.training.optimizer import OptimizerConfig, make_optimizer
-from mevit_jax.training.state import begin_state
+from mevit_jax.config.augment import AugmentConfig
+from mevit_jax.config.mesh import MeshConfig
+from mevit_jax.config.model import MEViTConfig
+from mevit_jax.config.optimizer import OptimizerConfig
+from mevit_jax.models.functional import build_model, parameter_shapes
+from mevit_jax.parallel.mesh import make_mesh
+from mevit_jax.parallel.placement import batch_sharding, place
+from mevit_jax.training.losses import count_correct, smooth_targets
+from mevit_jax.training.optimizer import make_optimizer
+from mevit_jax.training.state import create_state
 from mevit_jax.training.steps import make_evaluation_step, make_train_step
 
 pytestmark = pytest.mark.usefixtures('compile_once')
@@ -39,7 +41,7 @@ ALL = AugmentConfig(flip=True, color_jitter=0.8, mixup=0.8, cutmix=1.0)
 @functools.cache
 def compiled_step(config, devices, accumulate, augmentation):
   mesh = make_mesh(MeshConfig(data=devices))
-  rows = by_rows(mesh)
+  rows = batch_sharding(mesh)
   step = make_train_step(
     build_model(config), OPTIMIZER, augmentation=augmentation, mirrors=(1, 0, 2, 3, -1), mean=MEAN, std=STD,
     label_smoothing=0.2, accumulate=accumulate, seed=4, sharding=rows,
@@ -62,12 +64,12 @@ def first_state(config=CONFIG, ema=False):
   """Random everywhere: a head that starts at zero would let no gradient through."""
   rng = np.random.default_rng(2)
   params = jax.tree.map(lambda x: np.float32(0.3 * rng.normal(size=x.shape)), build_model(config).abstract)
-  return begin_state(OPTIMIZER, params, ema)
+  return create_state(OPTIMIZER, params, ema)
 
 
 def named(params):
   """Params by name, but for key biases: their gradient is zero in exact arithmetic, and nothing but rounding here."""
-  leaves = zip(names_of(params), jax.tree.leaves(params), strict=True)
+  leaves = zip(parameter_shapes(params), jax.tree.leaves(params), strict=True)
   return {name: np.asarray(x) for name, x in leaves if not name.endswith('key/bias')}
 
 
@@ -220,8 +222,8 @@ def test_evaluation_gives_the_logits_of_every_view(devices):
   video = VIDEO.reshape(-1, 2, *VIDEO.shape[1:])  # b v t h w 3
   mesh = make_mesh(MeshConfig(data=devices))
   params = jax.device_put(first_state().params, place(first_state().params, mesh))
-  step = jax.jit(make_evaluation_step(build_model(CONFIG), mean=MEAN, std=STD), out_shardings=by_rows(mesh))
-  output = step(params, jax.device_put(video, by_rows(mesh)))
+  step = jax.jit(make_evaluation_step(build_model(CONFIG), mean=MEAN, std=STD), out_shardings=batch_sharding(mesh))
+  output = step(params, jax.device_put(video, batch_sharding(mesh)))
   pixels = ((VIDEO / 255 - np.asarray(MEAN)) / np.asarray(STD)).astype(np.float32)
   expected = np.asarray(jax.jit(build_model(CONFIG).apply)(first_state().params, pixels)).reshape(-1, 2, CLASSES)
   np.testing.assert_allclose(output, expected, rtol=0, atol=2e-6 * np.abs(expected).max())

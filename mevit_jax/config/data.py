@@ -1,0 +1,95 @@
+"""Data configuration: dataset, clip sampling, normalization."""
+
+import dataclasses
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+from mevit_jax.config.validation import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range, Validated
+from mevit_jax.errors import UserError
+
+
+class Normalization(NamedTuple):
+  """Mean and standard deviation of pixels in [0, 1], per RGB channel."""
+
+  mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+  std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+  """Frames and crop of a clip.
+
+  Attributes:
+    frames: number of frames.
+    size: height and width of the crop in pixels.
+    sampling: 'dense' (frames `stride` / 30 seconds apart) or 'uniform' (one frame from each of `frames` equal segments
+      of the video).
+    stride: distance between consecutive frames of a dense clip, in frames at 30 fps.
+    short_side: range of random short-side lengths in pixels that training resizes to before cropping `size`.
+
+  Raises:
+    UserError: a value is out of range.
+  """
+
+  frames: int = 8
+  size: tuple[int, int] = (224, 224)
+  sampling: Literal['dense', 'uniform'] = 'dense'
+  stride: int = 32
+  short_side: tuple[int, int] = (256, 320)
+
+  def __post_init__(self) -> None:
+    if self.sampling not in ('dense', 'uniform'):
+      raise UserError(f"data.sampling must be 'dense' or 'uniform', not {self.sampling!r}")
+    if self.frames < 1 or self.stride < 1:
+      raise UserError(f'frames and stride must be at least 1, not {self.frames} and {self.stride}')
+    if len(self.size) != 2 or min(self.size) < 1:
+      raise UserError(f'size must be a height and a width in pixels, not {self.size}')
+    if len(self.short_side) != 2 or not min(self.size) <= self.short_side[0] <= self.short_side[1]:
+      raise UserError(
+        f'data.short_side {self.short_side} must be an increasing range that starts at the short side of the crop '
+        f'{self.size} or above'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Validated):
+  """Dataset and clip sampling.
+
+  Attributes:
+    dataset: name of the prepared dataset.
+    data_dir: folder that holds prepared datasets.
+    train_split: split to train on.
+    sampling: 'dense' (frames `stride` apart) or 'uniform' (one frame from each of equally long segments).
+    stride: distance between consecutive frames of a dense clip, in frames at 30 fps of the video's own clock.
+    short_side: range of random short-side lengths in pixels that training resizes to before the random crop.
+    repeated_augmentation: number of differently augmented clips per decoded video in a batch (Hoffer et al. 2020). An
+      epoch still visits every video once, and therefore has this many times the steps.
+    class_balance: 0 samples videos uniformly, 1 samples classes uniformly; in between, a class is sampled in proportion
+      to its number of videos to the power of 1 - class_balance. For small, imbalanced datasets.
+    mean: pixel mean in [0, 1] per RGB channel; must match the pretrained weights.
+    std: pixel standard deviation per RGB channel.
+    workers: number of decoding processes; 0 decodes in threads of the main process.
+  """
+
+  group: ClassVar[str] = 'data'
+  dataset: str = ''
+  data_dir: str = 'data'
+  train_split: str = 'train'
+  sampling: Literal['dense', 'uniform'] = 'dense'
+  stride: Annotated[int, COUNT] = 32
+  short_side: Annotated[tuple[int, ...], COUNT] = (256, 320)
+  repeated_augmentation: Annotated[int, COUNT] = 1
+  class_balance: Annotated[float, FRACTION] = 0.0
+  mean: Annotated[tuple[float, ...], NOT_NEGATIVE] = (0.5, 0.5, 0.5)
+  std: Annotated[tuple[float, ...], POSITIVE] = (0.5, 0.5, 0.5)
+  workers: Annotated[int, Range(0, 1024)] = 0
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    for field in ('mean', 'std'):
+      self.require(len(getattr(self, field)) == 3, field, f'must be three numbers, not {getattr(self, field)}')
+    self.require(len(self.short_side) in (1, 2), 'short_side', f'must be one or two numbers, not {self.short_side}')
+
+  @property
+  def normalization(self) -> Normalization:
+    """Pixel mean and standard deviation."""
+    return Normalization(self.mean, self.std)

@@ -1,0 +1,235 @@
+"""All that a training run is made of before its first step: what train, convert and plan start from."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mevit_jax.augment.clip import mirror_labels
+from mevit_jax.checkpoint.manager import CheckpointManager
+from mevit_jax.checkpoint.workdir import is_shared, read_workdir, write_workdir
+from mevit_jax.config import experiment, resolve
+from mevit_jax.config.experiment import Config
+from mevit_jax.config.model import count_flops
+from mevit_jax.data import pipeline, sampling
+from mevit_jax.datasets import reader as datasets
+from mevit_jax.errors import UserError
+from mevit_jax.models.functional import Model, Params, build_model, count_parameters
+from mevit_jax.parallel.distributed import allgather_bytes, is_main_process
+from mevit_jax.parallel.hosts import process_batch_slice
+from mevit_jax.parallel.mesh import batch_shards, make_mesh
+from mevit_jax.parallel.placement import batch_sharding, constrain_batch, place, placed, put, shard_attention
+from mevit_jax.pretrained.load import load
+from mevit_jax.pretrained.source import Source, open_source
+from mevit_jax.training.optimizer import check_patterns, make_optimizer, make_schedule
+from mevit_jax.training.state import TrainState, create_state, init_state
+from mevit_jax.training.steps import make_evaluation_step, make_train_step
+
+# What may differ when a workdir is resumed: where and how fast it runs, and how often it is looked at.
+_MAY_DIFFER = (
+  *experiment.EXECUTION_FIELDS, 'mesh.', 'evaluation.', 'data.workers', 'data.data_dir', 'model.classes',
+  'training.log_every', 'training.save_every', 'training.keep', 'training.evaluate_every', 'training.profile',
+  'training.on_nonfinite',
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """All that a training run is made of before its first step."""
+
+  config: Config
+  workdir: Path
+  split: datasets.Split
+  model: Model
+  mesh: jax.sharding.Mesh
+  steps: int
+  steps_per_epoch: float
+  schedule: Callable[[int], Any]
+  init: Callable[[jax.Array], TrainState]
+  begin: Callable[[Params], TrainState]
+  step: jax.stages.Wrapped  # (state, batch) -> state, metrics
+  predict: jax.stages.Wrapped  # (params, video) -> logits
+  source: Source | None = None  # pretrained weights of a new run
+
+  @property
+  def about(self) -> dict[str, Any]:
+    """What a workdir and its checkpoints say of the run."""
+    return {
+      'config': experiment.to_dict(self.config),
+      'class_names': list(self.split.class_names),
+      'fingerprint': self.split.fingerprint,
+      'videos': dict(self.split.videos),
+    }
+
+
+def prepare_run(config: Config, workdir: Path) -> Run:
+  """Opens the data and builds model, optimiser and step; computes and writes nothing."""
+  split = datasets.open_split(config.data.data_dir, config.data.dataset, config.data.train_split)
+  datasets.open_split(config.data.data_dir, config.data.dataset, config.evaluation.split)
+  if unlabelled := int((split.labels < 0).sum()):
+    raise UserError(f'{unlabelled:,} of {split} have no label, and cannot be trained on: see data.train_split')
+  mesh = make_mesh(config.mesh)
+  weights, source = _source(config, workdir)
+  dataset = resolve.Dataset(split.dataset, split.class_names)
+  config, changes = resolve.resolve(config, dataset, source, batch_shards(mesh))
+  if changes:
+    print(resolve.describe(changes), flush=True)
+  return dataclasses.replace(build_run(config, workdir, split, mesh), source=weights)
+
+
+def build_run(config: Config, workdir: Path, split: datasets.Split, mesh: jax.sharding.Mesh) -> Run:
+  """The run of a config whose dataset and devices are known; the devices need not be there."""
+  training = config.training
+  pipeline.check_batch(training.batch_size, config.data.repeated_augmentation)
+  rows = batch_sharding(mesh)
+  process_batch_slice(rows, training.batch_size)
+  if training.batch_size // training.accumulate % batch_shards(mesh):
+    raise UserError(
+      f'training.batch_size {training.batch_size} in {training.accumulate} parts (training.accumulate) '
+      f'is not divisible by the {batch_shards(mesh)} devices that share it'
+    )
+  if config.augment.mixes and training.batch_size // training.accumulate // batch_shards(mesh) % 2:
+    raise UserError(
+      f'augment.mixup and augment.cutmix mix pairs of clips on one device: training.batch_size {training.batch_size} '
+      f'must be a multiple of {2 * training.accumulate * batch_shards(mesh)} '
+      f'(2 x training.accumulate {training.accumulate} x {batch_shards(mesh)} devices)'
+    )
+  if config.evaluation.weights == 'ema' and not training.ema:
+    raise UserError("evaluation.weights is 'ema', and training.ema is 0: there will be no such weights")
+  model = build_model(config.model, constrain_batch(mesh), shard_attention(mesh))
+  check_patterns(config.optimizer, model.abstract)
+  steps_per_epoch = len(split) * config.data.repeated_augmentation / training.batch_size
+  steps = max(1, round(training.epochs * steps_per_epoch))
+  schedule = make_schedule(config.optimizer, training.batch_size, steps_per_epoch, steps)
+  optimizer = make_optimizer(config.optimizer, schedule)
+  init = partial(init_state, model, optimizer, ema=training.ema > 0)
+  shardings = place(jax.eval_shape(init, jax.random.key(0)), mesh)
+  step = make_train_step(
+    model,
+    optimizer,
+    augmentation=config.augment,
+    mirrors=mirror_labels(split.class_names),
+    normalization=config.data.normalization,
+    label_smoothing=training.label_smoothing,
+    accumulate=training.accumulate,
+    seed=training.seed,
+    sharding=rows,
+    ema=training.ema,
+    stops=training.on_nonfinite == 'stop',
+  )
+  return Run(
+    config, workdir, split, model, mesh, steps, steps_per_epoch, schedule,
+    init=jax.jit(init, out_shardings=shardings),
+    begin=jax.jit(partial(create_state, optimizer, ema=training.ema > 0), donate_argnums=0, out_shardings=shardings),
+    step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+    predict=jax.jit(make_evaluation_step(model, normalization=config.data.normalization), out_shardings=rows),
+  )  # fmt: skip
+
+
+def _source(config: Config, workdir: Path) -> tuple[Source | None, resolve.Source | None]:
+  """Opens the weights that the run starts from; for a workdir that exists, reads its config instead."""
+  if (workdir / 'config.json').exists():
+    before = experiment.from_dict(read_workdir(workdir)['config'])
+    if not before.init_from:
+      return None, None
+    return None, resolve.Source(
+      str(workdir), before.model.layer_norm_eps, before.data.normalization, None if config.init_from else before
+    )
+  if not config.init_from:
+    return None, None
+  source = open_source(config.init_from, config.model.heads, config.init_channel_order)
+  if source.info.normalization is None:
+    print(f'{config.init_from} does not state its normalization: keeping {config.data.normalization}', flush=True)
+  return source, resolve.Source(config.init_from, source.info.layer_norm_eps, source.info.normalization)
+
+
+def fresh_state(run: Run) -> TrainState:
+  """The state before the first step, with the weights that the config starts from."""
+  key = jax.random.key(run.config.training.seed)
+  if not run.config.init_from:
+    return run.init(key)
+  source = run.source or open_source(run.config.init_from, run.config.model.heads, run.config.init_channel_order)
+  loaded = load(source, run.model, class_names=run.split.class_names, head=run.config.init_head, key=key)
+  print(loaded.report(), flush=True)
+  return run.begin(put(loaded.params, run.mesh))
+
+
+def restored_state(run: Run, checkpoints: CheckpointManager) -> TrainState:
+  """The newest checkpoint's state, on the run's devices."""
+  abstract = jax.eval_shape(run.init, jax.random.key(0))
+  print(f'resuming from step {checkpoints.latest} of {run.workdir}', flush=True)
+  return checkpoints.restore(placed(abstract, run.mesh))
+
+
+def check_workdir(run: Run) -> None:
+  """Refuses a workdir of another model, dataset, optimiser, seed or batch."""
+  if run.workdir.exists() and not run.workdir.is_dir():
+    raise UserError(f'{run.workdir} is a file: use another workdir')
+  if not (run.workdir / 'config.json').exists():
+    if (run.workdir / 'checkpoints').exists():
+      raise UserError(f'{run.workdir} has checkpoints but no config.json: use another workdir')
+    return
+  if is_shared(run.workdir):
+    raise UserError(f"{run.workdir} is no run, but one's exported weights: start from them by --config.init_from")
+  before, about = read_workdir(run.workdir), run.about
+  # As a config of today: fields that came later have their defaults.
+  found = experiment.differences(experiment.to_dict(experiment.from_dict(before['config'])), about['config'])
+  started = any((run.workdir / 'checkpoints').glob('*'))  # then what it started from is read no more
+  found = [line for line in found if not line.startswith((*_MAY_DIFFER, *(('init_',) if started else ())))]
+  found += datasets.differences(before, about)
+  if found:
+    raise UserError(f'{run.workdir} is of another run (there, and now): {"; ".join(found[:5])}. Use another workdir')
+
+
+def check_hosts(run: Run, *, new: bool) -> None:
+  """Refuses hosts that would train other runs than the first one does; returns when all of them have come so far."""
+  first, *others = (json.loads(mine) for mine in allgather_bytes(json.dumps({**run.about, 'new': new}).encode()))
+  for process, other in enumerate(others, 1):
+    if other['new'] != first['new']:
+      raise UserError(f'process {process} sees another workdir {run.workdir} than process 0: they must share it')
+    found = experiment.differences(first, other)
+    if found:
+      raise UserError(f'process {process} has another run than process 0 (there, and here): {"; ".join(found[:5])}')
+
+
+def begin_workdir(run: Run) -> None:
+  """Writes the workdir's config.json, by the first process; a UserError where another one does not see it."""
+  if is_main_process():
+    write_workdir(run.workdir, run.about)
+  allgather_bytes(b'')  # it is written
+  last = time.monotonic() + 40  # a network file system may remember that it was not there
+  while not (run.workdir / 'config.json').exists():
+    if time.monotonic() > last:
+      raise UserError(f'{run.workdir} is not the one that process 0 writes: all hosts must share the workdir')
+    time.sleep(1)
+
+
+def print_summary(run: Run) -> None:
+  """Says what is trained, on what, and for how long."""
+  config, devices = run.config, run.mesh.devices.ravel()
+  flops, parameters = count_flops(config.model), count_parameters(run.model.abstract)
+  model, data = config.model, config.data
+  each = f', {data.repeated_augmentation} of each video drawn' if data.repeated_augmentation > 1 else ''
+  if data.class_balance:
+    each += f'; {sampling.describe(run.split.labels, run.split.class_names, data.class_balance)}'
+  print(
+    f'model: {model.space_blocks} space + {model.motion_blocks} motion + {model.class_blocks} class blocks, '
+    f'block size {model.block_size}, {model.frames} frames of {model.image_size[0]}x{model.image_size[1]}; '
+    f'{parameters:,} parameters, {flops / 1e9:.4g} GFLOPs a view ({flops / 2e9:.4g} G multiply-adds)\n'
+    f'data: {run.split}, {data.sampling} clips{each}\n'
+    f'training: {run.steps} steps of {config.training.batch_size} clips ({config.training.epochs:g} epochs), '
+    f'{config.optimizer.name}, learning rate {peak_learning_rate(run):.3g}, '
+    f'{len(devices)} x {devices[0].device_kind}',
+    flush=True,
+  )
+
+
+def peak_learning_rate(run: Run) -> float:
+  """The learning rate once it has risen."""
+  risen = round(run.config.optimizer.warmup_epochs * run.steps_per_epoch)
+  return float(run.schedule(min(run.steps - 1, risen)))

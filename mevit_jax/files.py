@@ -1,0 +1,66 @@
+"""Writing files atomically: a file or folder is complete or absent, also after a crash or on a full disk."""
+
+import contextlib
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mevit_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+  """Yields a temporary path beside `path` that replaces it on success and is deleted on failure.
+
+  The temporary name is unique, so that two processes can write the same file.
+
+  Raises:
+    UserError: the file cannot be written, for example because the disk is full.
+  """
+  target = Path(path)
+  temporary = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.tmp')
+  try:
+    yield temporary
+    temporary.replace(target)
+  except OSError as error:
+    if error.filename not in (None, str(temporary), str(target)):
+      raise  # reading something else failed
+    raise UserError(f'{target} cannot be written: {error.strerror or error}') from error
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """Writes a UTF-8 text file atomically."""
+  with atomic_path(path) as temporary:
+    temporary.write_text(text, encoding='utf-8')
+
+
+def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) -> None:
+  """Writes a JSON file atomically."""
+  write_text(path, json.dumps(content, indent=indent) + '\n')
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+  """Yields a temporary folder whose files move to `folder`, new or empty, when all are written.
+
+  Raises:
+    UserError: the folder is not empty (hidden files, such as Git's, do not count), or cannot be written.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(not path.name.startswith('.') for path in folder.iterdir()):
+      raise UserError(f'{folder} is not empty: choose another folder')
+    with tempfile.TemporaryDirectory(prefix='.export-', dir=folder) as name:
+      temporary = Path(name)
+      yield temporary
+      for path in sorted(temporary.iterdir()):
+        path.chmod(folder.stat().st_mode & 0o666)  # safetensors creates files that only their owner may read
+        path.rename(folder / path.name)
+  except OSError as error:
+    raise UserError(f'{folder} cannot be written: {error}') from error

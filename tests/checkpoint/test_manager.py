@@ -1,0 +1,313 @@
+"""CheckpointManager: bit for bit what was saved, on any devices, and nothing that is not whole."""
+
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mevit_jax.checkpoint import checksums as write_checksums
+from mevit_jax.checkpoint.manager import CheckpointManager
+from mevit_jax.checkpoint.reader import load_checkpoint, restore_item
+from mevit_jax.checkpoint.workdir import write_workdir
+from mevit_jax.config.mesh import MeshConfig
+from mevit_jax.errors import UserError
+from mevit_jax.parallel.mesh import make_mesh
+from mevit_jax.parallel.placement import place, placed
+from mevit_jax.training.state import TrainState
+
+ABOUT = {'config': {'model': {'image_size': [32, 32]}}, 'class_names': ['é', 'b'], 'fingerprint': 'f'}
+
+
+def state_at(step, devices=8, ema=True):
+  """A state of random numbers, a NaN and a tiny one among them."""
+  rng = np.random.default_rng(step)
+  params = {'mlp': {'kernel': rng.normal(size=(64, 5)), 'bias': [np.nan, 1e-42]}, 'head': rng.normal(size=3)}
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params, is_leaf=lambda x: isinstance(x, list))
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.trace(0.9))
+  _, opt_state = optimizer.update(params, optimizer.init(params), params)
+  mean = jax.tree.map(lambda x: -x, params) if ema else None
+  state = TrainState(jnp.asarray(step, jnp.int32), params, opt_state, mean, jnp.asarray(0, jnp.int32))
+  return jax.device_put(state, place(state, make_mesh(MeshConfig(data=devices))))
+
+
+def target(devices=8):
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state_at(0, 1))
+  return placed(shapes, make_mesh(MeshConfig(data=devices)))
+
+
+def assert_same_bits(state, other):
+  assert jax.tree.structure(state) == jax.tree.structure(other)
+  for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
+    assert a.dtype == b.dtype
+    assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def save(workdir, *steps, keep=10, ema=True):
+  write_workdir(workdir, ABOUT)
+  checkpoints = CheckpointManager(workdir, keep)
+  for step in steps:
+    checkpoints.save(state_at(step, ema=ema), ABOUT)
+  checkpoints.close()
+
+
+def restore(workdir, devices=8):
+  """As training goes on."""
+  checkpoints = CheckpointManager(workdir, 10)
+  try:
+    return checkpoints.restore(target(devices))
+  finally:
+    checkpoints.close()
+
+
+def names_in(workdir):
+  return {path.name for path in (workdir / 'checkpoints').iterdir()}
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('saved')
+  save(workdir, 3, 5)
+  return workdir
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+  return shutil.copytree(saved, tmp_path / 'run')
+
+
+@pytest.mark.parametrize('devices', [8, 2, 1])
+def test_a_state_comes_back_bit_for_bit_on_any_devices(saved, devices):
+  state = restore(saved, devices)
+  assert_same_bits(state, state_at(5))
+  assert len(state.params['head'].sharding.device_set) == devices
+
+
+def test_a_part_alone(saved):
+  found = load_checkpoint(saved)
+  assert (found.step, found.about) == (5, {**ABOUT, 'step': 5, 'format': 2})
+  assert (found.weights(), found.weights('ema'), found.weights('raw')) == ('ema', 'ema', 'raw')
+  assert_same_bits(restore_item(found.folder, 'ema', target(2).ema), state_at(5).ema)
+  assert load_checkpoint(saved, '3').step == 3
+
+
+def test_without_a_running_mean(tmp_path):
+  save(tmp_path, 3, ema=False)
+  found = load_checkpoint(tmp_path)
+  assert (found.weights(), found.weights('raw')) == ('raw', 'raw')
+  with pytest.raises(UserError, match=r'checkpoints/3 has no running mean .* training\.ema = 0'):
+    found.weights('ema')
+
+
+def test_saving_leaves_time_to_overwrite_what_is_saved(tmp_path):
+  checkpoints = CheckpointManager(tmp_path, 2)
+  state = jax.tree.map(jnp.copy, state_at(3))
+  checkpoints.save(state, ABOUT)
+  jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)(state)
+  checkpoints.close()
+  assert_same_bits(restore(tmp_path), state_at(3))
+
+
+def test_a_full_disk_is_one_line_and_costs_nothing_saved(tmp_path, monkeypatch):
+  checkpoints = CheckpointManager(tmp_path, 2)
+  checkpoints.save(state_at(3), ABOUT)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
+  with pytest.raises(UserError, match=r'no space on the disk: .* 0\.0 MiB are free .* go on from step 3') as raised:
+    checkpoints.save(state_at(4), ABOUT)
+  assert '\n' not in str(raised.value)
+  checkpoints.close()
+  assert_same_bits(restore(tmp_path), state_at(3))
+
+
+# Which stay.
+
+
+def test_the_newest_are_kept(tmp_path):
+  save(tmp_path, 1, 2, 3, 4, keep=2)
+  assert names_in(tmp_path) == {'3', '4'}
+  save(tmp_path, 4, keep=2)  # it is there already
+  assert_same_bits(restore(tmp_path), state_at(4))
+
+
+def test_what_a_killed_run_had_no_time_to_delete_is_deleted(workdir):
+  """Whole or in part."""
+  old = shutil.copytree(workdir / 'checkpoints/3', workdir / 'checkpoints/1')
+  shutil.rmtree(old / 'params')
+  save(workdir, keep=2)
+  assert names_in(workdir) == {'3', '5'}
+  assert_same_bits(restore(workdir), state_at(5))
+
+
+@pytest.mark.parametrize('keeps', [True, False])
+def test_the_best_is_kept(tmp_path, keeps):
+  write_workdir(tmp_path, ABOUT)
+  for steps in ((1, 2, 3), (4, 5)):  # and by a run that goes on
+    checkpoints = CheckpointManager(tmp_path, 1, keeps)
+    for step in steps:
+      checkpoints.save(state_at(step), ABOUT)
+      checkpoints.record_evaluation(step, {2: 0.5, 5: 0.5}.get(step, 0.1), 'validation-1x1')
+    checkpoints.close()
+  assert names_in(tmp_path) == ({'2', '5'} if keeps else {'5'})  # the earlier of two that are as good
+  if keeps:
+    assert json.loads((tmp_path / 'best.json').read_text()) == {'step': 2, 'top1': 0.5, 'evaluation': 'validation-1x1'}
+    assert load_checkpoint(tmp_path, 'best').step == 2
+  assert load_checkpoint(tmp_path).step == 5
+
+
+def test_another_protocol_has_another_best(tmp_path):
+  write_workdir(tmp_path, ABOUT)
+  checkpoints = CheckpointManager(tmp_path, 1)
+  for step, top1, evaluation in ((1, 0.9, 'validation-1x1'), (2, 0.5, 'validation-1x3')):
+    checkpoints.save(state_at(step), ABOUT)
+    checkpoints.record_evaluation(step, top1, evaluation)
+  checkpoints.close()
+  assert load_checkpoint(tmp_path, 'best').step == 2
+
+
+@pytest.mark.parametrize(
+  ('which', 'match'), [('best', 'no best checkpoint: none was evaluated'), ('4', 'no checkpoint 4')]
+)
+def test_what_is_not_there_is_one_line(saved, which, match):
+  with pytest.raises(UserError, match=f'has {match}.*; it has 3, 5$'):
+    load_checkpoint(saved, which)
+
+
+# Damage.
+
+
+def test_the_checksums_are_there_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
+  seen = []
+  monkeypatch.setattr(
+    'mevit_jax.checkpoint.manager.write_checksums',
+    lambda folder: (seen.append(folder), write_checksums.write_checksums(folder)),
+  )
+  save(tmp_path, 3)
+  assert [folder.name for folder in seen] == ['3.orbax-checkpoint-tmp']
+  assert not write_checksums.verify_checksums(tmp_path / 'checkpoints/3')
+
+
+def test_a_checkpoint_that_was_being_written_is_not_taken(workdir):
+  """As Orbax leaves it when it is killed: under its last name only once it is whole."""
+  folder = workdir / 'checkpoints'
+  half = shutil.copytree(folder / '5', folder / '7.orbax-checkpoint-tmp')
+  shutil.rmtree(half / 'params')
+  (half / 'commit_success.txt').unlink()
+  assert load_checkpoint(workdir).step == 5
+  assert half.exists()  # another process may be writing it
+  assert_same_bits(restore(workdir), state_at(5))
+  save(workdir, 7)
+  assert_same_bits(restore(workdir), state_at(7))
+
+
+def test_one_that_was_copied_half_is_not_taken(workdir, capsys):
+  (workdir / 'checkpoints/7/params').mkdir(parents=True)
+  assert load_checkpoint(workdir).step == 5
+  assert (
+    'checkpoints/7 is damaged and not used, but that of step 5: checksums.json is missing' in capsys.readouterr().out
+  )
+
+
+def flip(path, count=4):
+  data = bytearray(path.read_bytes())
+  for i in np.random.default_rng(0).integers(len(data), size=count):
+    data[i] ^= 0xFF
+  path.write_bytes(data)
+
+
+DAMAGES = {
+  'flipped': (flip, 'is not what was written'),
+  'truncated': (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), 'has .* bytes, and not'),
+  'empty': (lambda path: path.write_bytes(b''), 'has 0 bytes, and not'),
+  'missing': (lambda path: path.unlink(), 'is missing'),
+}
+
+
+def sealed_files(folder):
+  """All files of a checkpoint but Orbax's own two, which are not needed."""
+  return [path for path in sorted(folder.rglob('*')) if path.is_file() and path.relative_to(folder).parent.name]
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_damage_to_any_file_is_named(workdir, damage):
+  folder = workdir / 'checkpoints/5'
+  hurt, what = DAMAGES[damage]
+  assert len(sealed_files(folder)) > 20
+  for path in sealed_files(folder):
+    kept = path.read_bytes()
+    hurt(path)
+    if path.stat().st_size != len(kept) if path.exists() else True:
+      assert re.fullmatch(
+        rf'{re.escape(str(path.relative_to(folder)))} {what}.*', write_checksums.verify_checksums(folder)
+      ), path
+    else:
+      assert write_checksums.verify_checksums(folder).startswith(f'{path.relative_to(folder)} {what}'), path
+    path.write_bytes(kept)
+  assert not write_checksums.verify_checksums(folder)
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_damaged_checksums_are_named(workdir, damage):
+  path = workdir / 'checkpoints/5' / write_checksums.CHECKSUMS
+  DAMAGES[damage][0](path)
+  assert write_checksums.verify_checksums(path.parent)
+
+
+def test_the_one_before_is_taken(workdir, capsys):
+  """And the damaged one moved aside when training goes on, where its step is saved again."""
+  largest = max(sealed_files(workdir / 'checkpoints/5'), key=lambda path: path.stat().st_size)
+  flip(largest)
+  where = largest.relative_to(workdir / 'checkpoints/5')
+  said = f'checkpoints/5 is damaged and not used, but that of step 3: {where} is not what was written'
+  assert load_checkpoint(workdir).step == 3
+  assert said in capsys.readouterr().out
+  assert names_in(workdir) == {'3', '5'}
+  with pytest.raises(UserError, match=rf'checkpoints/5 is damaged; .*{where}'):
+    load_checkpoint(workdir, '5')
+  assert_same_bits(restore(workdir), state_at(3))
+  assert said in capsys.readouterr().out
+  assert names_in(workdir) == {'3', '5.damaged'}
+  save(workdir, 4, 5)
+  assert not capsys.readouterr().out
+  assert_same_bits(restore(workdir), state_at(5))
+
+
+def test_all_damaged_is_one_line_and_nothing_is_touched(workdir):
+  for step in ('3', '5'):
+    (workdir / 'checkpoints' / step / 'params/manifest.ocdbt').unlink()
+  for opened in (load_checkpoint, restore):
+    with pytest.raises(
+      UserError, match=r'no checkpoint .* is whole, and none .* 5: params/manifest.* 3: params/man'
+    ) as raised:
+      opened(workdir)
+    assert '\n' not in str(raised.value)
+  assert names_in(workdir) == {'3', '5'}
+
+
+@pytest.mark.parametrize('name', ['_CHECKPOINT_METADATA', 'commit_success.txt'])
+def test_what_orbax_adds_is_not_needed(workdir, name):
+  (workdir / 'checkpoints/5' / name).unlink()
+  assert_same_bits(restore(workdir), state_at(5))
+  save(workdir, 6)
+  assert_same_bits(restore(workdir), state_at(6))
+
+
+def test_another_model_is_one_line(saved):
+  with pytest.raises(UserError, match=r'checkpoint .*/checkpoints/5 cannot be restored: params: ') as raised:
+    restore_item(load_checkpoint(saved).folder, 'params', target().opt_state)
+  assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize('empty', [True, False])
+def test_no_checkpoint(tmp_path, empty):
+  write_workdir(tmp_path, ABOUT)
+  if empty:
+    CheckpointManager(tmp_path, 2).close()
+    assert CheckpointManager(tmp_path, 2).latest is None
+  with pytest.raises(UserError, match='has no checkpoint: train into it first'):
+    load_checkpoint(tmp_path)
+  assert (tmp_path / 'checkpoints').exists() == empty

@@ -1,0 +1,36 @@
+"""config.json: what a workdir says of itself, and folders that are none."""
+
+import json
+
+import pytest
+
+from mevit_jax.checkpoint.reader import load_checkpoint
+from mevit_jax.checkpoint.workdir import read_workdir, write_workdir
+from mevit_jax.errors import UserError
+
+ABOUT = {'config': {}, 'class_names': ['a', 'b'], 'fingerprint': 'f'}
+
+
+def test_config_json(tmp_path):
+  write_workdir(tmp_path / 'run', ABOUT)
+  assert read_workdir(tmp_path / 'run') == {**ABOUT, 'format': 2}
+  assert [path.name for path in (tmp_path / 'run').iterdir()] == ['config.json']
+
+
+@pytest.mark.parametrize(
+  'text', ['{"format": 1', json.dumps({**ABOUT, 'format': 99}), json.dumps(ABOUT), '[]', '{"format": 1}']
+)
+@pytest.mark.parametrize('opened', [read_workdir, load_checkpoint])
+def test_config_json_of_another_format(tmp_path, opened, text):
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(
+    UserError, match=r'config\.json (is damaged|has format (99|None), this version .* reads 2|is not of a workdir)'
+  ):
+    opened(tmp_path)
+
+
+@pytest.mark.parametrize('opened', [read_workdir, load_checkpoint])
+def test_no_config_json(tmp_path, opened):
+  with pytest.raises(UserError, match=r'is no workdir: it has no config\.json'):
+    opened(tmp_path / 'nowhere')
+  assert not (tmp_path / 'nowhere').exists()

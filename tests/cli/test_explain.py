@@ -1,0 +1,135 @@
+"""The command explain, and a report's part of it: pictures of a checkpoint's attention, what is wrong in one line."""
+
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mevit_jax import experiment as runs
+from mevit_jax.cli import explain
+from mevit_jax.config.model import MEViTConfig
+from mevit_jax.datasets.builders import moving_shapes
+from mevit_jax.errors import UserError
+from mevit_jax.evaluate import evaluate
+from mevit_jax.evaluation.attention_maps import kinds_of
+from mevit_jax.video.decode import decode, inspect
+from tests.helpers.workdirs import of_format_1, with_checkpoint
+
+pytestmark = pytest.mark.usefixtures('compile_once')
+
+
+@pytest.fixture(scope='module')
+def workdir(tiny, compile_once, tmp_path_factory):
+  """Of three stages, on 2 frames of 2 x 2 patches; not trained."""
+  del compile_once
+  folder = tmp_path_factory.mktemp('explain')
+  run = runs.prepare_run(tiny(**{'model.class_blocks': 1}), folder)
+  with_checkpoint(run, runs.fresh_state(run))
+  return folder
+
+
+@pytest.fixture(scope='module')
+def video(tmp_path_factory):
+  """A shape that moves right in 12 frames of 24 x 24 pixels."""
+  path = tmp_path_factory.mktemp('video') / 'a $right$ video.mp4'
+  params = moving_shapes.draw('horizontal', np.random.default_rng(0))
+  path.write_bytes(moving_shapes.encode(moving_shapes.render('moves_right', params, frames=12, size=24)))
+  return path
+
+
+def test_a_figure_and_an_overlay_of_the_models_own_weights(workdir, video, tmp_path, capsys):
+  figure, overlay = tmp_path / 'looks.png', tmp_path / 'looks.mp4'
+  heats = explain.explain(str(video), str(workdir), query=(1, 0, 1), figure=str(figure), overlay=str(overlay))
+  assert 'query: frame 1, row 0, column 1' in capsys.readouterr().out
+  space, motion, classify, rollout = heats
+  assert [heat.query for heat in heats] == [(1, 0, 1)] * 2 + [None] * 2
+  for heat, total in ((space, 1), (motion, 1), (classify, 1), (rollout, 0.5)):  # half stays with the class token
+    np.testing.assert_allclose(heat.weights.sum(), total, atol=1e-5)
+    assert heat.weights.shape == (2, 2, 2)
+  assert not space.weights[0].any()  # another frame
+  assert motion.weights.all()  # M is the whole grid
+  with Image.open(figure) as image:
+    assert len(np.unique(np.asarray(image))) > 20
+  data = overlay.read_bytes()
+  # The two frames are 2 / 30 s apart: they span three frames of 16 x 16 pixels, seven times as large.
+  info = inspect(data)
+  assert (info.num_frames, info.height, info.width) == (3, 112, 112)
+  first, last = decode(data, np.asarray([0, 2 / 30]))
+  assert np.abs(first.astype(int) - last).mean() > 1
+
+
+def test_the_patch_that_is_shown_is_where_rollout_is_largest(workdir, video):
+  *_, motion, _, rollout = explain.explain(str(video), str(workdir))
+  assert motion.query == np.unravel_index(rollout.weights.argmax(), rollout.weights.shape)
+
+
+def test_a_report_shows_where_the_model_looks(workdir, tiny):
+  fields = {'model.class_blocks': 1, 'evaluation.batch_size': 16}
+  protocol = evaluate(tiny(**fields, **{'evaluation.attention_maps': 3}), str(workdir))['protocol']
+  assert 'looks' not in protocol  # of the page, not of the numbers
+  page = (workdir / 'evaluation' / protocol['name'] / 'report.html').read_text()
+  assert page.partition('Where the model looks')[2].count('data:image/png') == 3
+
+
+@pytest.mark.parametrize(
+  ('stages', 'block', 'kinds'),
+  [
+    ((4, 7, 1), -1, [('space', 10), ('motion', 10), ('class', 11), ('rollout', 11)]),
+    ((4, 7, 1), 8, [('space', 8), ('motion', 8), ('rollout', 11)]),
+    ((4, 7, 1), -9, [('space', 3), ('rollout', 11)]),
+    ((0, 12, 0), 5, [('space', 5), ('motion', 5), ('class', 5), ('rollout', 11)]),
+    ((0, 0, 2), 0, [('class', 0), ('rollout', 1)]),
+  ],
+)
+def test_each_attention_is_of_the_last_block_that_has_it(stages, block, kinds):
+  names = ('space_blocks', 'motion_blocks', 'class_blocks')
+  assert kinds_of(MEViTConfig(**dict(zip(names, stages, strict=True))), block) == kinds
+
+
+@pytest.mark.parametrize(
+  ('options', 'words'),
+  [
+    ({'block': 3}, r'has 3 blocks: --block is one of 0 to 2, not 3'),
+    ({'query': (2, 0, 0)}, r'2 frames of 2 x 2 patches: no query 2,0,0; the last is 1,1,1'),
+    ({'video': 'nothing.mp4'}, r'nothing\.mp4: there is no such file'),
+    ({'video': __file__}, r'test_explain_command\.py: not a video'),
+    ({'checkpoint': '99'}, r'no checkpoint 99'),
+    ({'workdir': 'nowhere'}, r'nowhere is no workdir: it has no config\.json'),
+  ],
+)
+def test_what_is_wrong_is_one_line(workdir, video, options, words):
+  with pytest.raises(UserError, match=words) as error:
+    explain.explain(**{'video': str(video), 'workdir': str(workdir), **options})
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'options', 'words'),
+  [
+    ([], {}, 'name the video to look at'),
+    (['video.mp4'], {}, 'nothing to write'),
+    (['video.mp4'], {'figure': 'gone/looks.png'}, r'--figure=gone/looks\.png: there is no folder gone'),
+    (['video.mp4'], {'overlay': 'gone/looks.mp4'}, r'--overlay=gone/looks\.mp4: there is no folder gone'),
+    (['video.mp4'], {'figure': '.'}, r'--figure=\. is a folder'),
+    (['video.mp4'], {'figure': 'looks.jpg'}, r'--figure=looks\.jpg: the name of that file ends with \.png'),
+    (['video.mp4'], {'figure': 'looks.png', 'query': '1,2'}, '--query is FRAME,ROW,COLUMN of a patch'),
+  ],
+)
+def test_what_is_asked_for_is_looked_at_first(monkeypatch, arguments, options, words):
+  asked = {'figure': None, 'overlay': None, 'query': '', 'block': -1, 'checkpoint': 'last', 'workdir': 'nowhere'}
+  monkeypatch.setattr(explain.flags, 'FLAGS', types.SimpleNamespace(**{**asked, **options}))
+  with pytest.raises(UserError, match=words):
+    explain.main(['explain', *arguments])
+
+
+def test_a_video_is_not_written_over(monkeypatch, video):
+  asked = {'figure': None, 'overlay': str(video), 'workdir': 'nowhere'}
+  monkeypatch.setattr(explain.flags, 'FLAGS', types.SimpleNamespace(**asked))
+  with pytest.raises(UserError, match='is one of the videos: take another name'):
+    explain.main(['explain', str(video)])
+
+
+def test_a_workdir_of_an_older_version_is_refused(workdir, video, tmp_path):
+  with pytest.raises(UserError, match='has format 1, this version'):
+    explain.explain(str(video), str(of_format_1(workdir, tmp_path / 'older')))

@@ -1,0 +1,185 @@
+"""The command predict: which files it takes, and what it makes of their predictions."""
+
+import csv
+import io
+import itertools
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mevit_jax import Predictor
+from mevit_jax.cli import predict
+from mevit_jax.errors import UserError
+from mevit_jax.video.decode import decode, inspect
+from tests.helpers.videos import make_video
+from tests.helpers.workdirs import VIEWS, random_run, validation_videos
+
+pytestmark = pytest.mark.usefixtures('compile_once')
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def workdir(tiny, compile_once, tmp_path_factory):
+  return random_run(tiny(**VIEWS, **{'evaluation.average': 'logits'}), tmp_path_factory.mktemp('runs') / 'run')
+
+
+@pytest.fixture(scope='module')
+def predictor(workdir):
+  return Predictor(workdir, batch_size=4)
+
+
+@pytest.fixture(scope='module')
+def videos(shapes_dir):
+  return validation_videos(shapes_dir)
+
+
+FLAGS = {
+  'checkpoint': 'last',
+  'weights': 'auto',
+  'top': 3,
+  'json': False,
+  'csv': None,
+  'figure': None,
+  'overlay': None,
+  'window': None,
+  'every': None,
+  'clips': None,
+  'crops': None,
+  'batch_size': 4,
+}
+
+
+@pytest.fixture
+def command(workdir, monkeypatch, capsys):
+  """A function: arguments and flags -> standard output and error of the command, which ends well."""
+
+  def run(*arguments, **options):
+    flags = types.SimpleNamespace(**{**FLAGS, 'workdir': str(workdir), **options})
+    monkeypatch.setattr(predict.flags, 'FLAGS', flags)
+    predict.main(['predict', *map(str, arguments)])
+    return capsys.readouterr()
+
+  return run
+
+
+@pytest.fixture
+def folder(videos, tmp_path):
+  """Three videos, one of them deeper, a text, and one that is none."""
+  names = list(videos)
+  (tmp_path / 'videos/more').mkdir(parents=True)
+  for name, place in zip(names, ('a.mp4', 'more/b.MP4', 'c.mp4'), strict=False):
+    (tmp_path / 'videos' / place).write_bytes(videos[name])
+  (tmp_path / 'videos/notes.txt').write_text('no video')
+  (tmp_path / 'videos/d.webm').write_text('nor this')
+  return tmp_path / 'videos'
+
+
+def test_which_videos_are_meant(folder, monkeypatch):
+  monkeypatch.chdir(folder)
+  assert [*predict.find_videos(['.'])] == ['a.mp4', 'c.mp4', 'd.webm', 'more/b.MP4']
+  assert [*predict.find_videos(['c.mp4', '*.mp4', 'gone.mp4'])] == ['c.mp4', 'a.mp4', 'gone.mp4']
+  assert [*predict.find_videos(['**/*.MP4', 'notes.txt'])] == ['more/b.MP4', 'notes.txt']
+  (folder / 'a[1].mp4').write_bytes(b'')
+  assert [*predict.find_videos(['a[1].mp4'])] == ['a[1].mp4']
+  (folder / 'empty').mkdir()
+  for argument, what in (('empty', 'no videos in empty'), ('*.avi', r'no file is like \*.avi')):
+    with pytest.raises(UserError, match=what):
+      predict.find_videos([argument])
+
+
+def test_many_files(command, folder, predictor, tmp_path):
+  said = command(folder, folder / 'gone.mp4', csv=tmp_path / 'out.csv', figure=tmp_path / 'out.png')
+  expected = {name: predictor.predict(folder / name).top(3) for name in ('a.mp4', 'c.mp4', 'more/b.MP4')}
+  lines = []
+  for name, top in expected.items():
+    lines += [str(folder / name), *(f'  {100 * p:5.1f} %  {label}' for label, p in top)]
+  assert said.out.splitlines() == lines
+  errors = said.err.splitlines()
+  assert errors[0].startswith(f'{folder / "d.webm"}: not a video')
+  assert errors[1] == f'{folder / "gone.mp4"}: No such file or directory'
+  assert errors[2].startswith('3 of 5 videos predicted; cold start ')
+  with (tmp_path / 'out.csv').open(newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert [Path(row['video']).name for row in rows] == ['a.mp4', 'c.mp4', 'd.webm', 'b.MP4', 'gone.mp4']
+  assert [row['prediction'] for row in rows if not row['error']] == [top[0][0] for top in expected.values()]
+  assert [float(row['end']) for row in rows if not row['error']] == [pytest.approx(8 / 30, abs=1e-3)] * 3
+  with Image.open(tmp_path / 'out.png') as image:
+    assert image.format == 'PNG'
+
+
+def test_a_timeline(command, videos, predictor, tmp_path):
+  frames = [frame for data in videos.values() for frame in decode(data, (np.arange(8) + 0.5) / 30)]
+  (tmp_path / 'long.mp4').write_bytes(make_video(frames, size=(24, 24)))
+  asked = {'window': 8 / 30, 'every': 4 / 30}
+  said = command(tmp_path / 'long.mp4', json=True, overlay=tmp_path / 'out.mp4', figure=tmp_path / 'out.png', **asked)
+  found = json.loads(said.out)
+  expected = predictor.timeline(tmp_path / 'long.mp4', **asked)
+  assert [(one['start'], one['end']) for one in found['predictions']] == [
+    (pytest.approx(part.start, abs=1e-6), pytest.approx(part.end, abs=1e-6)) for part in expected
+  ]
+  for one, part in zip(found['predictions'], expected, strict=True):
+    assert [top['label'] for top in one['top']] == [label for label, _ in part.top(3)]
+  stretches = found['timeline']
+  assert (stretches[0]['start'], stretches[-1]['end']) == (0, pytest.approx(len(frames) / 30))
+  assert all(a['end'] == b['start'] and a['label'] != b['label'] for a, b in itertools.pairwise(stretches))
+  assert inspect((tmp_path / 'out.mp4').read_bytes()).num_frames == len(frames)
+  assert (tmp_path / 'out.png').exists()
+  words = command(tmp_path / 'long.mp4', **asked).out.splitlines()
+  assert [line.split()[-1] for line in words[1:]] == [one['label'] for one in stretches]
+
+
+def test_how_far_a_long_video_is(command, videos, monkeypatch, tmp_path):
+  frames = [frame for data in videos.values() for frame in decode(data, (np.arange(8) + 0.5) / 30)]
+  (tmp_path / 'long.mp4').write_bytes(make_video(frames[:40], size=(24, 24)))
+  asked = {'window': 8 / 30, 'overlay': tmp_path / 'out.mp4'}
+  quiet = command(tmp_path / 'long.mp4', **asked)
+  monkeypatch.setattr(predict, '_SILENT', -1)
+  said = command(tmp_path / 'long.mp4', **asked)
+  assert said.out == quiet.out
+  lines = said.err.splitlines()
+  assert [line for line in lines if 'windows' in line] == ['4 of 5 windows']  # and the last one, which ends it
+  assert [line for line in lines if 'overlay' in line][-1] == 'overlay: 0:01.3 of 0:01.3'
+  assert len(quiet.err.splitlines()) == 1
+
+
+def test_standard_input(command, videos, monkeypatch, predictor):
+  data = next(iter(videos.values()))
+  monkeypatch.setattr('sys.stdin', types.SimpleNamespace(buffer=io.BytesIO(data)))
+  found = json.loads(command('-', json=True).out)
+  assert (found['video'], found['predictions'][0]['top'][0]['label']) == (
+    'standard input',
+    predictor.predict(data).label,
+  )
+
+
+def test_what_is_refused(command, folder):
+  for arguments, options, what in (
+    ((), {}, 'name videos'),
+    ((folder,), {'overlay': 'out.mp4'}, '--overlay writes one video, and 4 were given'),
+    ((folder,), {'csv': str(folder / 'gone/out.csv')}, 'there is no folder'),
+    ((folder,), {'csv': str(folder)}, 'is a folder: name a file'),
+    ((folder,), {'figure': 'out.jpg'}, r'--figure=out\.jpg: the name of that file ends with \.png or \.svg or \.pdf'),
+    ((folder / 'd.webm',), {'overlay': 'out.webm'}, r'ends with \.mp4'),
+    ((folder,), {'csv': str(folder / 'd.webm')}, r'd\.webm is one of the videos: take another name'),
+    ((folder,), {'workdir': str(folder)}, 'is no workdir'),
+  ):
+    with pytest.raises(UserError, match=what):
+      command(*arguments, **options)
+
+
+def test_a_process(workdir, folder):
+  """Nothing could be read: the exit status is 1, and a line a video says why."""
+  command = [sys.executable, '-m', 'mevit_jax', 'predict', str(folder / 'd.webm'), 'gone.mp4', f'--workdir={workdir}']
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert (done.returncode, done.stdout) == (1, '')
+  first, second, last = done.stderr.splitlines()
+  assert first.startswith(f'{folder / "d.webm"}: not a video')
+  assert second == 'gone.mp4: No such file or directory'
+  assert last.startswith('0 of 2 videos predicted')

@@ -1,0 +1,258 @@
+"""Kinetics' CSV files as they are handed out, beside videos as people have them."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from mevit_jax.datasets.builders import kinetics
+from mevit_jax.errors import UserError
+from tests.helpers.trees import lay, other_order, write
+
+HEAD = 'label,youtube_id,time_start,time_end,split,is_cc'
+# label, id, seconds: ids with - and _ at their ends and among digits, labels with brackets, a quote and a comma
+TRAIN = [
+  ('abseiling', '-3B32lodo2M', 59, 69),
+  ('passing American football (in game)', '_4rY_0000_1', 8, 18),
+  ("massaging person's head", 'a_000010_00', 0, 10),
+  ('zumba', 'zzzzzzzzzz-', 1234, 1244),
+]
+VALIDATION = [('abseiling', '0wR5jVB-WPk', 417, 427), ('zumba', '3caPS4FHFF8', 36, 46)]
+TEST = [('zumba', '9kiOa5pNbQE', 5, 15)]
+
+
+def row(label, name, start, end, split):
+  return f'"{label}",{name},{start},{end},{split},0'
+
+
+def annotate(folder: Path, names=('train.csv', 'validate.csv', 'test.csv')) -> Path:
+  for rows, name, split in zip((TRAIN, VALIDATION, TEST), names, ('train', 'validate', 'test'), strict=True):
+    write(folder / name, HEAD, *(row(*clip, split) for clip in rows))
+  return folder
+
+
+def paths(layout) -> list[str]:
+  """Where a layout puts the videos: a function of split, label, id, start and end."""
+  rows = (('train', TRAIN), ('val', VALIDATION), ('test', TEST))
+  return [layout(split, *clip) for split, clips in rows for clip in clips]
+
+
+LAYOUTS = {
+  'flat': lambda split, label, name, start, end: f'{name}_{start:06d}_{end:06d}.mp4',
+  'CVDF': lambda split, label, name, start, end: f'{split}/{name}_{start:06d}_{end:06d}.mp4',
+  'parts': lambda split, label, name, start, end: f'{split}/part_{start % 3}/{name}_{start:06d}_{end:06d}.mp4',
+  'classes': lambda split, label, name, start, end: f'{split}/{label}/{name}_{start:06d}_{end:06d}.mp4',
+  'underscores': lambda split, label, name, start, end: f'{label.replace(" ", "_")}/{name}_{start:06d}_{end:06d}.webm',
+  'ids': lambda split, label, name, start, end: f'{label}/{name}.mkv',
+  'starts': lambda split, label, name, start, end: f'{name}_{start}.AVI',
+  'six digits': lambda split, label, name, start, end: f'{name}_{start:06d}.avi',
+  'plain': lambda split, label, name, start, end: f'{name}_{start}_{end}.mp4',
+  'twice a suffix': lambda split, label, name, start, end: f'{name}_{start:06d}_{end:06d}.mp4.mkv',
+}
+
+
+@pytest.mark.parametrize('layout', LAYOUTS.values(), ids=LAYOUTS)
+def test_every_layout_is_the_same_dataset(tmp_path, layout):
+  root = lay(tmp_path / 'videos', *paths(layout))
+  listing = kinetics.find(root, [annotate(tmp_path / 'lists')], 400)
+  assert [(each.id, each.label, each.split) for each in listing.found] == [
+    ('test/9kiOa5pNbQE_000005_000015', 'zumba', 'test'),
+    ('train/-3B32lodo2M_000059_000069', 'abseiling', 'train'),
+    ('train/_4rY_0000_1_000008_000018', 'passing American football (in game)', 'train'),
+    ('train/a_000010_00_000000_000010', "massaging person's head", 'train'),
+    ('train/zzzzzzzzzz-_001234_001244', 'zumba', 'train'),
+    ('validation/0wR5jVB-WPk_000417_000427', 'abseiling', 'validation'),
+    ('validation/3caPS4FHFF8_000036_000046', 'zumba', 'validation'),
+  ]
+  assert sorted(each.path for each in listing.found) == sorted(str(root / path) for path in paths(layout))
+  assert listing.notes == ['the lists hold 4 of the 400 classes; label ids stay those of all 400']
+
+
+@pytest.mark.parametrize(
+  'names',
+  [
+    ('train.csv', 'val.csv', 'test.csv'),
+    ('kinetics-400_train.csv', 'kinetics-400_val.csv', 'kinetics-400_test.csv'),
+    ('kinetics400_train.csv', 'kinetics400_validate.csv', 'kinetics400_test.csv'),
+    ('kinetics_600_train.csv', 'kinetics_600_validation.csv', 'kinetics_600_test.csv'),
+    ('train/list.csv', 'val/list.csv', 'test/list.csv'),
+  ],
+)
+def test_the_names_of_lists(tmp_path, names):
+  """Where there is no column for the split, the file's name says it, or its folder's."""
+  for rows, name in zip((TRAIN, VALIDATION, TEST), names, strict=True):
+    table = [f'"{label}",{video},{start},{end}' for label, video, start, end in rows]
+    write(tmp_path / 'lists' / name, 'label,youtube_id,time_start,time_end', *table)
+  root = lay(tmp_path / 'videos', *paths(LAYOUTS['flat']))
+  files = [tmp_path / 'lists' / name for name in names]
+  listing = kinetics.find(root, [tmp_path / 'lists'], 400)
+  assert listing == kinetics.find(root, files[::-1], 400)
+  assert [each.split for each in listing.found] == ['test'] + 4 * ['train'] + 2 * ['validation']
+
+
+@pytest.mark.parametrize('classes', kinetics.CLASSES)
+def test_label_ids_are_the_datasets_own(tmp_path, classes, monkeypatch):
+  """Whatever classes, rows and files there are, and in whatever order."""
+  names = kinetics.class_names(classes)
+  assert len(set(names)) == classes
+  assert list(names) == sorted(names)
+  rng = random.Random(0)
+  rows = [row(name, f'{i:011d}', i, i + 10, 'train') for i, name in enumerate(names)]
+  write(tmp_path / 'a' / 'train.csv', HEAD, *rows)
+  write(tmp_path / 'b' / 'train.csv', HEAD, *rng.sample(rows, 20))
+  root = lay(tmp_path / 'videos', *(f'{i:011d}.mp4' for i in range(classes)))
+  whole, part = (kinetics.find(root, [tmp_path / each], classes) for each in 'ab')
+  assert whole.class_names == part.class_names == names
+  assert [each.label for each in whole.found] == list(names)
+  assert set(part.found) < set(whole.found)
+  write(tmp_path / 'a' / 'train.csv', HEAD, *rng.sample(rows, classes))
+  with other_order(monkeypatch, seed=1):
+    assert kinetics.find(root, [tmp_path / 'a'], classes) == whole
+
+
+def test_lists_of_three_sizes_differ_as_published():
+  """Kinetics-600 keeps 368 classes of 400 (arXiv 1808.01340), Kinetics-700 keeps 597 of 600 (arXiv 1907.06987)."""
+  k400, k600, k700 = ({name.lower() for name in kinetics.class_names(classes)} for classes in kinetics.CLASSES)
+  assert len(set(kinetics.class_names(400)) & set(kinetics.class_names(600))) == 368
+  assert len(k600 & k700) == 597
+  assert k600 - k700 == {'bull fighting', 'chopping vegetables', 'picking fruit'}
+  assert 'vault' in k400 - k600
+
+
+def test_spellings_of_a_label(tmp_path):
+  """Kinetics-600 and -700 spell a class in two ways; folders and copies of the lists write underscores."""
+  rows = [
+    row('passing American football (not in game)', 'a' * 11, 0, 10, 'train'),
+    row('Passing_american_football_(not_in_game)', 'b' * 11, 0, 10, 'val'),
+  ]
+  write(tmp_path / 'lists' / 'all.csv', HEAD, *rows)
+  root = lay(tmp_path / 'videos', f'{"a" * 11}.mp4', f'{"b" * 11}.mp4')
+  for classes, name in ((600, 'passing american football (not in game)'), (700, rows[0].split('"')[1])):
+    assert {each.label for each in kinetics.find(root, [tmp_path / 'lists'], classes).found} == {name}
+
+
+def test_a_file_that_is_not_there_is_listed_without_a_path(tmp_path):
+  root = lay(tmp_path / 'videos', *paths(LAYOUTS['flat'])[1:], 'unlisted.mp4', 'notes.txt')
+  listing = kinetics.find(root, [annotate(tmp_path / 'lists')], 400)
+  assert [each.id for each in listing.found if not each.path] == ['train/-3B32lodo2M_000059_000069']
+  assert '1 videos are on no list, left out: unlisted.mp4' in listing.notes
+
+
+def test_a_test_list_without_labels(tmp_path):
+  write(tmp_path / 'lists' / 'train.csv', HEAD, row(*TRAIN[0], 'train'))
+  write(tmp_path / 'lists' / 'test.csv', 'youtube_id,time_start,time_end,split', '9kiOa5pNbQE,5,15,test')
+  root = lay(tmp_path / 'videos', '-3B32lodo2M.mp4', '9kiOa5pNbQE.mp4')
+  found = kinetics.find(root, [tmp_path / 'lists'], 400).found
+  assert [(each.split, each.label, bool(each.path)) for each in found] == [
+    ('test', '', True),
+    ('train', 'abseiling', True),
+  ]
+  # Its answers in another list win, whichever is read first.
+  for name in ('answers_test.csv', 'zz_test.csv'):
+    answers = write(tmp_path / name, HEAD, row('zumba', '9kiOa5pNbQE', 5, 15, 'test'))
+    found = kinetics.find(root, [tmp_path / 'lists', answers], 400).found
+    assert [each.label for each in found] == ['zumba', 'abseiling']
+
+
+@pytest.mark.parametrize(
+  ('files', 'best'),
+  [
+    (('a/-3B32lodo2M_000059_000069.mp4', '-3B32lodo2M.mp4'), 0),
+    (('val/-3B32lodo2M.mp4', 'train/-3B32lodo2M.mp4'), 1),
+    (('val/-3B32lodo2M.mp4', 'other/-3B32lodo2M.mp4'), 1),
+    (('train/zumba/-3B32lodo2M.mp4', 'train/Abseiling/-3B32lodo2M.mp4'), 1),
+    (('train/-3B32lodo2M_000059_000069.mp4', 'replacement/replacement_for_corrupted_k400/-3B32lodo2M.mp4'), 1),
+    (('b/-3B32lodo2M.mp4', 'a/-3B32lodo2M.mp4'), 1),
+    (('a/-3B32lodo2M.webm', 'a/-3B32lodo2M.mp4'), 1),
+  ],
+)
+def test_of_several_files_one_is_taken_and_named(tmp_path, monkeypatch, files, best):
+  root = lay(tmp_path / 'videos', *files)
+  table = write(tmp_path / 'train.csv', HEAD, row(*TRAIN[0], 'train'))
+  for seed in range(3):
+    with other_order(monkeypatch, seed):
+      listing = kinetics.find(root, [table], 400)
+    assert [each.path for each in listing.found] == [str(root / files[best])]
+    assert f'1 videos have several files; taken: {files[best]}, not {files[1 - best]}' in listing.notes
+
+
+def test_an_id_alone_does_not_say_which_of_two_clips_a_file_is(tmp_path):
+  table = write(tmp_path / 'train.csv', HEAD, *(row('zumba', 'abcdefghijk', at, at + 10, 'train') for at in (0, 30)))
+  root = lay(tmp_path / 'videos', 'abcdefghijk.mp4', 'abcdefghijk_30.mp4')
+  found = kinetics.find(root, [table], 400).found
+  assert [Path(each.path).name for each in found] == ['', 'abcdefghijk_30.mp4']
+
+
+def test_files_as_other_programs_write_them(tmp_path):
+  """A byte order mark, CRLF, commas at the end, capitals, spaces, empty lines, seconds with a point."""
+  text = '\ufeffLabel, YouTube_ID,time_start,time_end,split,\r\nzumba , abcdefghijk,3.0,13.0,Validate,\r\n\r\n'
+  (tmp_path / 'k.csv').write_bytes(text.encode())
+  root = lay(tmp_path / 'videos', 'abcdefghijk.mp4')
+  (each,) = kinetics.find(root, [tmp_path / 'k.csv'], 400).found
+  assert (each.id, each.label) == ('validation/abcdefghijk_000003_000013', 'zumba')
+
+
+def test_rows_listed_twice(tmp_path):
+  rows = [row(*TRAIN[0], 'train'), row(*TRAIN[0], 'train'), row(*TRAIN[0], 'val')]
+  table = write(tmp_path / 'k.csv', HEAD, *rows)
+  listing = kinetics.find(lay(tmp_path / 'videos', '-3B32lodo2M.mp4'), [table], 400)
+  assert [each.split for each in listing.found] == ['train', 'validation']
+  name = '-3B32lodo2M_000059_000069'
+  assert listing.notes[:2] == [
+    f'1 rows repeat another of their split, left out: {name} ({table}, line 3)',
+    f'WARNING: 1 clips are listed in two splits: {name} ({table}, line 2 and {table}, line 4)',
+  ]
+
+
+GOOD = row(*TRAIN[0], 'train')
+
+
+@pytest.mark.parametrize(
+  ('lines', 'message'),
+  [
+    ((), r'k\.csv needs the columns youtube_id,time_start,time_end\[,label\]\[,split\]; found: none'),
+    (('path,label', 'a.mp4,zumba'), r'k\.csv needs the columns .*; found: label, path'),
+    ((HEAD,), r'k\.csv: the CSV files list no videos'),
+    ((HEAD, GOOD, row('zumbaa', 'b' * 11, 0, 10, 'train')), r"line 3: .* no class 'zumbaa' \(nearest: 'zumba'\)"),
+    ((HEAD, row('alligator wrestling', 'b' * 11, 0, 10, 'train')), r'line 2: .* is this kinetics600\?'),
+    ((HEAD, row('xqxqxq', 'b' * 11, 0, 10, 'train')), r"line 2: Kinetics-400 has no class 'xqxqxq'$"),
+    ((HEAD, row('', 'b' * 11, 0, 10, 'val')), 'line 2: the label is empty; only a test list may lack labels'),
+    ((HEAD, row('zumba', 'b' * 11, '0:05', 10, 'val')), "line 2: time_start and time_end must be seconds, not '0:05'"),
+    ((HEAD, row('zumba', '', 0, 10, 'val')), 'line 2: the youtube_id is empty'),
+    ((HEAD, row('zumba', 'b' * 11, 0, 10, 'holdout')), 'line 2: which split.* one of train, validation'),
+    ((HEAD, row('zumba', 'b' * 11, 0, 10, '')), 'line 2: which split'),
+    ((HEAD, GOOD, 'zumba,b'), 'line 3: as many fields as columns'),
+    ((HEAD, GOOD, f'{GOOD},0'), 'line 3: as many fields as columns'),
+    (
+      (HEAD, GOOD, GOOD.replace('abseiling', 'zumba')),
+      r"line 3: \S+ is of class 'zumba', but of 'abseiling' in .*line 2",
+    ),
+  ],
+)
+def test_lists_that_cannot_be_understood(tmp_path, lines, message):
+  (tmp_path / 'k.csv').write_text('\n'.join(lines))
+  with pytest.raises(UserError, match=message) as caught:
+    kinetics.find(lay(tmp_path / 'videos', '-3B32lodo2M.mp4'), [tmp_path / 'k.csv'], 400)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('files', 'message'),
+  [
+    ((), 'videos is no folder: it is not there'),
+    (('part_0.tar.gz', 'part_1.tar.gz'), r'holds no videos \(2 \.gz\); archives must be extracted first'),
+    (('x/some.mp4',), r'none of the 7 listed videos.* files like x/some\.mp4, .* like test/9kiOa5pNbQE_000005'),
+  ],
+)
+def test_folders_that_cannot_be_understood(tmp_path, files, message):
+  lay(tmp_path / 'videos', *files)
+  with pytest.raises(UserError, match=message):
+    kinetics.find(tmp_path / 'videos', [annotate(tmp_path / 'lists')], 400)
+
+
+def test_lists_that_are_not_there(tmp_path):
+  root = lay(tmp_path / 'videos', 'a.mp4')
+  with pytest.raises(UserError, match='no is not there; wanted: the CSV files of Kinetics'):
+    kinetics.find(root, [tmp_path / 'no'], 400)
+  with pytest.raises(UserError, match=r'no \.csv file in .*videos; wanted: the CSV files of Kinetics'):
+    kinetics.find(root, [root], 400)

@@ -1,0 +1,68 @@
+"""The report: everything counted, copies and gaps named, readable where there is much."""
+
+from mevit_jax.datasets.builders import report
+from mevit_jax.datasets.builders.files import Found
+
+
+def row(name, label, sha256, **more):
+  return {
+    'id': name,
+    'label': label,
+    'sha256': f'{sha256:064x}',
+    'damage': '',
+    'duration': 2.0,
+    'num_frames': 60,
+    **more,
+  }
+
+
+def dead(name, label, why):
+  return {'id': name, 'label': label, 'dead': why}
+
+
+ROWS = [
+  ('train', row('a1', 'a', 1)),
+  ('train', row('a2', 'a', 2, damage='the end is missing')),
+  ('train', dead('b1', 'b', 'no frame decodes')),
+  ('validation', row('a3', 'a', 1)),
+  ('validation', row('b2', 'b', 3)),
+  ('validation', row('b3', 'b', 3, duration=0.5, num_frames=15)),
+]
+
+
+def test_a_report_counts_everything_and_names_copies_and_gaps():
+  made = report.make(lambda: iter(ROWS), [Found('b9', '', 'b', 'train')], ['a note'])
+  assert made['total'] == {'found': 7, 'usable': 5, 'damaged': 1, 'short': 1, 'dead': 1, 'missing': 1}
+  assert made['counts']['train']['b'] == {'found': 2, 'usable': 0, 'damaged': 0, 'short': 0, 'dead': 1, 'missing': 1}
+  assert made['dead'] == {'b1': 'no frame decodes'}
+  assert made['damaged'] == {'a2': 'the end is missing'}
+  assert made['short'] == {'b3': '0.50 s, 15 frames'}
+  assert made['missing'] == ['b9']
+  assert made['same_bytes_across_splits'] == [['train: a1', 'validation: a3']]
+  assert made['same_bytes_within_a_split'] == [['validation: b2', 'validation: b3']]
+  assert made['notes'] == ['a note', 'train has no usable video of: b']
+  assert report.without_usable(made, ('a', 'b', 'c')) == ['c']
+  text = report.text(made)
+  for part in ('b1: no frame decodes', 'train: a1 = validation: a3', 'WARNING', 'a note', 'b9'):
+    assert part in text
+  assert 'and 1 more' in report.text({**made, 'dead': {'p': 'q', 'r': 's'}}, at_most=1)
+
+
+def test_bytes_whose_marks_agree_in_part_alone_are_no_copies():
+  rows = [('train', row('a', 'a', 1)), ('test', row('b', 'a', 1 + 2**64))]  # the first eight bytes are the same
+  made = report.make(lambda: iter(rows))
+  assert made['same_bytes_across_splits'] == []
+
+
+def test_four_hundred_classes_are_readable_on_a_terminal_and_whole_in_the_file():
+  rows = [('train', row(f'v{i}', f'class {i % 400:03d}', i)) for i in range(4000)]
+  rows += [('train', dead(f'd{i}', f'class {i % 7:03d}', f'{i} of 300 packets do not decode')) for i in range(70)]
+  made = report.make(lambda: iter(rows))
+  short, whole = report.text(made, at_most=20), report.text(made)
+  assert len(short.splitlines()) < 50
+  assert '70 x N of N packets do not decode' in short
+  lines = [line.split() for line in short.splitlines() if line.startswith('  class')]
+  assert [line[1] for line in lines] == [f'{i:03d}' for i in range(7)]
+  assert [line[3] for line in lines] == ['10'] * 7  # usable of 20
+  assert sum(line.startswith('  class') for line in whole.splitlines()) == 400
+  assert sum('packets do not' in line and ': ' in line for line in whole.splitlines()) == 70

@@ -1,0 +1,321 @@
+"""Shards: what is written is read back; what was killed goes on; what is incomplete says so."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from mevit_jax.datasets import builders, shards, tasks
+from mevit_jax.datasets import reader as datasets
+from mevit_jax.errors import UserError
+
+NAMES = ('cat', 'dog')
+
+
+class Toys(builders.VideoBuilder):
+  """Not videos, but bytes: nothing here looks into them."""
+
+  made: ClassVar[list[int]] = []
+  breaks_at: int | None = None
+
+  @staticmethod
+  def make(item):
+    if item == Toys.breaks_at:
+      raise UserError(f'toy {item} broke')
+    Toys.made.append(item)
+    return {
+      'video': bytes([item % 256]) * 3 + b'\0\0',
+      'label': NAMES[item % 2],
+      'id': f'toy/é/{item}',
+      'num_frames': item,
+      'fps': 29.97,
+      'duration': 0.5,
+      'height': 4,
+      'width': 6,
+    }
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+  Toys.made, Toys.breaks_at = [], None
+
+
+def toys(data_dir, train=10, validation=3, name='toys', class_names=NAMES):
+  rows = {'train': range(train), 'validation': range(100, 100 + validation)}
+  return Toys(data_dir, name, class_names, {split: shards.group(ids, lambda _: 1, 4) for split, ids in rows.items()})
+
+
+def test_what_is_written_is_read_back(tmp_path):
+  progress = []
+  mark = shards.write(toys(tmp_path), progress=lambda *at: progress.append(at))
+  split = datasets.open_split(tmp_path, 'toys', 'train')
+  assert (len(split), split.class_names, split.fingerprint) == (10, NAMES, mark)
+  assert (split.name, split.dataset) == ('train', 'toys')
+  for i in range(10):
+    example, made = split.source[i], Toys.make(i)
+    assert example.pop('fps') == pytest.approx(made.pop('fps'))
+    assert example == {**made, 'label': i % 2}
+    assert {type(value) for value in example.values()} <= {bytes, int, str, float}
+  assert progress == [(0, 13), (4, 13), (8, 13), (10, 13), (13, 13)]
+  assert len(datasets.open_split(tmp_path, 'toys', 'validation')) == 3
+
+
+def test_a_source_can_be_sent_to_another_process(tmp_path):
+  shards.write(toys(tmp_path))
+  source = datasets.open_split(tmp_path, 'toys', 'train').source
+  source[0]  # files that are open stay here
+  assert pickle.loads(pickle.dumps(source))[7] == source[7]
+
+
+def test_writing_again_goes_on_where_it_broke(tmp_path):
+  Toys.breaks_at = 9
+  with pytest.raises(UserError, match='toy 9 broke'):
+    shards.write(toys(tmp_path))
+  with pytest.raises(UserError, match=r'not complete.*give the same prepare command again'):
+    datasets.open_split(tmp_path, 'toys', 'train')
+  Toys.breaks_at, Toys.made = None, []
+  mark = shards.write(toys(tmp_path))
+  assert sorted(Toys.made) == [8, 9, 100, 101, 102]  # 0-3 and 4-7 were whole
+  assert mark == shards.write(toys(tmp_path / 'other'))
+  again, fresh = (
+    sorted(path.name for path in (d / 'toys' / '1.0.0').iterdir()) for d in (tmp_path, tmp_path / 'other')
+  )
+  assert again == fresh
+
+
+def test_a_torn_shard_and_one_of_another_plan_are_written_again(tmp_path):
+  Toys.breaks_at = 102
+  with pytest.raises(UserError):
+    shards.write(toys(tmp_path))
+  directory = tmp_path / 'toys' / '1.0.0'
+  torn = directory / 'toys-train.array_record-00001-of-00003'
+  torn.write_bytes(torn.read_bytes()[:100])
+  Toys.breaks_at, Toys.made = None, []
+  shards.write(toys(tmp_path))
+  assert sorted(Toys.made) == [4, 5, 6, 7, 100, 101, 102]
+
+  Toys.made = []
+  shards.write(toys(tmp_path, train=5))
+  assert sorted(Toys.made) == [0, 1, 2, 3, 4]
+  assert len(list(directory.glob('*train.array_record*'))) == 2
+  assert [e['num_frames'] for e in datasets.open_split(tmp_path, 'toys', 'train').source] == [0, 1, 2, 3, 4]
+
+
+def test_labels_of_a_half_written_dataset_are_not_kept_when_classes_change(tmp_path):
+  Toys.breaks_at = 102
+  with pytest.raises(UserError):
+    shards.write(toys(tmp_path))
+  Toys.breaks_at = None
+  shards.write(toys(tmp_path, class_names=('bird', *NAMES)))
+  split = datasets.open_split(tmp_path, 'toys', 'train')
+  assert [split.class_names[e['label']] for e in split.source] == [NAMES[i % 2] for i in range(10)]
+
+
+def test_shards_do_not_depend_on_how_many_processes_write_them(tmp_path):
+  """Spawned processes import the builder by name: the real one, since a test cannot be imported."""
+  from mevit_jax.datasets.builders import moving_shapes
+
+  written = []
+  for workers in (0, 2):
+    builder = moving_shapes.build(tmp_path / str(workers), {'train': 9, 'validation': 8}, frames=2, size=16)
+    shards.write(builder, functools.partial(tasks.supervise, workers=workers))
+    written.append({path.name: path.read_bytes() for path in Path(builder.data_path).rglob('*') if path.is_file()})
+  assert written[0] == written[1]
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+  class Full(tasks.ArrayRecordWriter):
+    def close(self):
+      super().close()
+      raise RuntimeError('write() failed: No space left on device; writing somewhere; at byte 4')
+
+  monkeypatch.setattr(tasks, 'ArrayRecordWriter', Full)
+  with pytest.raises(UserError, match=r'00000-of-00003 cannot be written: .*No space left on device$'):
+    shards.write(toys(tmp_path))
+  assert not list((tmp_path / 'toys' / '1.0.0').glob('*.tmp'))
+
+
+def test_what_is_drawn_is_never_dead_but_an_error(tmp_path, monkeypatch):
+  """Where a process dies over a video that no file holds, the next one that is at the shard says so."""
+  died = iter([True])
+
+  def in_processes(function, calls, workers):
+    while calls:
+      call = calls.popleft()
+      if next(died, None):
+        (call[0] / shards.UNFINISHED / f'{call[1].name}.doing').write_text('1 0.0')
+        yield call, tasks.DIED
+      else:
+        yield call, function(*call)
+
+  monkeypatch.setattr(tasks, 'in_processes', in_processes)
+  with pytest.raises(UserError, match=r'a process that made 1 ended: the decoder crashed.*again to go on'):
+    shards.write(toys(tmp_path))
+
+
+def test_a_process_that_dies_over_no_item_is_one_line(tmp_path, monkeypatch):
+  def in_processes(function, calls, workers):
+    yield calls.popleft(), tasks.DIED
+
+  monkeypatch.setattr(tasks, 'in_processes', in_processes)
+  with pytest.raises(UserError, match='died, perhaps of too little memory: run the command again'):
+    shards.write(toys(tmp_path))
+
+
+def test_a_shard_that_is_lost_later_is_known_and_alone_made_again(tmp_path):
+  mark = shards.write(toys(tmp_path))
+  directory = tmp_path / 'toys' / '1.0.0'
+  before = {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
+  assert shards.lost(directory) == []
+  gone, torn = (
+    directory / f'toys-{part}'
+    for part in ('train.array_record-00002-of-00003', 'validation.array_record-00000-of-00001')
+  )
+  gone.unlink()
+  torn.write_bytes(torn.read_bytes()[:1000])
+  assert shards.lost(directory) == [gone.name, torn.name]
+  Toys.made = []
+  assert shards.write(toys(tmp_path)) == mark
+  assert sorted(Toys.made) == [8, 9, 100, 101, 102]
+  assert {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()} == before
+  Toys.made = []
+  with shards.place(directory, overwrite=True) as new:
+    assert shards.write(toys(new.parents[1])) == mark
+  assert len(Toys.made) == 13
+  assert {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()} == before
+
+
+def test_labels_are_read_without_the_records(tmp_path):
+  shards.write(toys(tmp_path))
+  directory = tmp_path / 'toys' / '1.0.0'
+  split = datasets.open_split(tmp_path, 'toys', 'train')
+  for path in directory.glob('*.array_record-*'):
+    path.unlink()
+  assert split.labels.dtype == np.int32
+  assert split.labels.tolist() == [i % 2 for i in range(10)]
+  assert datasets.read_labels(directory, 'validation').tolist() == [0, 1, 0]
+  rows = list(datasets.read_videos(directory, 'train'))
+  assert [(row['id'], row['num_frames'], row['bytes']) for row in rows[:2]] == [
+    ('toy/é/0', '0', '5'),
+    ('toy/é/1', '1', '5'),
+  ]
+  table = directory / 'videos.csv'
+  table.write_text(''.join(table.read_text('utf-8').splitlines(keepends=True)[:5]), 'utf-8')
+  other = dataclasses.replace(split)
+  with pytest.raises(
+    UserError, match=r'videos\.csv is damaged, prepare it again: it has 4 train videos, and the shards'
+  ):
+    _ = other.labels
+
+
+@pytest.mark.parametrize('text', ['{"fingerprint": "x", "videos": {}}', '{"format": 99}', '{'])
+def test_a_dataset_of_another_format_is_one_line(tmp_path, text):
+  shards.write(toys(tmp_path))
+  (tmp_path / 'toys' / '1.0.0' / 'fingerprint.json').write_text(text)
+  with pytest.raises(
+    UserError, match=r'1\.0\.0 is (of format (1|99), and this program reads 2|damaged .*): prepare it again'
+  ):
+    datasets.open_split(tmp_path, 'toys', 'train')
+
+
+def test_differences_show_the_first():
+  before = {'class_names': list('abcdefg'), 'fingerprint': 'f' * 64, 'videos': {'train': 5, 'test': 2}}
+  assert datasets.differences(before, before) == []
+  now = {'class_names': list('abxyzw'), 'fingerprint': 'e' * 64, 'videos': {'train': 5, 'validation': 1}}
+  assert datasets.differences(before, now) == [
+    '7 classes, and 6',
+    "class 2 is 'c', and 'x'",
+    "class 3 is 'd', and 'y'",
+    "class 4 is 'e', and 'z'",
+    '2 more classes',
+    '2 test videos, and 0',
+    '0 validation videos, and 1',
+    'dataset fingerprint: ffffffffffff, and eeeeeeeeeeee',
+  ]
+  del before['videos']  # as older checkpoints have it
+  assert len(datasets.differences(before, now)) == 6
+
+
+def test_a_fingerprint_knows_names_ids_labels_bytes_and_encoding():
+  rows = {'train': [('a', 0, 'x'), ('b', 1, 'y')], 'test': [('c', 0, 'z')]}
+  mark = shards.fingerprint(NAMES, rows)
+  assert mark == shards.fingerprint(list(NAMES), {'test': iter(rows['test']), 'train': iter(rows['train'])}, {})
+  assert mark == hashlib.sha256(json.dumps([NAMES, rows], sort_keys=True).encode()).hexdigest()
+  others = [
+    (('cat', 'cow'), rows),
+    (NAMES, {**rows, 'train': [('a', 0, 'x'), ('b', 0, 'y')]}),
+    (NAMES, {**rows, 'train': [('a', 0, 'x'), ('b', 1, 'w')]}),
+    (NAMES, {**rows, 'train': [('A', 0, 'x'), ('b', 1, 'y')]}),
+    (NAMES, {'train': [*rows['train'], *rows['test']]}),
+  ]
+  encoded = [shards.fingerprint(NAMES, rows, {'kind': 'h264', 'quality': quality}) for quality in (20, 30)]
+  assert len({mark, *encoded, *(shards.fingerprint(*other) for other in others)}) == 8
+
+
+def test_the_fingerprint_is_read_without_the_data(tmp_path):
+  mark = shards.write(toys(tmp_path), asked={'seed': 3})
+  directory = tmp_path / 'toys' / '1.0.0'
+  assert datasets.read_asked(directory) == {'seed': 3}
+  for path in directory.glob('*.array_record-*'):
+    os.truncate(path, path.stat().st_size - 1)
+  with pytest.raises(UserError, match=r'is damaged: train has \d+ bytes, not \d+; give its prepare command again'):
+    datasets.open_split(tmp_path, 'toys', 'train')
+  for path in directory.glob('*.array_record-*'):
+    path.unlink()
+  assert datasets.read_fingerprint(directory) == (mark, {'train': 10, 'validation': 3})
+  with pytest.raises(UserError, match=r'is damaged: toys-train.* is not there; give its prepare command'):
+    datasets.open_split(tmp_path, 'toys', 'train')
+
+
+def test_what_is_not_there_is_named_with_what_is(tmp_path):
+  with pytest.raises(UserError, match=r"no dataset 'toys' in .*there: none"):
+    datasets.open_split(tmp_path, 'toys', 'train')
+  shards.write(toys(tmp_path))
+  with pytest.raises(
+    UserError, match=r"no dataset 'ducks'.*there: toys; .*prepare video_folder ROOT --name=ducks --data_dir="
+  ):
+    datasets.open_split(tmp_path, 'ducks', 'train')
+  with pytest.raises(UserError, match=r'mevit_jax\.prepare moving_shapes --data_dir='):
+    datasets.open_split(tmp_path, 'moving_shapes', 'train')
+  with pytest.raises(UserError, match=r"no split 'test'; it has: train, validation"):
+    datasets.open_split(tmp_path, 'toys', 'test')
+  (tmp_path / 'toys' / '1.0.0' / 'dataset_info.json').write_text('{')
+  with pytest.raises(UserError, match=re.escape('1.0.0 is damaged, prepare it again')):
+    datasets.open_split(tmp_path, 'toys', 'train')
+
+
+def test_the_newest_complete_version_is_read(tmp_path):
+  shards.write(toys(tmp_path, train=5))
+  old = tmp_path / 'toys' / '1.0.0'
+  new = tmp_path / 'toys' / '1.10.0'
+  new.mkdir()
+  for path in old.iterdir():
+    if path.is_file():
+      (new / path.name).write_bytes(path.read_bytes().replace(b'"1.0.0"', b'"1.10.0"'))
+  (tmp_path / 'toys' / '1.9.0').mkdir()  # never finished
+  assert '1.10.0' in str(datasets._version(tmp_path, 'toys'))
+  assert len(datasets.open_split(tmp_path, 'toys', 'train')) == 5
+
+
+def test_reading_and_writing_import_neither_tensorflow_nor_jax(tmp_path):
+  program = f"""
+import sys
+from mevit_jax.datasets import reader as datasets
+from mevit_jax.datasets import shards
+from mevit_jax.datasets.builders import moving_shapes
+shards.write(moving_shapes.build({str(tmp_path)!r}, {{'train': 8}}, frames=2, size=16))
+datasets.open_split({str(tmp_path)!r}, 'moving_shapes', 'train').source[3]
+print([name for name in ('tensorflow', 'jax', 'flax') if name in sys.modules])
+"""
+  run = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
+  assert json.loads(run.stdout) == []

@@ -1,0 +1,238 @@
+"""What can be wrong with a file of weights: one clear line each."""
+
+import json
+import pickle
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from mevit_jax.errors import UserError
+from mevit_jax.pretrained.export import export
+from mevit_jax.pretrained.load import inspect, load
+from tests.pretrained.conftest import config_of, model_of, random_params
+
+CONFIG = config_of(3, 0, frames=1)
+
+
+@pytest.fixture
+def weights(rng, tmp_path):
+  """A sound safetensors file of timm's names, by our own export."""
+  export(
+    tmp_path / 'out', random_params(CONFIG, rng), CONFIG, 'timm', class_names='abcde', mean=(0.5,) * 3, std=(0.5,) * 3
+  )
+  return (tmp_path / 'out' / 'model.safetensors').rename(tmp_path / 'weights')
+
+
+def refused(path, config=CONFIG):
+  """The message of the error, which is one line."""
+  with pytest.raises(UserError) as error:
+    load(path, model_of(config)[0], head='keep')
+  message = str(error.value)
+  assert '\n' not in message
+  return message
+
+
+def changed(weights, change):
+  tensors = load_file(weights)
+  change(tensors)
+  save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, weights)
+  return weights
+
+
+def test_nothing_there(tmp_path):
+  assert 'no weights at' in refused(tmp_path / 'nowhere')
+
+
+def test_no_weights_at_all(tmp_path):
+  (tmp_path / 'text').write_text('weights, honestly')
+  assert 'no file of weights' in refused(tmp_path / 'text')
+  assert 'holds no weights' in refused(tmp_path)
+  save_file({'conv1.weight': np.zeros((3, 3))}, tmp_path / 'resnet')
+  assert 'of no kind that is known' in refused(tmp_path / 'resnet')
+
+
+@pytest.mark.parametrize('cut', [1, 1000, 30_000])
+def test_truncated_safetensors(weights, cut):
+  weights.write_bytes(weights.read_bytes()[:-cut])
+  assert 'is damaged' in refused(weights)
+
+
+@pytest.mark.parametrize('cut', [1, 1000, 30_000])
+def test_truncated_npz(weights, tmp_path, cut):
+  np.savez(tmp_path / 'whole.npz', **load_file(weights))
+  (tmp_path / 'cut').write_bytes((tmp_path / 'whole.npz').read_bytes()[:-cut])
+  assert 'is damaged' in refused(tmp_path / 'cut')
+
+
+def test_flipped_byte_in_an_npz(weights, tmp_path):
+  np.savez(tmp_path / 'flipped.npz', **load_file(weights))
+  content = bytearray((tmp_path / 'flipped.npz').read_bytes())
+  content[len(content) // 2] ^= 1
+  (tmp_path / 'flipped.npz').write_bytes(content)
+  assert 'is damaged' in refused(tmp_path / 'flipped.npz')
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_truncated_pickle(weights, tmp_path, torch, zipped):
+  state = {name: torch.tensor(array) for name, array in load_file(weights).items()}
+  torch.save(state, tmp_path / 'whole', _use_new_zipfile_serialization=zipped)
+  for cut in (1, 1000, 30_000):
+    (tmp_path / 'cut').write_bytes((tmp_path / 'whole').read_bytes()[:-cut])
+    assert 'is damaged' in refused(tmp_path / 'cut')
+
+
+class Code:
+  """What a malicious file holds: unpickling it would leave a trace."""
+
+  def __init__(self, trace):
+    self.trace = trace
+
+  def __reduce__(self):
+    return open, (str(self.trace), 'w')
+
+
+@pytest.mark.parametrize('how', ['zip', 'old', 'plain'])
+def test_a_pickle_with_code_is_refused(tmp_path, torch, how):
+  content = {'state_dict': {'cls_token': torch.zeros(1, 1, 32)}, 'more': Code(tmp_path / 'trace')}
+  if how == 'plain':
+    (tmp_path / 'weights').write_bytes(pickle.dumps(content['more']))
+  else:
+    torch.save(content, tmp_path / 'weights', _use_new_zipfile_serialization=how == 'zip')
+  assert 'could run code' in refused(tmp_path / 'weights')
+  assert not (tmp_path / 'trace').exists()
+
+
+def test_a_pickle_of_other_things(tmp_path, torch):
+  torch.save({'epoch': 3, 'lr': [0.1]}, tmp_path / 'weights')
+  assert 'no dict of weights' in refused(tmp_path / 'weights')
+
+
+def test_an_npz_with_objects_is_refused(tmp_path):
+  np.savez(tmp_path / 'weights.npz', cls=np.array([{}], dtype=object))
+  assert refused(tmp_path / 'weights.npz')
+
+
+def test_a_missing_block(weights):
+  message = refused(changed(weights, lambda x: [x.pop(name) for name in list(x) if name.startswith('blocks.1.')]))
+  assert "'blocks.1." in message
+  assert 'missing' in message
+
+
+def test_the_last_block_is_missing(weights):
+  message = refused(changed(weights, lambda x: [x.pop(name) for name in list(x) if name.startswith('blocks.2.')]))
+  assert '3 space and motion blocks, and there are 2' in message
+
+
+def test_a_renamed_key(weights):
+  message = refused(changed(weights, lambda x: x.update({'blocks.1.norm3.bias': x.pop('blocks.1.norm2.bias')})))
+  assert message.endswith("'blocks.1.norm3.bias'; the nearest that is known is 'blocks.1.norm2.bias', which is missing")
+
+
+def test_one_key_too_many(weights):
+  assert "'blocks.1.ls1.gamma'" in refused(changed(weights, lambda x: x.update({'blocks.1.ls1.gamma': x['norm.bias']})))
+
+
+def test_two_sets_of_weights(weights):
+  """Raw ones and their average, say: which was read would be chance."""
+  message = refused(changed(weights, lambda x: x.update({'model.cls_token': x['cls_token']})))
+  assert "'cls_token' and 'model.cls_token' differ only in their prefix" in message
+
+
+def test_half_a_head(weights):
+  assert "'head.bias'" in refused(changed(weights, lambda x: x.pop('head.bias')))
+
+
+@pytest.mark.parametrize('name', ['blocks.1.mlp.fc2.weight', 'blocks.2.attn.qkv.weight', 'head.weight'])
+def test_a_transposed_matrix(weights, name):
+  message = refused(changed(weights, lambda x: x.update({name: x[name].T})))
+  assert name in message
+
+
+def test_numbers_that_are_none(weights):
+  changed(weights, lambda x: x['blocks.0.mlp.fc1.bias'].__setitem__(3, np.nan))
+  assert 'blocks.0.mlp.fc1.bias has numbers that are not finite' in refused(weights)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'patch_size': 16}, 'config.model.patch_size is 16x16, and 8x8 there'),
+    ({'width': 64}, 'config.model.width is 64, and 32 there'),
+    ({'mlp_dim': 128}, 'config.model.mlp_dim is 128, and 64 there'),
+  ],
+)
+def test_another_size(weights, change, message):
+  assert message in refused(weights, config_of(3, 0, frames=1, **change))
+
+
+def test_another_eps(weights):
+  assert '--config.model.layer_norm_eps=1e-06' in refused(weights, config_of(3, 0, frames=1, layer_norm_eps=1e-12))
+
+
+def test_another_number_of_classes(weights):
+  assert 'has 5 classes and the model 6' in refused(weights, config_of(3, 0, frames=1, classes=6))
+
+
+def test_half_precision_is_read(weights):
+  """float16 and bfloat16 files become float32."""
+  import ml_dtypes
+
+  for dtype in (np.float16, ml_dtypes.bfloat16):
+    changed(weights, lambda x, dtype=dtype: x.update({name: array.astype(dtype) for name, array in x.items()}))
+    loaded = load(weights, model_of(CONFIG)[0], head='keep')
+    assert loaded.params['norm']['bias'].dtype == np.float32
+
+
+def test_a_shard_is_missing(weights, tmp_path):
+  tensors = load_file(weights)
+  folder = tmp_path / 'folder'
+  folder.mkdir()
+  names = sorted(tensors)
+  parts = {'a.safetensors': names[:20], 'b.safetensors': names[20:]}
+  for part, some in parts.items():
+    save_file({name: tensors[name] for name in some}, folder / part)
+  index = {'weight_map': {name: part for part, some in parts.items() for name in some}}
+  (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
+  assert load(folder, model_of(CONFIG)[0], head='keep').info.depth == 3
+  (folder / 'b.safetensors').unlink()
+  assert 'b.safetensors' in refused(folder)
+  save_file({name: tensors[name] for name in names[21:]}, folder / 'b.safetensors')
+  assert 'lacks' in refused(folder)
+  (folder / 'model.safetensors.index.json').write_text('{')
+  assert 'is damaged' in refused(folder)
+
+
+@pytest.fixture
+def beside(weights, tmp_path):
+  """Writes a config.json of timm's or Hugging Face's beside the weights."""
+
+  def write(**config):
+    (tmp_path / 'config.json').write_text(json.dumps({'architecture': 'vit_base_patch16_224', **config}))
+    return weights
+
+  return write
+
+
+def test_a_config_that_says_nothing(beside):
+  """Nulls, and labels without numbers, are as if they were not there."""
+  assert inspect(beside(pretrained_cfg=None, model_args=None, id2label=None)).mean is None
+  assert inspect(beside(id2label={'cat': 0, 'dog': 1})).class_names is None
+  assert inspect(beside(id2label=['cat', 'dog'])).class_names is None
+
+
+def test_the_grid_is_as_the_config_says(beside):
+  """Its 16 patches; the input size of timm's recipe is that of the name, which this model may not have."""
+  assert inspect(beside(pretrained_cfg={'input_size': [3, 224, 224]})).grid == (4, 4)
+  assert inspect(beside(pretrained_cfg={'input_size': [3, 16, 64]})).grid == (2, 8)
+  assert inspect(beside(pretrained_cfg={'input_size': [3, 32, 32]}, model_args={'img_size': [64, 16]})).grid == (8, 2)
+  assert 'which is no 28x28 grid' in refused(beside(model_args={'img_size': 224}))
+  assert "no height and width: 'large'" in refused(beside(image_size='large'))
+
+
+def test_pytorch_files_need_torch(tmp_path, monkeypatch):
+  """And only they do."""
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  (tmp_path / 'old').write_bytes(pickle.dumps({}, protocol=2))
+  assert 'pip install torch' in refused(tmp_path / 'old')

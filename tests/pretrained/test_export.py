@@ -1,0 +1,157 @@
+"""Weights out, into the other library, and in again."""
+
+import jax
+import numpy as np
+import pytest
+from safetensors import SafetensorError
+
+from mevit_jax.errors import UserError
+from mevit_jax.pretrained import export as out
+from mevit_jax.pretrained.export import export
+from mevit_jax.pretrained.load import inspect, load
+from tests.pretrained.conftest import (
+  DEPTH,
+  SIDE,
+  assert_close,
+  config_of,
+  logits_of,
+  model_of,
+  random_params,
+  repeated,
+  timesformer_config,
+  to_torch,
+)
+
+NAMES = tuple('abcde')
+PIXELS = {'class_names': NAMES, 'mean': (0.1, 0.2, 0.3), 'std': (0.4, 0.5, 0.6)}
+SPACE = config_of(DEPTH, 0)
+
+
+def images(rng):
+  return rng.normal(size=(2, SIDE, SIDE, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize('eps', [1e-6, 1e-12])
+def test_to_hugging_face(transformers, torch, rng, tmp_path, eps):
+  config = config_of(DEPTH, 0, layer_norm_eps=eps)
+  params, frames = random_params(config, rng, still=True), images(rng)
+  export(tmp_path, params, config, 'hf_vit', **PIXELS)
+  theirs, account = transformers.ViTForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+  assert not any(account.values())
+  assert theirs.config.id2label == dict(enumerate(NAMES))
+  with torch.no_grad():
+    assert_close(logits_of(config, params, repeated(frames, 2)), theirs.eval()(to_torch(frames)).logits)
+  processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+  assert tuple(processor.image_mean) == PIXELS['mean']
+
+
+def test_to_timm(timm, torch, rng, tmp_path):
+  params, frames = random_params(SPACE, rng, still=True), images(rng)
+  export(tmp_path, params, SPACE, 'timm', **PIXELS)
+  theirs = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+  assert tuple(theirs.pretrained_cfg['std']) == PIXELS['std']
+  with torch.no_grad():
+    assert_close(logits_of(SPACE, params, repeated(frames, 2)), theirs(to_torch(frames)))
+
+
+@pytest.mark.parametrize('frames', [8, 16])
+def test_to_timesformer(transformers, torch, rng, tmp_path, frames):
+  """What was folded comes out as an identity."""
+  config = timesformer_config(frames)
+  params = random_params(config, rng, still=False)
+  export(tmp_path, params, config, 'hf_timesformer', **PIXELS)
+  theirs, account = transformers.TimesformerForVideoClassification.from_pretrained(tmp_path, output_loading_info=True)
+  assert not any(account.values())
+  video = rng.normal(size=(1, frames, SIDE, SIDE, 3)).astype(np.float32)
+  with torch.no_grad():
+    assert_close(logits_of(config, params, video), theirs.eval()(to_torch(video)).logits)
+
+
+@pytest.mark.parametrize(
+  ('to', 'config'),
+  [
+    ('timm', SPACE),
+    ('hf_vit', SPACE),
+    ('hf_timesformer', timesformer_config()),
+    ('timm', config_of(DEPTH, 0, side=(32, 64))),
+    ('hf_vit', config_of(DEPTH, 0, side=(64, 32))),
+  ],
+)
+def test_out_and_in_again(rng, tmp_path, to, config):
+  """Bit for bit, with the head by its names; a ViT's positions hold those of time."""
+  params = random_params(config, rng, still=True)
+  export(tmp_path, params, config, to, **PIXELS)
+  loaded = load(tmp_path, model_of(config)[0], class_names=NAMES)
+  if to != 'hf_timesformer':
+    params['embedding']['space'] = params['embedding']['space'] + params['embedding']['time'][0]
+    params['embedding']['time'] = np.zeros_like(params['embedding']['time'])
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+  info = inspect(tmp_path)
+  assert (info.mean, info.std, info.class_names) == (PIXELS['mean'], PIXELS['std'], NAMES)
+
+
+def test_in_and_out_again(hf_vit, hf_timesformer, transformers, tmp_path):
+  """Tensor for tensor, but for TimeSformer's folded pair."""
+  pairs = [
+    (hf_vit(), transformers.ViTForImageClassification, config_of(DEPTH, 0, layer_norm_eps=1e-12), 'hf_vit'),
+    (hf_timesformer(8), transformers.TimesformerForVideoClassification, timesformer_config(), 'hf_timesformer'),
+  ]
+  for theirs, kind, config, to in pairs:
+    theirs.save_pretrained(tmp_path / 'in' / to)
+    loaded = load(tmp_path / 'in' / to, model_of(config)[0], head='keep')
+    export(tmp_path / 'out' / to, loaded.params, config, to, **PIXELS)
+    again = kind.from_pretrained(tmp_path / 'out' / to).state_dict()
+    for name, tensor in theirs.state_dict().items():
+      if 'temporal_attention.output' not in name and 'temporal_dense' not in name:
+        np.testing.assert_array_equal(again[name].numpy(), tensor.numpy(), err_msg=name)
+
+
+@pytest.mark.parametrize(
+  ('to', 'config', 'message'),
+  [
+    ('timm', config_of(1, 2), '2 motion'),
+    ('timm', config_of(3, 0, layer_norm_eps=1e-12), 'hf_vit'),
+    ('hf_vit', SPACE, 'embedding/time'),
+    ('hf_timesformer', timesformer_config(order='space_time', block_size=2), 'block_size 2.*order space_time'),
+  ],
+)
+def test_what_the_library_cannot_hold_is_refused(rng, tmp_path, to, config, message):
+  with pytest.raises(UserError, match=message):
+    export(tmp_path, random_params(config, rng, still=False), config, to, **PIXELS)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('there', ['config.json', 'checkpoints'])
+def test_what_is_there_is_not_overwritten(rng, tmp_path, there):
+  """A workdir, say; but a clone of a repository may be empty."""
+  (tmp_path / '.git').mkdir()
+  export(tmp_path, random_params(SPACE, rng, still=True), SPACE, 'timm', **PIXELS)
+  (tmp_path / 'other' / there).mkdir(parents=True)
+  for folder in (tmp_path, tmp_path / 'other'):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+    with pytest.raises(UserError, match='is not empty: take another --folder'):
+      export(folder, random_params(SPACE, rng, still=True), SPACE, 'timm', **PIXELS)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob('*')} == before
+
+
+def test_a_full_disk_leaves_nothing(rng, tmp_path, monkeypatch):
+  def full(tensors, path, metadata):
+    path.write_bytes(b'half')
+    raise SafetensorError('I/O error: No space left on device (os error 28)')
+
+  monkeypatch.setattr(out, 'save_file', full)
+  with pytest.raises(UserError, match=r'cannot be written: .*No space left'):
+    export(tmp_path, random_params(SPACE, rng, still=True), SPACE, 'hf_vit', **PIXELS)
+  assert not list(tmp_path.iterdir())
+
+
+def test_who_may_read_the_folder_may_read_its_files(rng, tmp_path):
+  (tmp_path / 'new').mkdir(mode=0o750)
+  export(tmp_path / 'new', random_params(SPACE, rng, still=True), SPACE, 'timm', **PIXELS)
+  assert {path.stat().st_mode & 0o777 for path in (tmp_path / 'new').iterdir()} == {0o640}
+
+
+def test_a_file_is_no_folder(rng, tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(UserError, match='cannot be written'):
+    export(tmp_path / 'file', random_params(SPACE, rng, still=True), SPACE, 'timm', **PIXELS)

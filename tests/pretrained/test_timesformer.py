@@ -1,0 +1,111 @@
+"""TimeSformers of Hugging Face, randomly initialised, and what becomes of them."""
+
+import numpy as np
+import pytest
+
+from mevit_jax.errors import UserError
+from mevit_jax.pretrained.load import inspect, load
+from mevit_jax.pretrained.positions import resize_time
+from tests.pretrained.conftest import (
+  DEPTH,
+  SIDE,
+  assert_close,
+  config_of,
+  logits_of,
+  model_of,
+  timesformer_config,
+  to_torch,
+)
+
+# Hugging Face's names of the original's: its own conversion, the other way round.
+ORIGINAL = {
+  'timesformer.embeddings.cls_token': 'model.cls_token',
+  'timesformer.embeddings.position_embeddings': 'model.pos_embed',
+  'timesformer.embeddings.time_embeddings': 'model.time_embed',
+  'timesformer.embeddings.patch_embeddings.projection': 'model.patch_embed.proj',
+  'timesformer.encoder.layer.': 'model.blocks.',
+  'temporal_layernorm': 'temporal_norm1',
+  'temporal_attention.attention.qkv': 'temporal_attn.qkv',
+  'temporal_attention.output.dense': 'temporal_attn.proj',
+  'temporal_dense': 'temporal_fc',
+  'layernorm_before': 'norm1',
+  'attention.attention.qkv': 'attn.qkv',
+  'attention.output.dense': 'attn.proj',
+  'layernorm_after': 'norm2',
+  'intermediate.dense': 'mlp.fc1',
+  'output.dense': 'mlp.fc2',
+  'timesformer.layernorm': 'model.norm',
+  'classifier': 'model.head',
+}
+
+
+def converted(path, config, **options):
+  return load(path, model_of(config)[0], **{'head': 'keep', **options})
+
+
+def statuses(loaded):
+  return {row.name: row.status for row in loaded.table}
+
+
+@pytest.mark.parametrize('frames', [8, 16])
+def test_same_logits(hf_timesformer, rng, tmp_path, torch, frames):
+  theirs = hf_timesformer(frames)
+  theirs.save_pretrained(tmp_path)
+  config = timesformer_config(frames)
+  loaded = converted(tmp_path, config)
+  assert set(statuses(loaded).values()) == {'loaded'}
+  assert loaded.info.mean == (0.45, 0.45, 0.45)
+  video = rng.normal(size=(2, frames, SIDE, SIDE, 3)).astype(np.float32)
+  with torch.no_grad():
+    assert_close(logits_of(config, loaded.params, video), theirs(to_torch(video)).logits)
+
+
+def test_the_original_is_the_same(hf_timesformer, tmp_path, torch):
+  """Its checkpoints hold the optimiser's state too, and names of their own."""
+  import jax
+
+  theirs = hf_timesformer(8)
+  theirs.save_pretrained(tmp_path)
+  state = {}
+  for name, array in theirs.state_dict().items():
+    for hf, original in ORIGINAL.items():
+      name = name.replace(hf, original)
+    state[name] = array
+  content = {
+    'epoch': 15,
+    'model_state': state,
+    'optimizer_state': {'state': {0: {'momentum_buffer': state['model.norm.bias']}}},
+  }
+  torch.save(content, tmp_path / 'checkpoint.pyth')
+  config = timesformer_config()
+  original = converted(tmp_path / 'checkpoint.pyth', config)
+  assert original.info.kind == 'TimeSformer'
+  jax.tree.map(np.testing.assert_array_equal, original.params, converted(tmp_path, config).params)
+
+
+def test_as_a_start_for_mevit(hf_timesformer, tmp_path):
+  """With space and class blocks, M > 1 and other frames: time attention lands where there is motion attention."""
+  theirs = hf_timesformer(8)
+  theirs.save_pretrained(tmp_path)
+  loaded = converted(tmp_path, config_of(1, 1, 1, frames=12, block_size=2), head='fresh')
+  found = statuses(loaded)
+  assert found['motion/blocks/motion_attention/query/kernel'] == 'loaded'
+  assert found['embedding/time'] == 'resized'
+  assert found['timesformer.encoder.layer.0.temporal_dense.weight'] == 'unused'
+  assert found['timesformer.encoder.layer.2.temporal_dense.weight'] == 'unused'
+  assert 'timesformer.encoder.layer.1.temporal_dense.weight' not in found
+  times = theirs.timesformer.embeddings.time_embeddings.detach().numpy()[0]
+  np.testing.assert_array_equal(loaded.params['embedding']['time'], resize_time(times, 12))
+  assert inspect(tmp_path).frames == 8
+
+
+def test_joint_attention_is_refused(hf_timesformer, tmp_path):
+  hf_timesformer(8, attention_type='joint_space_time').save_pretrained(tmp_path)
+  with pytest.raises(UserError, match="attention_type = 'joint_space_time'"):
+    converted(tmp_path, timesformer_config())
+
+
+def test_blocks_of_the_source_must_suffice(hf_timesformer, tmp_path):
+  hf_timesformer(8).save_pretrained(tmp_path)
+  with pytest.raises(UserError, match=f'4 space and motion blocks, and there are {DEPTH}'):
+    converted(tmp_path, config_of(2, 2))

@@ -1,0 +1,125 @@
+"""Workdirs of ours as a source: another head, other frames, another grid, another M, other stages."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mevit_jax.checkpoint.manager import CheckpointManager
+from mevit_jax.checkpoint.workdir import read_workdir, write_workdir
+from mevit_jax.config import experiment
+from mevit_jax.errors import UserError
+from mevit_jax.pretrained.load import inspect, load
+from mevit_jax.pretrained.positions import resize_space, resize_time
+from mevit_jax.training.state import TrainState
+from tests.pretrained.conftest import config_of, model_of, random_params
+
+CONFIG = config_of(1, 1, 1, layer_norm_eps=1e-12)
+NAMES = tuple('abcde')
+
+
+def save(folder, step, params, ema, about):
+  checkpoints = CheckpointManager(folder, keep=1)
+  params, ema = jax.tree.map(jnp.asarray, (params, ema))
+  checkpoints.save(TrainState(jnp.asarray(step), params, {'momentum': jnp.zeros(1)}, ema, jnp.asarray(0)), about)
+  checkpoints.close()
+
+
+@pytest.fixture
+def workdir(rng, tmp_path):
+  """A workdir of random params, and the params."""
+  params = random_params(CONFIG, rng)
+  recipe = experiment.Config(model=CONFIG, data=experiment.DataConfig(mean=(0.1, 0.2, 0.3)))
+  about = {'config': experiment.to_dict(recipe), 'class_names': list(NAMES), 'fingerprint': 'of a dataset'}
+  folder = tmp_path / 'workdir'
+  write_workdir(folder, about)
+  save(folder, 7, params, None, about)
+  return folder, params
+
+
+def loaded(folder, **changes):
+  model = model_of(dataclasses.replace(CONFIG, **changes))[0]
+  return load(folder, model, class_names=NAMES)
+
+
+def test_the_same_model_is_the_same(workdir):
+  folder, params = workdir
+  result = loaded(folder)
+  jax.tree.map(np.testing.assert_array_equal, result.params, params)
+  assert {row.status for row in result.table} == {'loaded'}
+  info = inspect(folder)
+  assert (info.kind, info.mean, info.layer_norm_eps) == ('MEViT of step 7', (0.1, 0.2, 0.3), 1e-12)
+
+
+def test_a_running_mean_is_what_is_taken(workdir):
+  folder, params = workdir
+  save(folder, 8, jax.tree.map(np.zeros_like, params), params, read_workdir(folder))
+  jax.tree.map(np.testing.assert_array_equal, loaded(folder).params, params)
+  assert inspect(folder).kind == 'MEViT of step 8 (running mean)'
+
+
+def test_blue_first_is_turned_for_the_recipe(workdir):
+  """`load` leaves mean and std as the source says them."""
+  folder, _ = workdir
+  assert inspect(folder, 'bgr').mean == (0.3, 0.2, 0.1)
+  assert load(folder, model_of(CONFIG)[0], channel_order='bgr').info == inspect(folder)
+
+
+def test_other_frames_grid_and_block_size(workdir):
+  """Positions are resized; all else stays."""
+  folder, params = workdir
+  result = loaded(folder, frames=5, image_size=(40, 24), block_size=3)
+  assert {row.name for row in result.table if row.status == 'resized'} == {'embedding/space', 'embedding/time'}
+  space, time = params['embedding']['space'], params['embedding']['time']
+  expected = {**params['embedding'], 'space': resize_space(space, (5, 3), antialias=True), 'time': resize_time(time, 5)}
+  jax.tree.map(np.testing.assert_array_equal, result.params, {**params, 'embedding': expected})
+
+
+def test_another_head(workdir):
+  folder, params = workdir
+  other = load(folder, model_of(dataclasses.replace(CONFIG, classes=3))[0], class_names=tuple('abc'))
+  assert not np.any(other.params['head']['kernel'])
+  assert other.params['head']['kernel'].shape == (32, 3)
+  turned = load(folder, model_of(CONFIG)[0], class_names=NAMES[::-1])
+  np.testing.assert_array_equal(turned.params['head']['bias'], params['head']['bias'][::-1])
+
+
+def test_other_stages(workdir):
+  """Blocks stay where they are in the row; a motion block that had no motion attention starts it."""
+  folder, params = workdir
+  result = loaded(folder, space_blocks=0, motion_blocks=2, class_blocks=2)
+  blocks, theirs = result.params['motion']['blocks'], params['motion']['blocks']
+  np.testing.assert_array_equal(blocks['mlp']['up']['bias'][0], params['space']['blocks']['mlp']['up']['bias'][0])
+  np.testing.assert_array_equal(blocks['mlp']['up']['bias'][1], theirs['mlp']['up']['bias'][0])
+  motion = blocks['motion_attention']
+  np.testing.assert_array_equal(motion['query']['bias'][0], blocks['space_attention']['query']['bias'][0])
+  assert not np.any(motion['out']['kernel'][0])
+  np.testing.assert_array_equal(motion['out']['kernel'][1], theirs['motion_attention']['out']['kernel'][0])
+  classify = result.params['classify']['blocks']['class_attention']['out']['kernel']
+  for i in range(2):  # its own, and that again
+    np.testing.assert_array_equal(classify[i], params['classify']['blocks']['class_attention']['out']['kernel'][0])
+  rows = {row.name: (row.status, row.note) for row in result.table}
+  assert rows['classify/blocks/class_attention/out/kernel'][0] == 'copied'
+  assert rows['motion/blocks/motion_attention/out/kernel'][1].endswith('; blocks 1 are loaded')
+
+
+def test_what_is_left_is_reported(workdir):
+  folder, _ = workdir
+  result = loaded(folder, space_blocks=1, motion_blocks=0, class_blocks=0)
+  unused = [row for row in result.table if row.status == 'unused']
+  assert len(unused) == 26 + 16  # of the motion block, of the class block
+  assert {row.note for row in unused} == {'the model has fewer blocks'}
+
+
+def test_too_few_blocks(workdir):
+  folder, _ = workdir
+  with pytest.raises(UserError, match='3 space and motion blocks, and there are 2'):
+    loaded(folder, motion_blocks=2)
+
+
+def test_no_checkpoint(workdir, tmp_path):
+  (tmp_path / 'empty' / 'checkpoints').mkdir(parents=True)
+  with pytest.raises(UserError, match=r'no config\.json'):
+    loaded(tmp_path / 'empty')

@@ -1,0 +1,162 @@
+"""The layout: imports go down only, and nothing needs TensorFlow."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / 'mevit_jax').rglob('*.py'))
+OURS = [
+  *FILES,
+  *ROOT.glob('*.py'),
+  *(file for folder in ('configs', 'benchmarks', 'tests') for file in (ROOT / folder).rglob('*.py')),
+]
+
+# The rank of every folder and top-level module of the package. Imports go from a higher rank to a lower one, or stay
+# within their own folder. The modules of rank 6 count as one folder.
+RANKS = {
+  'cli': 7,
+  'train': 6, 'evaluate': 6, 'experiment': 6, 'plan': 6,
+  'inference': 5, 'report': 5,
+  'evaluation': 4, 'pretrained': 4,
+  'training': 3, 'checkpoint': 3,
+  'models': 2, 'datasets': 2, 'data': 2, 'augment': 2, 'parallel': 2, 'planning': 2,
+  'video': 1,
+  'config': 0, 'errors': 0, 'files': 0, 'progress': 0,
+}  # fmt: skip
+SIDEWAYS = {('data', 'datasets'), ('config', 'errors'), ('files', 'errors'), ('progress', 'errors')}
+ENTRY = {'', '__main__'}  # the package itself, which is lazy, and `python -m mevit_jax`
+
+
+def may_import(importer, imported):
+  """Whether a folder may import from another one."""
+  if importer == imported or imported == '' or (importer, imported) in SIDEWAYS:
+    return True
+  if importer == '__main__':
+    return imported == 'cli'
+  if importer in ENTRY:
+    return False
+  same_loop = RANKS[importer] == RANKS[imported] == 6
+  return same_loop or RANKS[importer] > RANKS[imported]
+
+
+def module_of(file):
+  """mevit_jax/data/video.py -> mevit_jax.video.decode"""
+  parts = file.relative_to(ROOT).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+MODULES = {module_of(file): file for file in FILES}
+
+
+def imports(file):
+  """The full names of all that a file imports, at its top or within a function."""
+  package = module_of(file).split('.')
+  if file.name != '__init__.py':
+    package.pop()
+  for node in ast.walk(ast.parse(file.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      start = package[: len(package) + 1 - node.level] if node.level else []
+      base = '.'.join([*start, *([node.module] if node.module else [])])
+      yield from (f'{base}.{alias.name}' for alias in node.names)
+
+
+def part_of(name):
+  """mevit_jax.video.decode -> video; the package's own version is of the package."""
+  part = name.split('.')[1] if '.' in name else ''
+  return '' if part.startswith('__') else part
+
+
+def library_of(name):
+  return name.split('.')[0]
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_imports_go_down_only(module):
+  part = part_of(module)
+  assert part in RANKS.keys() | ENTRY, f'{part} has no rank: add it to RANKS'
+  used = {part_of(name) for name in imports(MODULES[module]) if library_of(name) == 'mevit_jax'}
+  wrong = {other for other in used if not may_import(part, other)}
+  assert not wrong, f'{module} (rank {RANKS.get(part)}) imports {sorted(wrong)}'
+
+
+def test_ranks_refuse_upward_and_sideways_imports():
+  """Every pair of folders: imports go down, and no pair is allowed in both directions."""
+  for one in RANKS:
+    for other in RANKS:
+      if RANKS[one] < RANKS[other]:
+        assert not may_import(one, other)
+      if one != other and RANKS[one] == RANKS[other] != 6:
+        assert not (may_import(one, other) and may_import(other, one))
+
+
+def test_no_imports_in_a_circle():
+  def imported(file):
+    for name in imports(file):
+      yield name if name in MODULES else name.rpartition('.')[0]
+
+  graph = {module: set(imported(file)) & set(MODULES) - {module} for module, file in MODULES.items()}
+  graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize(
+  ('library', 'home'),
+  [
+    ('flax', {'models'}),
+    ('ml_collections', {'config'}),
+    ('jax', set(RANKS) - {'data', 'datasets', 'video', 'config', 'files', 'progress', 'errors'}),
+  ],
+)
+def test_a_library_stays_at_home(library, home):
+  users = [module for module in MODULES if library in map(library_of, imports(MODULES[module]))]
+  assert {part_of(module) for module in users} <= home, users
+
+
+def test_models_import_jax_and_flax_alone():
+  models = [file for module, file in MODULES.items() if part_of(module) == 'models']
+  used = {library_of(name) for file in models for name in imports(file)}
+  assert used - sys.stdlib_module_names <= {'mevit_jax', 'jax', 'flax', 'numpy'}
+
+
+def test_nothing_of_ours_imports_tensorflow():
+  users = [file for file in OURS if 'tensorflow' in map(library_of, imports(file))]
+  assert not users
+
+
+# Refuses to import a library (TFDS looks for it in sys.modules, so that a None there would not do), then imports
+# modules. Commands share names of flags, and never a process.
+IMPORT = """
+import importlib, sys
+library, *modules = sys.argv[1:]
+class Refuse:
+  def find_spec(self, name, *_):
+    if name.partition('.')[0] == library:
+      raise ModuleNotFoundError(f'No module named {name!r}: refused by this test', name=name)
+sys.meta_path.insert(0, Refuse())
+from absl import flags
+for module in modules:
+  importlib.import_module(module)
+  for flag in list(flags.FLAGS):
+    delattr(flags.FLAGS, flag)
+assert library not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(
+  ('library', 'modules'),
+  [
+    ('tensorflow', list(MODULES)),
+    ('jax', [module for module in MODULES if part_of(module) in ('data', 'datasets', 'video', 'config')]),
+  ],
+  ids=['no module needs tensorflow', 'data needs no jax'],
+)
+def test_modules_import_without(library, modules):
+  command = [sys.executable, '-c', IMPORT, library, *modules]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr

@@ -1,0 +1,36 @@
+"""What a step's temporaries cost the system, in a process of its own."""
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys
+import jax, jax.numpy as jnp
+from mevit_jax.training.malloc import configure_malloc
+if sys.argv[1] == 'kept':
+  configure_malloc()
+
+@jax.jit
+def step(x):
+  return jnp.sin(x) @ x[0]  # an array of 64 MiB
+
+x = jnp.ones((8192, 2048))
+faults = []
+for _ in range(25):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  jax.block_until_ready(step(x))
+  faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(sorted(faults)[12])
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'mallopt'), reason='not with glibc')
+def test_a_step_takes_no_memory_anew():
+  def faults(how):
+    command = [sys.executable, '-c', FAULTS, how]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+  assert faults('kept') < 100 < 1000 < faults('as it is')  # of pages
