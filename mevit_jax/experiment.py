@@ -1,4 +1,4 @@
-"""All that a training run is made of before its first step: what train, convert and plan start from."""
+"""Builds an experiment from its config: dataset, model, optimizer, mesh and compiled steps."""
 
 import dataclasses
 import json
@@ -30,8 +30,8 @@ from mevit_jax.training.optimizer import check_patterns, make_optimizer, make_sc
 from mevit_jax.training.state import TrainState, create_state, init_state
 from mevit_jax.training.steps import make_evaluation_step, make_train_step
 
-# What may differ when a workdir is resumed: where and how fast it runs, and how often it is looked at.
-_MAY_DIFFER = (
+# Fields that may change when a run resumes: execution, logging and evaluation.
+_MAY_CHANGE = (
   *experiment.EXECUTION_FIELDS, 'mesh.', 'evaluation.', 'data.workers', 'data.data_dir', 'model.classes',
   'training.log_every', 'training.save_every', 'training.keep', 'training.evaluate_every', 'training.profile',
   'training.on_nonfinite',
@@ -40,7 +40,7 @@ _MAY_DIFFER = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """All that a training run is made of before its first step."""
+  """An experiment before its first step: everything that its resolved config describes."""
 
   config: Config
   workdir: Path
@@ -57,8 +57,8 @@ class Run:
   source: Source | None = None  # pretrained weights of a new run
 
   @property
-  def about(self) -> dict[str, Any]:
-    """What a workdir and its checkpoints say of the run."""
+  def metadata(self) -> dict[str, Any]:
+    """Metadata of the workdir and its checkpoints."""
     return {
       'config': experiment.to_dict(self.config),
       'class_names': list(self.split.class_names),
@@ -68,11 +68,15 @@ class Run:
 
 
 def prepare_run(config: Config, workdir: Path) -> Run:
-  """Opens the data and builds model, optimiser and step; computes and writes nothing."""
+  """Opens the dataset, resolves the config and builds the run; computes and writes nothing.
+
+  Raises:
+    UserError: the config, its dataset, weights or devices do not fit together.
+  """
   split = datasets.open_split(config.data.data_dir, config.data.dataset, config.data.train_split)
   datasets.open_split(config.data.data_dir, config.data.dataset, config.evaluation.split)
   if unlabelled := int((split.labels < 0).sum()):
-    raise UserError(f'{unlabelled:,} of {split} have no label, and cannot be trained on: see data.train_split')
+    raise UserError(f'{unlabelled:,} videos of {split} have no label: choose another data.train_split')
   mesh = make_mesh(config.mesh)
   weights, source = _source(config, workdir)
   dataset = resolve.Dataset(split.dataset, split.class_names)
@@ -83,24 +87,24 @@ def prepare_run(config: Config, workdir: Path) -> Run:
 
 
 def build_run(config: Config, workdir: Path, split: datasets.Split, mesh: jax.sharding.Mesh) -> Run:
-  """The run of a config whose dataset and devices are known; the devices need not be there."""
+  """Builds the run of a resolved config; the mesh may describe devices that this machine does not have."""
   training = config.training
   pipeline.check_batch(training.batch_size, config.data.repeated_augmentation)
   rows = batch_sharding(mesh)
   process_batch_slice(rows, training.batch_size)
   if training.batch_size // training.accumulate % batch_shards(mesh):
     raise UserError(
-      f'training.batch_size {training.batch_size} in {training.accumulate} parts (training.accumulate) '
-      f'is not divisible by the {batch_shards(mesh)} devices that share it'
+      f'training.batch_size {training.batch_size} / training.accumulate {training.accumulate} is not divisible by '
+      f'{batch_shards(mesh)} devices; use a multiple of {training.accumulate * batch_shards(mesh)}'
     )
   if config.augment.mixes and training.batch_size // training.accumulate // batch_shards(mesh) % 2:
     raise UserError(
-      f'augment.mixup and augment.cutmix mix pairs of clips on one device: training.batch_size {training.batch_size} '
+      f'augment.mixup and augment.cutmix mix pairs of examples per device: training.batch_size {training.batch_size} '
       f'must be a multiple of {2 * training.accumulate * batch_shards(mesh)} '
       f'(2 x training.accumulate {training.accumulate} x {batch_shards(mesh)} devices)'
     )
   if config.evaluation.weights == 'ema' and not training.ema:
-    raise UserError("evaluation.weights is 'ema', and training.ema is 0: there will be no such weights")
+    raise UserError("evaluation.weights is 'ema', but training.ema is 0: set training.ema, such as 0.9999")
   model = build_model(config.model, constrain_batch(mesh), shard_attention(mesh))
   check_patterns(config.optimizer, model.abstract)
   steps_per_epoch = len(split) * config.data.repeated_augmentation / training.batch_size
@@ -148,8 +152,8 @@ def _source(config: Config, workdir: Path) -> tuple[Source | None, resolve.Sourc
   return source, resolve.Source(config.init_from, source.info.layer_norm_eps, source.info.normalization)
 
 
-def fresh_state(run: Run) -> TrainState:
-  """The state before the first step, with the weights that the config starts from."""
+def initial_state(run: Run) -> TrainState:
+  """Returns the initial state, with pretrained weights if the config names any."""
   key = jax.random.key(run.config.training.seed)
   if not run.config.init_from:
     return run.init(key)
@@ -159,15 +163,15 @@ def fresh_state(run: Run) -> TrainState:
   return run.begin(put(loaded.params, run.mesh))
 
 
-def restored_state(run: Run, checkpoints: CheckpointManager) -> TrainState:
-  """The newest checkpoint's state, on the run's devices."""
+def restore_state(run: Run, checkpoints: CheckpointManager) -> TrainState:
+  """Restores the latest checkpoint on the run's devices."""
   abstract = jax.eval_shape(run.init, jax.random.key(0))
   print(f'resuming from step {checkpoints.latest} of {run.workdir}', flush=True)
   return checkpoints.restore(placed(abstract, run.mesh))
 
 
 def check_workdir(run: Run) -> None:
-  """Refuses a workdir of another model, dataset, optimiser, seed or batch."""
+  """Raises a UserError if the workdir belongs to a different run (model, dataset, optimizer, seed, batch size)."""
   if run.workdir.exists() and not run.workdir.is_dir():
     raise UserError(f'{run.workdir} is a file: use another workdir')
   if not (run.workdir / 'config.json').exists():
@@ -175,53 +179,59 @@ def check_workdir(run: Run) -> None:
       raise UserError(f'{run.workdir} has checkpoints but no config.json: use another workdir')
     return
   if is_shared(run.workdir):
-    raise UserError(f"{run.workdir} is no run, but one's exported weights: start from them by --config.init_from")
-  before, about = read_workdir(run.workdir), run.about
-  # As a config of today: fields that came later have their defaults.
-  found = experiment.differences(experiment.to_dict(experiment.from_dict(before['config'])), about['config'])
-  started = any((run.workdir / 'checkpoints').glob('*'))  # then what it started from is read no more
-  found = [line for line in found if not line.startswith((*_MAY_DIFFER, *(('init_',) if started else ())))]
-  found += datasets.differences(before, about)
+    raise UserError(f'{run.workdir} is an exported model, not a run: start from it with --config.init_from')
+  saved, requested = read_workdir(run.workdir), run.metadata
+  # Parsed again, so that fields added since have their defaults.
+  found = experiment.differences(experiment.to_dict(experiment.from_dict(saved['config'])), requested['config'])
+  started = any((run.workdir / 'checkpoints').glob('*'))  # the initial weights are not read again
+  found = [line for line in found if not line.startswith((*_MAY_CHANGE, *(('init_',) if started else ())))]
+  found += datasets.differences(saved, requested)
   if found:
-    raise UserError(f'{run.workdir} is of another run (there, and now): {"; ".join(found[:5])}. Use another workdir')
+    raise UserError(
+      f'{run.workdir} belongs to a different run (saved -> requested): {"; ".join(found[:5])}; use another workdir'
+    )
 
 
 def check_hosts(run: Run, *, new: bool) -> None:
-  """Refuses hosts that would train other runs than the first one does; returns when all of them have come so far."""
-  first, *others = (json.loads(mine) for mine in allgather_bytes(json.dumps({**run.about, 'new': new}).encode()))
+  """Raises a UserError unless all processes have the same run and see the same workdir; also a barrier."""
+  first, *others = (json.loads(mine) for mine in allgather_bytes(json.dumps({**run.metadata, 'new': new}).encode()))
   for process, other in enumerate(others, 1):
     if other['new'] != first['new']:
-      raise UserError(f'process {process} sees another workdir {run.workdir} than process 0: they must share it')
+      raise UserError(
+        f'process {process} sees a different workdir {run.workdir} than process 0: all hosts must share it'
+      )
     found = experiment.differences(first, other)
     if found:
-      raise UserError(f'process {process} has another run than process 0 (there, and here): {"; ".join(found[:5])}')
+      raise UserError(
+        f'process {process} has a different config than process 0 (process 0 -> it): {"; ".join(found[:5])}'
+      )
 
 
-def begin_workdir(run: Run) -> None:
-  """Writes the workdir's config.json, by the first process; a UserError where another one does not see it."""
+def create_workdir(run: Run) -> None:
+  """Writes the workdir's config.json from process 0; raises a UserError on processes that do not see it."""
   if is_main_process():
-    write_workdir(run.workdir, run.about)
-  allgather_bytes(b'')  # it is written
-  last = time.monotonic() + 40  # a network file system may remember that it was not there
+    write_workdir(run.workdir, run.metadata)
+  allgather_bytes(b'')  # barrier: it is written
+  last = time.monotonic() + 40  # network file systems cache missing files
   while not (run.workdir / 'config.json').exists():
     if time.monotonic() > last:
-      raise UserError(f'{run.workdir} is not the one that process 0 writes: all hosts must share the workdir')
+      raise UserError(f'{run.workdir} is not the folder that process 0 writes to: all hosts must share the workdir')
     time.sleep(1)
 
 
 def print_summary(run: Run) -> None:
-  """Says what is trained, on what, and for how long."""
+  """Prints model, data and training schedule."""
   config, devices = run.config, run.mesh.devices.ravel()
   flops, parameters = count_flops(config.model), count_parameters(run.model.abstract)
   model, data = config.model, config.data
-  each = f', {data.repeated_augmentation} of each video drawn' if data.repeated_augmentation > 1 else ''
+  options = f', {data.repeated_augmentation} clips per video' if data.repeated_augmentation > 1 else ''
   if data.class_balance:
-    each += f'; {sampling.describe(run.split.labels, run.split.class_names, data.class_balance)}'
+    options += f'; {sampling.describe(run.split.labels, run.split.class_names, data.class_balance)}'
   print(
     f'model: {model.space_blocks} space + {model.motion_blocks} motion + {model.class_blocks} class blocks, '
     f'block size {model.block_size}, {model.frames} frames of {model.image_size[0]}x{model.image_size[1]}; '
-    f'{parameters:,} parameters, {flops / 1e9:.4g} GFLOPs a view ({flops / 2e9:.4g} G multiply-adds)\n'
-    f'data: {run.split}, {data.sampling} clips{each}\n'
+    f'{parameters:,} parameters, {flops / 1e9:.4g} GFLOPs per view ({flops / 2e9:.4g} G multiply-adds)\n'
+    f'data: {run.split}, {data.sampling} clips{options}\n'
     f'training: {run.steps} steps of {config.training.batch_size} clips ({config.training.epochs:g} epochs), '
     f'{config.optimizer.name}, learning rate {peak_learning_rate(run):.3g}, '
     f'{len(devices)} x {devices[0].device_kind}',
@@ -230,6 +240,6 @@ def print_summary(run: Run) -> None:
 
 
 def peak_learning_rate(run: Run) -> float:
-  """The learning rate once it has risen."""
-  risen = round(run.config.optimizer.warmup_epochs * run.steps_per_epoch)
-  return float(run.schedule(min(run.steps - 1, risen)))
+  """Returns the learning rate after warm-up."""
+  warmup = round(run.config.optimizer.warmup_epochs * run.steps_per_epoch)
+  return float(run.schedule(min(run.steps - 1, warmup)))

@@ -17,13 +17,13 @@ from mevit_jax.datasets import reader as datasets
 from mevit_jax.evaluate import evaluate_params, predict_split
 from mevit_jax.experiment import (
   Run,
-  begin_workdir,
   check_hosts,
   check_workdir,
-  fresh_state,
+  create_workdir,
+  initial_state,
   prepare_run,
   print_summary,
-  restored_state,
+  restore_state,
 )
 from mevit_jax.parallel.distributed import propagate_failure
 from mevit_jax.parallel.hosts import global_batch, process_batch_slice
@@ -55,15 +55,15 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
   fresh, new = None, not (run.workdir / 'config.json').exists()
   check_hosts(run, new=new)
   if new:
-    fresh = fresh_state(run)  # before anything is written: the weights it starts from may not load
-    begin_workdir(run)
+    fresh = initial_state(run)  # before anything is written: the weights it starts from may not load
+    create_workdir(run)
   enable_compilation_cache(run.workdir)
   checkpoints = CheckpointManager(run.workdir, config.training.keep, config.training.keep_best)
   try:
     # In this order: no second signal hurts what is being saved, and other hosts hear of a failure before that waits.
     with Stop() as stop, contextlib.closing(checkpoints), propagate_failure(but=(StopError, NonFiniteError)):
       saved = checkpoints.latest is not None
-      state = restored_state(run, checkpoints) if saved else fresh or fresh_state(run)
+      state = restore_state(run, checkpoints) if saved else fresh or initial_state(run)
       stop.check()
       return _loop(run, state, checkpoints, stop)
   except StopError as stopped:
@@ -80,7 +80,7 @@ def dry_run(config: Config, workdir: str) -> None:
   print_summary(run)
   config, rows = run.config, batch_sharding(run.mesh)
   print(parameter_overview.get_parameter_overview(run.model.abstract, include_stats=False))
-  state = fresh_state(run)
+  state = initial_state(run)
   with contextlib.closing(_batches(run, 0)) as batches:
     for what in ('compiled and ran a training step', 'ran a second one'):
       start = time.monotonic()
@@ -129,7 +129,7 @@ def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: Sto
         _log(run, step, {**watch.means(), 'unreadable': unreadable.take()}, progress, writer)
       start = time.monotonic()
       if saves:
-        checkpoints.save(state, run.about)
+        checkpoints.save(state, run.metadata)
       if stops:
         stop.check()
       if evaluates:
@@ -148,7 +148,7 @@ def _save_before(state: TrainState, checkpoints: CheckpointManager, run: Run) ->
   """Saves what the run would need to take the step again whose update was dropped."""
   if run.config.training.on_nonfinite == 'stop':  # all updates since were dropped too
     state = dataclasses.replace(state, step=state.step - state.skipped)
-  checkpoints.save(state, run.about)
+  checkpoints.save(state, run.metadata)
 
 
 def _evaluation_is_due(run: Run, step: int) -> bool:

@@ -1,45 +1,55 @@
-"""Checksums of a checkpoint's files: written before it gets its name, compared before it is read."""
+"""SHA-256 checksums of a checkpoint's files: written before the checkpoint gets its name, verified before reading."""
 
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mevit_jax.files import write_json
+
 # In every checkpoint: {'files': {path: [bytes, SHA-256]}}.
 CHECKSUMS = 'checksums.json'
-# Orbax writes the other two when all else is there; nothing that is restored stands in them.
-_NOT_IN_IT = {CHECKSUMS, '_CHECKPOINT_METADATA', 'commit_success.txt'}
+# Orbax adds the other two after all else is written; nothing is restored from them.
+_EXCLUDED = {CHECKSUMS, '_CHECKPOINT_METADATA', 'commit_success.txt'}
 
 
 def write_checksums(folder: Path) -> None:
-  """Writes the checksums of all files of a folder into it; reads every byte, a file a thread."""
+  """Writes the checksums of all files of a folder into it; reads every byte, one file per thread."""
   paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob('*')) if path.is_file()}
-  paths = {name: path for name, path in paths.items() if name not in _NOT_IN_IT}
+  paths = {name: path for name, path in paths.items() if name not in _EXCLUDED}
   with ThreadPoolExecutor() as pool:
-    sums = pool.map(_checksum, paths.values())
-    files = {name: [path.stat().st_size, found] for (name, path), found in zip(paths.items(), sums, strict=True)}
-  (folder / CHECKSUMS).write_text(json.dumps({'files': files}, indent=1) + '\n')
+    checksums = pool.map(_checksum, paths.values())
+    files = {name: [path.stat().st_size, value] for (name, path), value in zip(paths.items(), checksums, strict=True)}
+  write_json(folder / CHECKSUMS, {'files': files}, indent=1)
 
 
 def verify_checksums(folder: Path) -> str:
-  """What is wrong with a sealed folder, '' if it is what was written: '5/params/d/x has 10 bytes, and not 20'."""
+  """Compares a folder with its checksums.
+
+  Returns:
+    A description of the damage, such as '5/params/d/x has 10 bytes instead of 20'; '' if the folder is intact.
+  """
   try:
-    files = json.loads((folder / CHECKSUMS).read_text())['files'].items()
+    files = json.loads((folder / CHECKSUMS).read_text())['files']
+    if not files:
+      return f'{CHECKSUMS} lists no files'
     with ThreadPoolExecutor() as pool:
-      found = [*pool.map(lambda file: _damage_of(folder / file[0], *file[1]), files)]
+      problems = [*pool.map(lambda file: _verify(folder / file[0], *file[1]), files.items())]
   except FileNotFoundError:
-    return f'{CHECKSUMS} is missing: it was not written to its end'
+    return f'{CHECKSUMS} is missing: writing it was interrupted'
   except (ValueError, KeyError, TypeError, AttributeError):
     return f'{CHECKSUMS} is damaged'
-  wrong = [f'{name} {what}' for (name, _), what in zip(files, found, strict=True) if what]
-  return '' if not wrong else wrong[0] if len(wrong) == 1 else f'{wrong[0]}; and {len(wrong) - 1} more files'
+  damaged = [f'{name} {problem}' for name, problem in zip(files, problems, strict=True) if problem]
+  if len(damaged) > 1:
+    return f'{damaged[0]}; and {len(damaged) - 1} more files'
+  return ''.join(damaged)
 
 
-def _damage_of(path: Path, size: int, checksum: str) -> str:
+def _verify(path: Path, size: int, checksum: str) -> str:
   try:
     if path.stat().st_size != size:
-      return f'has {path.stat().st_size} bytes, and not {size}'
-    return '' if _checksum(path) == checksum else 'is not what was written: its checksum is another'
+      return f'has {path.stat().st_size} bytes instead of {size}'
+    return '' if _checksum(path) == checksum else 'has a different checksum'
   except FileNotFoundError:
     return 'is missing'
   except OSError as error:

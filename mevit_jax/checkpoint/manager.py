@@ -1,4 +1,4 @@
-"""CheckpointManager of everything that resuming needs: written by Orbax, sealed with checksums."""
+"""Saving and restoring everything that resuming needs, with Orbax and checksums."""
 
 import contextlib
 import shutil
@@ -27,29 +27,29 @@ class State(Protocol):
     """Number of batches seen."""
 
   def items(self) -> dict[str, Any]:
-    """Trees to save, by name."""
+    """Returns the trees to save, by name."""
 
   def restored(self, items: dict[str, Any], step: int) -> Any:
-    """State with these trees, restored from the checkpoint of a step."""
+    """Returns the state of a checkpoint."""
 
 
 class CheckpointManager:
-  """The checkpoints of a run, which goes on from the newest good one; saving goes on in the background.
+  """The checkpoints of a run; saving is asynchronous.
 
-  A checkpoint holds `params`, `opt_state`, `ema` where there is one, `about` (JSON: step, recipe, class names, dataset
-  fingerprint, format) and the checksums of its files. It gets its name when all that is written. Newer ones that are
-  damaged are moved aside, to STEP.damaged: their steps will be saved again.
+  A checkpoint holds `params`, `opt_state`, `ema` (if enabled), `metadata` (JSON: step, config, class names, dataset
+  fingerprint, format) and the checksums of its files. It gets its name after everything is written. Damaged checkpoints
+  newer than the latest intact one are renamed to STEP.damaged: training saves their steps again.
 
   Args:
-    workdir: that they are of.
-    keep: how many of the newest stay.
-    keep_best: whether that of the best evaluation stays too.
+    workdir: workdir of the run.
+    keep: number of most recent checkpoints to keep.
+    keep_best: whether to also keep the checkpoint of the best evaluation.
 
   Attributes:
-    latest: the newest one's step, or None.
+    latest: step of the latest intact checkpoint, or None.
 
   Raises:
-    UserError: there are checkpoints, and none is whole.
+    UserError: all checkpoints are damaged.
   """
 
   def __init__(self, workdir: Path, keep: int, keep_best: bool = True):
@@ -57,100 +57,99 @@ class CheckpointManager:
     self._keep, self._keep_best = keep, keep_best
     self.latest, damaged = latest_intact(workdir)
     for step in damaged:
-      aside = self._folder / f'{step}.damaged'
-      shutil.rmtree(aside, ignore_errors=True)
-      (self._folder / str(step)).rename(aside)
+      renamed = self._folder / f'{step}.damaged'
+      shutil.rmtree(renamed, ignore_errors=True)
+      (self._folder / str(step)).rename(renamed)
     if jax.process_count() > 1:
-      multihost_utils.sync_global_devices('damaged checkpoints are aside')
+      multihost_utils.sync_global_devices('damaged checkpoints are renamed')
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=_Newest(self),
-      # By its name this comes too late. In fact it is called, on process 0, when all is written and nothing renamed.
-      async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+      preservation_policy=_KeepLatestAndBest(self),
+      # Despite its name, process 0 calls it after all files are written and before the checkpoint is renamed.
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
     )
     self._manager = ocp.CheckpointManager(self._folder, options=options)
     steps = sorted(self._manager.all_steps())
-    for step in set(steps) - self.kept(steps):  # a run that was killed had no time to
+    for step in set(steps) - self.kept(steps):  # an earlier run was killed before it deleted them
       self._manager.delete(step)
 
-  def save(self, state: State, about: dict[str, Any]) -> None:
+  def save(self, state: State, metadata: dict[str, Any]) -> None:
     """Starts saving; the state may be donated to the next step once this returns.
 
     Raises:
-      UserError: it does not fit on the disk, or the one before could not be written.
+      UserError: the disk is too full, or the previous checkpoint could not be written.
     """
     step = int(state.step)
     if step == self.latest:
       return
     self._check_space(state)
     items = {name: ocp.args.StandardSave(tree) for name, tree in state.items().items()}
-    about = {**about, 'step': step, 'format': FORMAT}
+    metadata = {**metadata, 'step': step, 'format': FORMAT}
     with self._writing():
-      self._manager.wait_until_finished()  # the one before is sealed under its own name
+      self._manager.wait_until_finished()  # before `_saving` changes
       self._saving = step
-      self._manager.save(step, args=ocp.args.Composite(about=ocp.args.JsonSave(about), **items))
+      self._manager.save(step, args=ocp.args.Composite(metadata=ocp.args.JsonSave(metadata), **items))
     self.latest = step
 
   def restore(self, abstract: State) -> Any:
-    """The newest state, each array placed as `abstract` says (shapes, dtypes and shardings)."""
+    """Returns the latest state, with the shapes, dtypes and shardings of `abstract`."""
+    assert self.latest is not None
     folder = self._folder / str(self.latest)
     items = {name: restore_item(folder, name, tree) for name, tree in abstract.items().items()}
-    assert self.latest is not None
     return abstract.restored(items, self.latest)
 
   def record_evaluation(self, step: int, top1: float, evaluation: str) -> None:
-    """Notes in `best.json` that this step is the best so far, if it is; its checkpoint then stays."""
+    """Writes best.json if this step is the best so far; its checkpoint is then kept."""
     best = read_best(self._workdir)
-    there = (self._folder / str(best.get('step'))).is_dir()
-    if there and best['evaluation'] == evaluation and best['step'] != step and top1 <= best['top1']:
+    exists = (self._folder / str(best.get('step'))).is_dir()
+    if exists and best['evaluation'] == evaluation and best['step'] != step and top1 <= best['top1']:
       return
     if is_main_process():
       write_json(self._workdir / 'best.json', {'step': step, 'top1': top1, 'evaluation': evaluation})
 
   def kept(self, steps: Sequence[int]) -> set[int]:
-    """Which of the steps, oldest first, stay."""
+    """Returns which of the steps, sorted, are kept."""
     best = read_best(self._workdir).get('step') if self._keep_best else None
     return {step for i, step in enumerate(steps) if i >= len(steps) - self._keep or step == best}
 
   def close(self) -> None:
-    """Waits for what is being saved."""
+    """Waits until saving has finished."""
     with self._writing():
       self._manager.wait_until_finished()
     self._manager.close()
 
-  def _seal(self) -> None:
-    """Called by Orbax, in the background."""
-    unfinished = self._folder.glob(f'{self._saving}.orbax-checkpoint-tmp*')
-    write_checksums(
-      next(unfinished, self._folder / str(self._saving))
-    )  # where nothing can be renamed, it has its name already
+  def _write_checksums(self) -> None:
+    """Runs in Orbax's background thread."""
+    temporary = self._folder.glob(f'{self._saving}.orbax-checkpoint-tmp*')
+    # File systems that cannot rename have no temporary folder.
+    write_checksums(next(temporary, self._folder / str(self._saving)))
 
   def _check_space(self, state: State) -> None:
-    """Looks before Orbax does, which would leave a traceback of every thread that ran out of space."""
+    """Checks before Orbax does, whose threads would each print a traceback."""
     needed = sum(x.nbytes for x in jax.tree.leaves(state.items()))
     free = shutil.disk_usage(self._folder).free
     if free < needed:
       raise UserError(
-        f'no space on the disk: a checkpoint takes {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free at '
-        f'{self._workdir}; make room, and run the same command again to go on from step {self.latest or 0}'
+        f'no space left on the disk: a checkpoint needs {needed / 2**20:.1f} MiB, but {free / 2**20:.1f} MiB are free '
+        f'at {self._workdir}; free some space and run the same command again to resume from step {self.latest or 0}'
       )
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
     try:
       yield
-    except Exception as error:  # of any kind, from Orbax's threads
+    except Exception as error:  # Orbax's threads raise errors of any type
       reason = (str(error).strip() or repr(error)).splitlines()[0]
       raise UserError(f'{self._workdir / "checkpoints"} cannot be written: {reason}') from error
 
 
-class _Newest(checkpoint_managers.PreservationPolicy):
-  """Orbax deletes the others, once a new checkpoint is whole."""
+class _KeepLatestAndBest(checkpoint_managers.PreservationPolicy):
+  """Lets Orbax delete the other checkpoints after a new one is complete."""
 
-  def __init__(self, checkpoints: CheckpointManager):
-    self._checkpoints = checkpoints
+  def __init__(self, manager: CheckpointManager):
+    self._manager = manager
 
   def should_preserve(self, checkpoints, *, context):
-    """See Orbax."""
+    """Implements Orbax's interface."""
     del context
-    kept = self._checkpoints.kept([one.step for one in checkpoints])
-    return [one.step in kept for one in checkpoints]
+    kept = self._manager.kept([checkpoint.step for checkpoint in checkpoints])
+    return [checkpoint.step in kept for checkpoint in checkpoints]

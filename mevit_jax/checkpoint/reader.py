@@ -1,8 +1,9 @@
-"""What a workdir has saved: the checkpoint that is asked for, verified, and the params in it."""
+"""Loading checkpoints: verified with their checksums, typed, parameters restored on first access."""
 
 import dataclasses
 import functools
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,7 +15,7 @@ from jax.experimental import multihost_utils
 from safetensors.numpy import load_file
 
 from mevit_jax.checkpoint.checksums import verify_checksums
-from mevit_jax.checkpoint.workdir import checked, is_shared, read_workdir
+from mevit_jax.checkpoint.workdir import check_metadata, is_shared, read_workdir
 from mevit_jax.config.data import Normalization
 from mevit_jax.config.experiment import Config, from_dict
 from mevit_jax.errors import UserError
@@ -22,8 +23,9 @@ from mevit_jax.models.functional import Params, build_model, parameter_shapes
 from mevit_jax.parallel.distributed import is_main_process
 from mevit_jax.parallel.placement import placed, put
 
+_log = logging.getLogger(__name__)
 Weights = Literal['ema', 'raw']
-_NONE, _NONE_GOOD = -1, -2
+_NONE, _ALL_DAMAGED = -1, -2
 
 
 class DatasetInfo(NamedTuple):
@@ -101,9 +103,9 @@ def load_checkpoint(
   if is_shared(workdir):
     folder, number, kind = _open_shared(workdir, step, weights, metadata)
   else:
-    number = _last(workdir) if step == 'last' else _named(workdir, step)
+    number = _last(workdir) if step == 'last' else _find_step(workdir, step)
     folder = workdir.resolve() / 'checkpoints' / str(number)
-    metadata = checked(json.loads((folder / 'about' / 'metadata').read_text()), folder)
+    metadata = check_metadata(json.loads((folder / 'metadata' / 'metadata').read_text()), folder)
     kind = _choose_weights(folder, weights)
   return Checkpoint(
     folder=folder,
@@ -144,71 +146,72 @@ def _open_shared(folder: Path, step: str, weights: str, metadata: dict[str, Any]
 
 
 def latest_intact(workdir: Path) -> tuple[int | None, list[int]]:
-  """The step of the newest checkpoint that is whole, and those of the newer ones that are not; prints what is wrong.
+  """Finds the latest checkpoint whose checksums match; process 0 verifies, all processes get its result.
 
-  Process 0 looks, and tells the others.
+  Returns:
+    Its step (None if there are no checkpoints), and, on process 0, the steps of newer, damaged checkpoints.
 
   Raises:
-    UserError: there are checkpoints, and none is whole.
+    UserError: all checkpoints are damaged.
   """
-  steps, folder = steps_of(workdir), workdir / 'checkpoints'
-  found, bad = _NONE_GOOD if steps else _NONE, dict[int, str]()
+  steps, folder = saved_steps(workdir), workdir / 'checkpoints'
+  latest, problems = _ALL_DAMAGED if steps else _NONE, dict[int, str]()
   if is_main_process():
     for step in reversed(steps):
-      bad[step] = verify_checksums(folder / str(step))
-      if not bad[step]:
-        found = step
+      problem = verify_checksums(folder / str(step))
+      if not problem:
+        latest = step
         break
-  found = _agreed(found)
-  bad = {step: what for step, what in bad.items() if what}
-  if found == _NONE_GOOD:
-    reasons = '; '.join(f'{step}: {what}' for step, what in bad.items())
+      problems[step] = problem
+  latest = _broadcast(latest)
+  if latest == _ALL_DAMAGED:
+    reasons = '; '.join(f'{step}: {problem}' for step, problem in problems.items())
     raise UserError(
-      f'no checkpoint in {folder} is whole, and none was touched; move them away to begin anew: {reasons}'
+      f'all checkpoints in {folder} are damaged; none was changed; move them away to start again: {reasons}'
     )
-  for step, what in bad.items():
-    print(f'checkpoint {folder / str(step)} is damaged and not used, but that of step {found}: {what}', flush=True)
-  return (None if found == _NONE else found), [*bad]
+  for step, problem in problems.items():
+    _log.warning('checkpoint %s is damaged, using step %d instead: %s', folder / str(step), latest, problem)
+  return (None if latest == _NONE else latest), [*problems]
 
 
-def steps_of(workdir: Path) -> list[int]:
-  """The steps that have a checkpoint, damaged ones too."""
+def saved_steps(workdir: Path) -> list[int]:
+  """Returns the steps that have a checkpoint, intact or damaged, sorted."""
   folder = workdir / 'checkpoints'
   return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
 
 
 def restore_item(folder: Path, name: str, abstract: Any) -> Any:
-  """A part of a checkpoint, each array placed as `abstract` says (shapes, dtypes and shardings)."""
+  """Restores one item of a checkpoint with the shapes, dtypes and shardings of `abstract`."""
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       return checkpointer.restore(folder / name, abstract)
-  except Exception as error:  # nothing narrower will do: Orbax raises what its parts do
+  except Exception as error:  # Orbax raises errors of any type
     reason = (str(error).strip() or repr(error)).splitlines()[0]
     raise UserError(f'checkpoint {folder} cannot be restored: {name}: {reason}') from error
 
 
 def read_best(workdir: Path) -> dict[str, Any]:
-  """What `best.json` holds: step, top1 and evaluation; {} where there is none."""
+  """Reads best.json: step, top1 and evaluation; {} if there is none."""
   try:
     return json.loads((workdir / 'best.json').read_text())
-  except (FileNotFoundError, json.JSONDecodeError):
+  except (FileNotFoundError, ValueError):
     return {}
 
 
-def _named(workdir: Path, which: str) -> int:
-  """The step that 'best' or '500' means, if its checkpoint is whole."""
-  wanted = str(read_best(workdir).get('step', '')) if which == 'best' else which
-  there = [str(step) for step in steps_of(workdir)]
-  if wanted not in there:
-    what = 'no best checkpoint: none was evaluated while it trained' if not wanted else f'no checkpoint {wanted}'
-    raise UserError(f'{workdir} has {what}; it has {", ".join(there) or "none"}')
+def _find_step(workdir: Path, step: str) -> int:
+  """Returns the step that 'best' or '500' names, if its checkpoint is intact."""
+  wanted = str(read_best(workdir).get('step', '')) if step == 'best' else step
+  saved = [str(number) for number in saved_steps(workdir)]
+  if wanted not in saved:
+    missing = 'best checkpoint: no evaluation ran during training' if not wanted else f'checkpoint {wanted}'
+    raise UserError(f'{workdir} has no {missing}; its checkpoints: {", ".join(saved) or "none"}')
   folder = workdir / 'checkpoints' / wanted
-  what = verify_checksums(folder) if is_main_process() else ''
-  if _agreed(int(bool(what))):
-    raise UserError(f'checkpoint {folder} is damaged; last takes the newest good one: {what}')
+  problem = verify_checksums(folder) if is_main_process() else ''
+  if _broadcast(int(bool(problem))):
+    raise UserError(f"checkpoint {folder} is damaged; 'last' uses the latest intact one: {problem}")
   return int(wanted)
 
 
-def _agreed(value: int) -> int:
-  """What process 0 found."""
+def _broadcast(value: int) -> int:
+  """Returns process 0's value."""
   return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else value

@@ -38,11 +38,11 @@ def convert(recipe: Config, workdir: str) -> None:
     raise UserError(f'{folder} holds a run already: take another --workdir')
   run = runs.prepare_run(recipe, folder)
   runs.check_workdir(run)  # one that was begun and not finished goes on
-  state = runs.fresh_state(run)
-  write_workdir(folder, run.about)
+  state = runs.initial_state(run)
+  write_workdir(folder, run.metadata)
   checkpoints = CheckpointManager(folder, recipe.training.keep)
   try:
-    checkpoints.save(state, run.about)
+    checkpoints.save(state, run.metadata)
   finally:
     checkpoints.close()
   print(f'written to {folder}; to train on: python main.py --config=... --workdir={folder}')

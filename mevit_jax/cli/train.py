@@ -17,7 +17,6 @@ from absl import flags
 
 from mevit_jax import train
 from mevit_jax.cli import command
-from mevit_jax.config import experiment
 from mevit_jax.config import flags as config_flags
 from mevit_jax.parallel import distributed
 
@@ -43,4 +42,4 @@ def run(function: Callable[[Any, str], Any], argv: Sequence[str]) -> None:
   command.no_arguments(argv)
   values = flags.FLAGS
   with distributed.initialize(values.coordinator, values.processes, values.process_id):
-    function(experiment.from_dict(values.config), str(values.workdir))
+    function(config_flags.parse_config(values.config), str(values.workdir))

@@ -1,4 +1,4 @@
-"""CheckpointManager: bit for bit what was saved, on any devices, and nothing that is not whole."""
+"""Checkpoints restore bitwise on any devices, and only intact ones are used."""
 
 import json
 import re
@@ -11,17 +11,22 @@ import numpy as np
 import optax
 import pytest
 
-from mevit_jax.checkpoint import checksums as write_checksums
+from mevit_jax.checkpoint import checksums
 from mevit_jax.checkpoint.manager import CheckpointManager
 from mevit_jax.checkpoint.reader import load_checkpoint, restore_item
 from mevit_jax.checkpoint.workdir import write_workdir
+from mevit_jax.config.experiment import from_dict, to_dict
 from mevit_jax.config.mesh import MeshConfig
 from mevit_jax.errors import UserError
 from mevit_jax.parallel.mesh import make_mesh
 from mevit_jax.parallel.placement import place, placed
 from mevit_jax.training.state import TrainState
 
-ABOUT = {'config': {'model': {'image_size': [32, 32]}}, 'class_names': ['é', 'b'], 'fingerprint': 'f'}
+METADATA = {
+  'config': json.loads(json.dumps(to_dict(from_dict({'model': {'image_size': [32, 32]}})))),
+  'class_names': ['é', 'b'],
+  'fingerprint': 'f',
+}
 
 
 def state_at(step, devices=8, ema=True):
@@ -49,10 +54,10 @@ def assert_same_bits(state, other):
 
 
 def save(workdir, *steps, keep=10, ema=True):
-  write_workdir(workdir, ABOUT)
+  write_workdir(workdir, METADATA)
   checkpoints = CheckpointManager(workdir, keep)
   for step in steps:
-    checkpoints.save(state_at(step, ema=ema), ABOUT)
+    checkpoints.save(state_at(step, ema=ema), METADATA)
   checkpoints.close()
 
 
@@ -90,24 +95,27 @@ def test_a_state_comes_back_bit_for_bit_on_any_devices(saved, devices):
 
 def test_a_part_alone(saved):
   found = load_checkpoint(saved)
-  assert (found.step, found.about) == (5, {**ABOUT, 'step': 5, 'format': 2})
-  assert (found.weights(), found.weights('ema'), found.weights('raw')) == ('ema', 'ema', 'raw')
+  assert (found.step, found.metadata) == (5, {**METADATA, 'step': 5, 'format': 3})
+  assert [load_checkpoint(saved, weights=weights).weights for weights in ('auto', 'ema', 'raw')] == [
+    'ema',
+    'ema',
+    'raw',
+  ]
   assert_same_bits(restore_item(found.folder, 'ema', target(2).ema), state_at(5).ema)
   assert load_checkpoint(saved, '3').step == 3
 
 
-def test_without_a_running_mean(tmp_path):
+def test_without_ema(tmp_path):
   save(tmp_path, 3, ema=False)
-  found = load_checkpoint(tmp_path)
-  assert (found.weights(), found.weights('raw')) == ('raw', 'raw')
-  with pytest.raises(UserError, match=r'checkpoints/3 has no running mean .* training\.ema = 0'):
-    found.weights('ema')
+  assert [load_checkpoint(tmp_path, weights=weights).weights for weights in ('auto', 'raw')] == ['raw', 'raw']
+  with pytest.raises(UserError, match=r'checkpoints/3 has no EMA parameters: .* training\.ema = 0'):
+    load_checkpoint(tmp_path, weights='ema')
 
 
 def test_saving_leaves_time_to_overwrite_what_is_saved(tmp_path):
   checkpoints = CheckpointManager(tmp_path, 2)
   state = jax.tree.map(jnp.copy, state_at(3))
-  checkpoints.save(state, ABOUT)
+  checkpoints.save(state, METADATA)
   jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)(state)
   checkpoints.close()
   assert_same_bits(restore(tmp_path), state_at(3))
@@ -115,10 +123,12 @@ def test_saving_leaves_time_to_overwrite_what_is_saved(tmp_path):
 
 def test_a_full_disk_is_one_line_and_costs_nothing_saved(tmp_path, monkeypatch):
   checkpoints = CheckpointManager(tmp_path, 2)
-  checkpoints.save(state_at(3), ABOUT)
+  checkpoints.save(state_at(3), METADATA)
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
-  with pytest.raises(UserError, match=r'no space on the disk: .* 0\.0 MiB are free .* go on from step 3') as raised:
-    checkpoints.save(state_at(4), ABOUT)
+  with pytest.raises(
+    UserError, match=r'no space left on the disk: .* 0\.0 MiB are free .* resume from step 3'
+  ) as raised:
+    checkpoints.save(state_at(4), METADATA)
   assert '\n' not in str(raised.value)
   checkpoints.close()
   assert_same_bits(restore(tmp_path), state_at(3))
@@ -145,11 +155,11 @@ def test_what_a_killed_run_had_no_time_to_delete_is_deleted(workdir):
 
 @pytest.mark.parametrize('keeps', [True, False])
 def test_the_best_is_kept(tmp_path, keeps):
-  write_workdir(tmp_path, ABOUT)
+  write_workdir(tmp_path, METADATA)
   for steps in ((1, 2, 3), (4, 5)):  # and by a run that goes on
     checkpoints = CheckpointManager(tmp_path, 1, keeps)
     for step in steps:
-      checkpoints.save(state_at(step), ABOUT)
+      checkpoints.save(state_at(step), METADATA)
       checkpoints.record_evaluation(step, {2: 0.5, 5: 0.5}.get(step, 0.1), 'validation-1x1')
     checkpoints.close()
   assert names_in(tmp_path) == ({'2', '5'} if keeps else {'5'})  # the earlier of two that are as good
@@ -160,20 +170,20 @@ def test_the_best_is_kept(tmp_path, keeps):
 
 
 def test_another_protocol_has_another_best(tmp_path):
-  write_workdir(tmp_path, ABOUT)
+  write_workdir(tmp_path, METADATA)
   checkpoints = CheckpointManager(tmp_path, 1)
   for step, top1, evaluation in ((1, 0.9, 'validation-1x1'), (2, 0.5, 'validation-1x3')):
-    checkpoints.save(state_at(step), ABOUT)
+    checkpoints.save(state_at(step), METADATA)
     checkpoints.record_evaluation(step, top1, evaluation)
   checkpoints.close()
   assert load_checkpoint(tmp_path, 'best').step == 2
 
 
 @pytest.mark.parametrize(
-  ('which', 'match'), [('best', 'no best checkpoint: none was evaluated'), ('4', 'no checkpoint 4')]
+  ('which', 'match'), [('best', 'no best checkpoint: no evaluation ran'), ('4', 'no checkpoint 4')]
 )
 def test_what_is_not_there_is_one_line(saved, which, match):
-  with pytest.raises(UserError, match=f'has {match}.*; it has 3, 5$'):
+  with pytest.raises(UserError, match=f'has {match}.*; its checkpoints: 3, 5$'):
     load_checkpoint(saved, which)
 
 
@@ -184,11 +194,11 @@ def test_the_checksums_are_there_before_the_checkpoint_has_its_name(tmp_path, mo
   seen = []
   monkeypatch.setattr(
     'mevit_jax.checkpoint.manager.write_checksums',
-    lambda folder: (seen.append(folder), write_checksums.write_checksums(folder)),
+    lambda folder: (seen.append(folder), checksums.write_checksums(folder)),
   )
   save(tmp_path, 3)
   assert [folder.name for folder in seen] == ['3.orbax-checkpoint-tmp']
-  assert not write_checksums.verify_checksums(tmp_path / 'checkpoints/3')
+  assert not checksums.verify_checksums(tmp_path / 'checkpoints/3')
 
 
 def test_a_checkpoint_that_was_being_written_is_not_taken(workdir):
@@ -204,12 +214,10 @@ def test_a_checkpoint_that_was_being_written_is_not_taken(workdir):
   assert_same_bits(restore(workdir), state_at(7))
 
 
-def test_one_that_was_copied_half_is_not_taken(workdir, capsys):
+def test_one_that_was_copied_half_is_not_taken(workdir, caplog):
   (workdir / 'checkpoints/7/params').mkdir(parents=True)
   assert load_checkpoint(workdir).step == 5
-  assert (
-    'checkpoints/7 is damaged and not used, but that of step 5: checksums.json is missing' in capsys.readouterr().out
-  )
+  assert 'checkpoints/7 is damaged, using step 5 instead: checksums.json is missing' in caplog.text
 
 
 def flip(path, count=4):
@@ -220,14 +228,17 @@ def flip(path, count=4):
 
 
 DAMAGES = {
-  'flipped': (flip, 'is not what was written'),
-  'truncated': (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), 'has .* bytes, and not'),
-  'empty': (lambda path: path.write_bytes(b''), 'has 0 bytes, and not'),
+  'flipped': (flip, 'has a different checksum'),
+  'truncated': (
+    lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    'has .* bytes instead of',
+  ),
+  'empty': (lambda path: path.write_bytes(b''), 'has 0 bytes instead of'),
   'missing': (lambda path: path.unlink(), 'is missing'),
 }
 
 
-def sealed_files(folder):
+def checked_files(folder):
   """All files of a checkpoint but Orbax's own two, which are not needed."""
   return [path for path in sorted(folder.rglob('*')) if path.is_file() and path.relative_to(folder).parent.name]
 
@@ -236,43 +247,45 @@ def sealed_files(folder):
 def test_damage_to_any_file_is_named(workdir, damage):
   folder = workdir / 'checkpoints/5'
   hurt, what = DAMAGES[damage]
-  assert len(sealed_files(folder)) > 20
-  for path in sealed_files(folder):
+  assert len(checked_files(folder)) > 20
+  for path in checked_files(folder):
     kept = path.read_bytes()
     hurt(path)
     if path.stat().st_size != len(kept) if path.exists() else True:
       assert re.fullmatch(
-        rf'{re.escape(str(path.relative_to(folder)))} {what}.*', write_checksums.verify_checksums(folder)
+        rf'{re.escape(str(path.relative_to(folder)))} {what}.*', checksums.verify_checksums(folder)
       ), path
     else:
-      assert write_checksums.verify_checksums(folder).startswith(f'{path.relative_to(folder)} {what}'), path
+      assert checksums.verify_checksums(folder).startswith(f'{path.relative_to(folder)} {what}'), path
     path.write_bytes(kept)
-  assert not write_checksums.verify_checksums(folder)
+  assert not checksums.verify_checksums(folder)
 
 
 @pytest.mark.parametrize('damage', DAMAGES)
 def test_damaged_checksums_are_named(workdir, damage):
-  path = workdir / 'checkpoints/5' / write_checksums.CHECKSUMS
+  path = workdir / 'checkpoints/5' / checksums.CHECKSUMS
   DAMAGES[damage][0](path)
-  assert write_checksums.verify_checksums(path.parent)
+  assert checksums.verify_checksums(path.parent)
 
 
-def test_the_one_before_is_taken(workdir, capsys):
+def test_the_one_before_is_taken(workdir, caplog):
   """And the damaged one moved aside when training goes on, where its step is saved again."""
-  largest = max(sealed_files(workdir / 'checkpoints/5'), key=lambda path: path.stat().st_size)
+  largest = max(checked_files(workdir / 'checkpoints/5'), key=lambda path: path.stat().st_size)
   flip(largest)
   where = largest.relative_to(workdir / 'checkpoints/5')
-  said = f'checkpoints/5 is damaged and not used, but that of step 3: {where} is not what was written'
+  said = f'checkpoints/5 is damaged, using step 3 instead: {where} has a different checksum'
   assert load_checkpoint(workdir).step == 3
-  assert said in capsys.readouterr().out
+  assert said in caplog.text
+  caplog.clear()
   assert names_in(workdir) == {'3', '5'}
   with pytest.raises(UserError, match=rf'checkpoints/5 is damaged; .*{where}'):
     load_checkpoint(workdir, '5')
   assert_same_bits(restore(workdir), state_at(3))
-  assert said in capsys.readouterr().out
+  assert said in caplog.text
+  caplog.clear()
   assert names_in(workdir) == {'3', '5.damaged'}
   save(workdir, 4, 5)
-  assert not capsys.readouterr().out
+  assert not caplog.text
   assert_same_bits(restore(workdir), state_at(5))
 
 
@@ -281,7 +294,7 @@ def test_all_damaged_is_one_line_and_nothing_is_touched(workdir):
     (workdir / 'checkpoints' / step / 'params/manifest.ocdbt').unlink()
   for opened in (load_checkpoint, restore):
     with pytest.raises(
-      UserError, match=r'no checkpoint .* is whole, and none .* 5: params/manifest.* 3: params/man'
+      UserError, match=r'all checkpoints .* are damaged; none was changed.* 5: params/manifest.* 3: params/man'
     ) as raised:
       opened(workdir)
     assert '\n' not in str(raised.value)
@@ -304,7 +317,7 @@ def test_another_model_is_one_line(saved):
 
 @pytest.mark.parametrize('empty', [True, False])
 def test_no_checkpoint(tmp_path, empty):
-  write_workdir(tmp_path, ABOUT)
+  write_workdir(tmp_path, METADATA)
   if empty:
     CheckpointManager(tmp_path, 2).close()
     assert CheckpointManager(tmp_path, 2).latest is None

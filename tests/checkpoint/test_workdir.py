@@ -1,4 +1,4 @@
-"""config.json: what a workdir says of itself, and folders that are none."""
+"""config.json of workdirs, and folders that are not workdirs."""
 
 import json
 
@@ -13,7 +13,7 @@ ABOUT = {'config': {}, 'class_names': ['a', 'b'], 'fingerprint': 'f'}
 
 def test_config_json(tmp_path):
   write_workdir(tmp_path / 'run', ABOUT)
-  assert read_workdir(tmp_path / 'run') == {**ABOUT, 'format': 2}
+  assert read_workdir(tmp_path / 'run') == {**ABOUT, 'format': 3}
   assert [path.name for path in (tmp_path / 'run').iterdir()] == ['config.json']
 
 
@@ -24,13 +24,13 @@ def test_config_json(tmp_path):
 def test_config_json_of_another_format(tmp_path, opened, text):
   (tmp_path / 'config.json').write_text(text)
   with pytest.raises(
-    UserError, match=r'config\.json (is damaged|has format (99|None), this version .* reads 2|is not of a workdir)'
+    UserError, match=r'config\.json (is damaged|has format (99|1); this version .* reads format 3|was not written by)'
   ):
     opened(tmp_path)
 
 
 @pytest.mark.parametrize('opened', [read_workdir, load_checkpoint])
 def test_no_config_json(tmp_path, opened):
-  with pytest.raises(UserError, match=r'is no workdir: it has no config\.json'):
+  with pytest.raises(UserError, match=r'is not a workdir: it has no config\.json'):
     opened(tmp_path / 'nowhere')
   assert not (tmp_path / 'nowhere').exists()

@@ -61,7 +61,7 @@ def test_a_converted_model_learns_where_it_is_placed(recipe, tiny, vit, tmp_path
   """Steps on one batch lower its loss, and every array stays where it was."""
   recipe = tiny(**{'mesh.data': devices, 'optimizer.name': 'adamw', 'optimizer.learning_rate': 0.08})
   run = runs.prepare_run(dataclasses.replace(recipe, init_from=str(vit)), tmp_path / 'run')
-  state = runs.fresh_state(run)
+  state = runs.initial_state(run)
   rng = np.random.default_rng(0)
   batch = {
     'video': rng.integers(0, 256, (8, *(run.model.config.frames, 16, 16, 3)), np.uint8),

@@ -25,7 +25,7 @@ def workdir(tiny, compile_once, tmp_path_factory):
   del compile_once
   folder = tmp_path_factory.mktemp('explain')
   run = runs.prepare_run(tiny(**{'model.class_blocks': 1}), folder)
-  with_checkpoint(run, runs.fresh_state(run))
+  with_checkpoint(run, runs.initial_state(run))
   return folder
 
 

@@ -14,7 +14,7 @@ from mevit_jax.models.functional import build_model, count_parameters
 
 OURS = MEViTConfig(classes=400)  # B/16, 4+7+1 blocks, M=2, 8 frames
 EARLY = {'space_blocks': 0, 'motion_blocks': 12, 'class_blocks': 0}  # the class token from the input on
-TIMESFORMER = MEViTConfig(classes=400, **EARLY, block_size=1, order='time_space', class_token_in_motion=False)
+TIMESFORMER = MEViTConfig(classes=400, **EARLY, block_size=1, attention_order='time_space', class_token_in_motion=False)
 
 # Parameters.
 
@@ -147,7 +147,7 @@ def test_variants_have_the_published_sizes(name, classes, published):
     ({'frames': -1}, ['frames', '-1']),
     (dict.fromkeys(EARLY, 0), ['space_blocks', 'motion_blocks', 'class_blocks', '0']),
     ({'motion_blocks': -1}, ['motion_blocks', '-1']),
-    ({'order': 'space-time'}, ['order', 'space_time', 'time_space', 'space-time']),
+    ({'attention_order': 'space-time'}, ['order', 'space_time', 'time_space', 'space-time']),
     ({'motion_init': 'none'}, ['motion_init', 'zero', 'copy', 'random', 'none']),
     ({'dtype': 'float16'}, ['dtype', 'float32', 'bfloat16', 'float16']),
     ({'remat': 'all'}, ['remat', 'none', 'block', 'residuals', 'all']),

@@ -47,15 +47,15 @@ def of_format_1(workdir: Path, to: Path) -> Path:
 
 def with_checkpoint(run: runs.Run, state: TrainState) -> None:
   """Writes the run's workdir with this state as its only checkpoint."""
-  runs.begin_workdir(run)
+  runs.create_workdir(run)
   with contextlib.closing(CheckpointManager(run.workdir, 1)) as checkpoints:
-    checkpoints.save(state, run.about)
+    checkpoints.save(state, run.metadata)
 
 
 def random_run(recipe: Config, folder: Path) -> Path:
   """A run whose params are random enough for classes to differ, and whose running mean is something else."""
   run = runs.prepare_run(recipe, folder)
-  state = runs.fresh_state(run)
+  state = runs.initial_state(run)
   rng = np.random.default_rng(0)
 
   def noise(x):
@@ -106,8 +106,8 @@ def recorded(recipe, workdir, stop=None):
 
 def stored(workdir):
   """The newest checkpoint's step, and its parameters by name."""
-  saved = load_checkpoint(workdir)
-  params = saved.params('raw')
+  saved = load_checkpoint(workdir, weights='raw')
+  params = saved.params
   return saved.step, {
     name: np.asarray(x) for name, x in zip(parameter_shapes(params), jax.tree.leaves(params), strict=True)
   }

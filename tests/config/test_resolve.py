@@ -1,0 +1,84 @@
+"""`resolve` is the only function that changes a config; it reports every change and refuses contradictions."""
+
+import dataclasses
+
+import pytest
+
+from mevit_jax.config.data import Normalization
+from mevit_jax.config.experiment import from_dict, to_dict
+from mevit_jax.config.resolve import Dataset, Source, describe, resolve
+from mevit_jax.errors import UserError
+
+DATASET = Dataset('mine', ('a', 'b'))
+
+
+def flat(values, path=''):
+  for name, value in values.items():
+    if isinstance(value, dict):
+      yield from flat(value, f'{path}{name}.')
+    else:
+      yield f'{path}{name}', value
+
+
+def assert_reported(before, after, changes):
+  """The changes are exactly the differences."""
+  old, new = dict(flat(to_dict(before))), dict(flat(to_dict(after)))
+  assert {c.field: (c.before, c.after) for c in changes} == {
+    name: (old[name], new[name]) for name in old if old[name] != new[name]
+  }
+  assert all(change.reason for change in changes)
+
+
+def test_nothing_to_resolve():
+  config = from_dict({'evaluation': {'batch_size': 8}})
+  assert resolve(config, devices=4) == (config, [])
+
+
+def test_classes_come_from_the_dataset():
+  config = from_dict({})
+  resolved, changes = resolve(config, DATASET)
+  assert resolved.model.classes == 2
+  assert_reported(config, resolved, changes)
+  assert describe(changes) == 'config.model.classes: 0 -> 2 (classes of the dataset mine)'
+  with pytest.raises(UserError, match=r"model.classes is 3, but the dataset 'mine' has 2"):
+    resolve(from_dict({'model': {'classes': 3}}), DATASET)
+
+
+@pytest.mark.parametrize(('size', 'devices', 'wanted'), [(32, 8, 32), (7, 8, 8), (33, 8, 40), (1, 1, 1)])
+def test_evaluation_batches_are_divisible_by_the_devices(size, devices, wanted):
+  config = from_dict({'evaluation': {'batch_size': size}})
+  resolved, changes = resolve(config, devices=devices)
+  assert resolved.evaluation.batch_size == wanted
+  assert_reported(config, resolved, changes)
+
+
+def test_weights_set_epsilon_and_normalization():
+  config = from_dict({'init_from': 'vit.npz'})
+  source = Source('vit.npz', 1e-12, Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+  resolved, changes = resolve(config, source=source)
+  assert (resolved.model.layer_norm_eps, resolved.data.normalization) == (1e-12, source.normalization)
+  assert_reported(config, resolved, changes)
+  kept, _ = resolve(config, source=source._replace(normalization=None))
+  assert kept.data == config.data
+
+
+def test_a_workdir_remembers_what_it_started_from():
+  trained = from_dict({'init_from': 'vit.npz', 'init_head': 'fresh', 'model': {'layer_norm_eps': 1e-12}})
+  config = from_dict({})
+  resolved, changes = resolve(config, source=Source('runs/a', 1e-12, trained.data.normalization, trained))
+  assert (resolved.init_from, resolved.init_head) == ('vit.npz', 'fresh')
+  assert_reported(config, resolved, changes)
+
+
+def test_evaluation_takes_the_model_of_the_checkpoint_but_for_its_dtype():
+  trained = from_dict(
+    {'model': {'classes': 7, 'drop_path': 0.1, 'dtype': 'bfloat16'}, 'data': {'mean': (0.1, 0.2, 0.3)}}
+  )
+  config = from_dict({'model': {'dtype': 'float32'}})
+  source = Source('runs/a', trained.model.layer_norm_eps, trained.data.normalization, trained)
+  resolved, changes = resolve(config, source=source, evaluate=True)
+  assert resolved.model == dataclasses.replace(trained.model, dtype='float32')
+  assert resolved.data.normalization == trained.data.normalization
+  assert_reported(config, resolved, changes)
+  with pytest.raises(UserError, match=r'runs/a has a different model \(saved -> requested\): model.block_size: 2 -> 7'):
+    resolve(from_dict({'model': {'block_size': 7}}), source=source, evaluate=True)
