@@ -55,10 +55,14 @@ MODULES = {module_of(file): file for file in FILES}
 
 def imports(file):
   """The full names of all that a file imports, at its top or within a function."""
-  package = module_of(file).split('.')
-  if file.name != '__init__.py':
-    package.pop()
-  for node in ast.walk(ast.parse(file.read_text())):
+  module = module_of(file)
+  return imports_of(module if file.name != '__init__.py' else f'{module}.__init__', file.read_text())
+
+
+def imports_of(module, source):
+  """The full names of all that a module with this source imports."""
+  package = module.split('.')[:-1]
+  for node in ast.walk(ast.parse(source)):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -70,30 +74,52 @@ def imports(file):
 def part_of(name):
   """mevit_jax.video.decode -> video; the package's own version is of the package."""
   part = name.split('.')[1] if '.' in name else ''
-  return '' if part.startswith('__') else part
+  return '' if part.startswith('__') and part != '__main__' else part
 
 
 def library_of(name):
   return name.split('.')[0]
 
 
+def wrong_imports(module, source):
+  """The folders that a module must not import from, but does."""
+  used = {part_of(name) for name in imports_of(module, source) if library_of(name) == 'mevit_jax'}
+  return {part for part in used if not may_import(part_of(module), part)}
+
+
 @pytest.mark.parametrize('module', MODULES)
 def test_imports_go_down_only(module):
-  part = part_of(module)
-  assert part in RANKS.keys() | ENTRY, f'{part} has no rank: add it to RANKS'
-  used = {part_of(name) for name in imports(MODULES[module]) if library_of(name) == 'mevit_jax'}
-  wrong = {other for other in used if not may_import(part, other)}
-  assert not wrong, f'{module} (rank {RANKS.get(part)}) imports {sorted(wrong)}'
+  assert part_of(module) in RANKS.keys() | ENTRY, f'{module} has no rank: add its folder to RANKS'
+  assert not wrong_imports(module, MODULES[module].read_text())
 
 
-def test_ranks_refuse_upward_and_sideways_imports():
-  """Every pair of folders: imports go down, and no pair is allowed in both directions."""
-  for one in RANKS:
-    for other in RANKS:
-      if RANKS[one] < RANKS[other]:
-        assert not may_import(one, other)
-      if one != other and RANKS[one] == RANKS[other] != 6:
-        assert not (may_import(one, other) and may_import(other, one))
+@pytest.mark.parametrize('one', RANKS)
+def test_planted_imports_are_found(one):
+  """Upward and sideways imports between any two folders fail, in each form of the statement."""
+  for other in RANKS.keys() - {one}:
+    down = RANKS[one] > RANKS[other] or (one, other) in SIDEWAYS or RANKS[one] == RANKS[other] == 6
+    for planted in (
+      f'import mevit_jax.{other}.x',
+      f'from mevit_jax import {other}',
+      f'from mevit_jax.{other}.x import y',
+      f'def f():\n  from ..{other} import y',
+    ):
+      assert wrong_imports(f'mevit_jax.{one}.planted', planted) == (set() if down else {other}), planted
+
+
+def parameters_of(function):
+  """The names of a function's parameters but for self and cls."""
+  arguments = function.args
+  names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+  return [name for name in names if name not in ('self', 'cls')]
+
+
+def test_signatures_are_short():
+  for file in FILES:
+    for node in ast.walk(ast.parse(file.read_text())):
+      if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+        names = parameters_of(node)
+        assert len(names) <= 7, f'{file}:{node.lineno} has {len(names)} parameters: pass a config'
 
 
 def test_no_imports_in_a_circle():
