@@ -12,6 +12,7 @@ import jax
 
 from mevit_jax.augment.clip import mirror_labels
 from mevit_jax.checkpoint.manager import CheckpointManager
+from mevit_jax.checkpoint.reader import read_run, saved_steps
 from mevit_jax.checkpoint.workdir import is_shared, read_workdir, write_workdir
 from mevit_jax.config import experiment, resolve
 from mevit_jax.config.experiment import Config
@@ -137,8 +138,8 @@ def build_run(config: Config, workdir: Path, split: datasets.Split, mesh: jax.sh
 
 def _source(config: Config, workdir: Path) -> tuple[Source | None, resolve.Source | None]:
   """Opens the weights that the run starts from; for a workdir that exists, reads its config instead."""
-  if (workdir / 'config.json').exists():
-    before = experiment.from_dict(read_workdir(workdir)['config'])
+  if is_started(workdir):
+    before = experiment.from_dict(read_run(workdir)['config'])
     if not before.init_from:
       return None, None
     return None, resolve.Source(
@@ -170,17 +171,29 @@ def restore_state(run: Run, checkpoints: CheckpointManager) -> TrainState:
   return checkpoints.restore(placed(abstract, run.mesh))
 
 
+def is_started(workdir: Path) -> bool:
+  """Returns whether a workdir holds a run: its config.json, or checkpoints."""
+  return (workdir / 'config.json').exists() or bool(saved_steps(workdir))
+
+
+def is_intact(workdir: Path) -> bool:
+  """Returns whether the config.json of a workdir can be read."""
+  try:
+    read_workdir(workdir)
+  except UserError:
+    return False
+  return True
+
+
 def check_workdir(run: Run) -> None:
   """Raises a UserError if the workdir belongs to a different run (model, dataset, optimizer, seed, batch size)."""
   if run.workdir.exists() and not run.workdir.is_dir():
     raise UserError(f'{run.workdir} is a file: use another workdir')
-  if not (run.workdir / 'config.json').exists():
-    if (run.workdir / 'checkpoints').exists():
-      raise UserError(f'{run.workdir} has checkpoints but no config.json: use another workdir')
+  if not is_started(run.workdir):
     return
   if is_shared(run.workdir):
     raise UserError(f'{run.workdir} is an exported model, not a run: start from it with --config.init_from')
-  saved, requested = read_workdir(run.workdir), run.metadata
+  saved, requested = read_run(run.workdir), run.metadata
   # Parsed again, so that fields added since have their defaults.
   found = experiment.differences(experiment.to_dict(experiment.from_dict(saved['config'])), requested['config'])
   started = any((run.workdir / 'checkpoints').glob('*'))  # the initial weights are not read again

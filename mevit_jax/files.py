@@ -1,6 +1,7 @@
 """Writing files atomically: a file or folder is complete or absent, also after a crash or on a full disk."""
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -43,6 +44,45 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) -> None:
   """Writes a JSON file atomically."""
   write_text(path, json.dumps(content, indent=indent) + '\n')
+
+
+def write_checked_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
+  """Writes a JSON object atomically, with a checksum of its content in the field 'sha256'."""
+  write_json(path, {**content, 'sha256': _checksum(content)})
+
+
+def read_checked_json(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads what `write_checked_json` wrote.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the file is damaged; the message says how.
+  """
+  content = json.loads(Path(path).read_bytes().decode())
+  if not isinstance(content, dict) or 'sha256' not in content:
+    raise ValueError('it has no checksum')
+  if content.pop('sha256') != _checksum(content):
+    raise ValueError('its content does not match its checksum')
+  return content
+
+
+def read_json_lines(path: str | os.PathLike) -> tuple[list[dict[str, Any]], int]:
+  """Reads a file of JSON objects, one per line.
+
+  Returns:
+    The objects, and the number of damaged lines, which are skipped; ([], 0) if there is no such file.
+  """
+  objects, damaged = [], 0
+  for line in Path(path).read_bytes().splitlines() if Path(path).exists() else ():
+    try:
+      objects.append(json.loads(line.decode()))
+    except ValueError:
+      damaged += 1
+  return objects, damaged
+
+
+def _checksum(content: dict[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager

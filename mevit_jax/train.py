@@ -21,6 +21,8 @@ from mevit_jax.experiment import (
   check_workdir,
   create_workdir,
   initial_state,
+  is_intact,
+  is_started,
   prepare_run,
   print_summary,
   restore_state,
@@ -52,10 +54,12 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
   run = prepare_run(config, Path(workdir).expanduser())
   check_workdir(run)
   print_summary(run)
-  fresh, new = None, not (run.workdir / 'config.json').exists()
+  fresh, new = None, not is_started(run.workdir)
   check_hosts(run, new=new)
   if new:
     fresh = initial_state(run)  # before anything is written: the weights it starts from may not load
+    create_workdir(run)
+  elif not is_intact(run.workdir):
     create_workdir(run)
   enable_compilation_cache(run.workdir)
   checkpoints = CheckpointManager(run.workdir, config.training.keep, config.training.keep_best)

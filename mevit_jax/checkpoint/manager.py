@@ -15,7 +15,7 @@ from mevit_jax.checkpoint.checksums import write_checksums
 from mevit_jax.checkpoint.reader import latest_intact, read_best, restore_item
 from mevit_jax.checkpoint.workdir import FORMAT
 from mevit_jax.errors import UserError
-from mevit_jax.files import write_json
+from mevit_jax.files import write_checked_json
 from mevit_jax.parallel.distributed import is_main_process
 
 
@@ -104,7 +104,7 @@ class CheckpointManager:
     if exists and best['evaluation'] == evaluation and best['step'] != step and top1 <= best['top1']:
       return
     if is_main_process():
-      write_json(self._workdir / 'best.json', {'step': step, 'top1': top1, 'evaluation': evaluation})
+      write_checked_json(self._workdir / 'best.json', {'step': step, 'top1': top1, 'evaluation': evaluation})
 
   def kept(self, steps: Sequence[int]) -> set[int]:
     """Returns which of the steps, sorted, are kept."""

@@ -15,10 +15,11 @@ from jax.experimental import multihost_utils
 from safetensors.numpy import load_file
 
 from mevit_jax.checkpoint.checksums import verify_checksums
-from mevit_jax.checkpoint.workdir import check_metadata, is_shared, read_workdir
+from mevit_jax.checkpoint.workdir import DamagedError, check_metadata, is_shared, read_workdir
 from mevit_jax.config.data import Normalization
 from mevit_jax.config.experiment import Config, from_dict
 from mevit_jax.errors import UserError
+from mevit_jax.files import read_checked_json, read_json_lines
 from mevit_jax.models.functional import Params, build_model, parameter_shapes
 from mevit_jax.parallel.distributed import is_main_process
 from mevit_jax.parallel.placement import placed, put
@@ -99,13 +100,13 @@ def load_checkpoint(
     UserError: not a workdir, an unsupported format, no such checkpoint or weights, or the checkpoint is damaged.
   """
   workdir = Path(path).expanduser()
-  metadata = read_workdir(workdir)
+  metadata = read_run(workdir)
   if is_shared(workdir):
     folder, number, kind = _open_shared(workdir, step, weights, metadata)
   else:
     number = _last(workdir) if step == 'last' else _find_step(workdir, step)
     folder = workdir.resolve() / 'checkpoints' / str(number)
-    metadata = check_metadata(json.loads((folder / 'metadata' / 'metadata').read_text()), folder)
+    metadata = _read_metadata(folder)
     kind = _choose_weights(folder, weights)
   return Checkpoint(
     folder=folder,
@@ -117,6 +118,27 @@ def load_checkpoint(
     metadata=metadata,
     mesh=mesh,
   )
+
+
+def read_run(workdir: Path) -> dict[str, Any]:
+  """Reads the metadata of a run from config.json, or from its latest checkpoint if that file is damaged or missing.
+
+  Raises:
+    UserError: not a workdir, or an unsupported format.
+  """
+  missing = not (workdir / 'config.json').exists()
+  try:
+    return read_workdir(workdir)
+  except UserError as error:
+    if not saved_steps(workdir) or not (missing or isinstance(error, DamagedError)):
+      raise
+    step = _last(workdir)
+    _log.warning('%s; using the metadata of checkpoint %d instead', error, step)
+    return _read_metadata(workdir.resolve() / 'checkpoints' / str(step))
+
+
+def _read_metadata(folder: Path) -> dict[str, Any]:
+  return check_metadata(json.loads((folder / 'metadata' / 'metadata').read_text()), folder)
 
 
 def _last(workdir: Path) -> int:
@@ -191,11 +213,30 @@ def restore_item(folder: Path, name: str, abstract: Any) -> Any:
 
 
 def read_best(workdir: Path) -> dict[str, Any]:
-  """Reads best.json: step, top1 and evaluation; {} if there is none."""
+  """Reads best.json: step, top1 and evaluation; {} if there is none.
+
+  A damaged one is rebuilt from the accuracies in metrics.jsonl.
+  """
+  path = workdir / 'best.json'
   try:
-    return json.loads((workdir / 'best.json').read_text())
-  except (FileNotFoundError, ValueError):
+    return read_checked_json(path)
+  except FileNotFoundError:
     return {}
+  except ValueError as error:
+    best = _best_of_metrics(workdir)
+    _log.warning('%s is damaged (%s); metrics.jsonl names step %s as the best', path, error, best.get('step'))
+    return best
+
+
+def _best_of_metrics(workdir: Path) -> dict[str, Any]:
+  """Returns the first step with the highest top-1 of the latest evaluation protocol; {} if none was logged."""
+  lines = read_json_lines(workdir / 'metrics.jsonl')[0]
+  logged = [(line, name) for line in lines for name in line if name.endswith('/top1')]
+  if not logged:
+    return {}
+  _, latest = logged[-1]
+  line = max((line for line, name in logged if name == latest), key=lambda line: line[latest])
+  return {'step': line['step'], 'top1': line[latest], 'evaluation': latest.removesuffix('/top1')}
 
 
 def _find_step(workdir: Path, step: str) -> int:

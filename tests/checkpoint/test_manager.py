@@ -13,11 +13,12 @@ import pytest
 
 from mevit_jax.checkpoint import checksums
 from mevit_jax.checkpoint.manager import CheckpointManager
-from mevit_jax.checkpoint.reader import load_checkpoint, restore_item
+from mevit_jax.checkpoint.reader import load_checkpoint, read_run, restore_item
 from mevit_jax.checkpoint.workdir import write_workdir
 from mevit_jax.config.experiment import from_dict, to_dict
 from mevit_jax.config.mesh import MeshConfig
 from mevit_jax.errors import UserError
+from mevit_jax.files import read_checked_json
 from mevit_jax.parallel.mesh import make_mesh
 from mevit_jax.parallel.placement import place, placed
 from mevit_jax.training.state import TrainState
@@ -164,7 +165,7 @@ def test_the_best_is_kept(tmp_path, keeps):
     checkpoints.close()
   assert names_in(tmp_path) == ({'2', '5'} if keeps else {'5'})  # the earlier of two that are as good
   if keeps:
-    assert json.loads((tmp_path / 'best.json').read_text()) == {'step': 2, 'top1': 0.5, 'evaluation': 'validation-1x1'}
+    assert read_checked_json(tmp_path / 'best.json') == {'step': 2, 'top1': 0.5, 'evaluation': 'validation-1x1'}
     assert load_checkpoint(tmp_path, 'best').step == 2
   assert load_checkpoint(tmp_path).step == 5
 
@@ -188,6 +189,35 @@ def test_what_is_not_there_is_one_line(saved, which, match):
 
 
 # Damage.
+
+
+def test_a_damaged_best_json_deletes_nothing(tmp_path, caplog):
+  """The best checkpoint is then the one that metrics.jsonl names."""
+  write_workdir(tmp_path, METADATA)
+  save_steps = ((1, 0.1), (2, 0.9), (3, 0.5))
+  checkpoints = CheckpointManager(tmp_path, 1)
+  for step, top1 in save_steps:
+    checkpoints.save(state_at(step), METADATA)
+    checkpoints.record_evaluation(step, top1, 'validation-1x1')
+  checkpoints.close()
+  lines = [json.dumps({'step': step, 'validation-1x1/top1': top1}) for step, top1 in save_steps]
+  (tmp_path / 'metrics.jsonl').write_text('\n'.join(lines))
+  text = (tmp_path / 'best.json').read_text()
+  (tmp_path / 'best.json').write_text(text.replace('"step": 2', '"step": 6'))
+  save(tmp_path, 4, keep=1)
+  assert names_in(tmp_path) == {'2', '4'}
+  assert 'best.json is damaged' in caplog.text
+  assert load_checkpoint(tmp_path, 'best').step == 2
+
+
+def test_a_damaged_config_json_is_replaced_by_the_metadata_of_a_checkpoint(workdir, caplog):
+  path = workdir / 'config.json'
+  for damage in (lambda: path.write_text(path.read_text().replace('"b"', '"c"')), path.unlink):
+    damage()
+    assert read_run(workdir) == {**METADATA, 'step': 5, 'format': 3}
+    assert load_checkpoint(workdir).class_names == ('é', 'b')
+    assert 'using the metadata of checkpoint 5' in caplog.text
+    caplog.clear()
 
 
 def test_the_checksums_are_there_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
