@@ -48,12 +48,12 @@ from mevit_jax import train
 from mevit_jax.config import experiment
 from mevit_jax.checkpoint.manager import CheckpointManager
 
-save = Checkpoints.save
+save = CheckpointManager.save
 def save_and_die(self, state, about):
   save(self, state, about)
   if int(state.step) == 4:
     os.kill(os.getpid(), signal.SIGKILL)
-Checkpoints.save = save_and_die
+CheckpointManager.save = save_and_die
 train.train(experiment.from_dict(json.loads(sys.argv[1])), sys.argv[2])
 """
 
@@ -163,7 +163,7 @@ def test_workers_leave_signals_to_the_trainer(whole, tiny, tmp_path, monkeypatch
   assert recorded(tiny(**{'data.workers': 1}), tmp_path / 'run') == whole[1]
 
 
-def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tiny, tmp_path, capsys):
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tiny, tmp_path, caplog):
   workdir, batches = whole
   run = after(4, workdir, tmp_path / 'run')
   largest = max((run / 'checkpoints/4/params').rglob('*'), key=lambda path: path.stat().st_size)
@@ -173,7 +173,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tiny, 
   found = evaluate.evaluate(tiny(), str(run))
   assert found['checkpoint'] == {'step': 2, 'weights': 'raw'}
   assert recorded(tiny(**{'training.evaluate_every': 4}), run) == batches[2:]
-  assert capsys.readouterr().out.count('checkpoints/4 is damaged and not used, but that of step 2: params/') == 2
+  assert caplog.text.count('checkpoints/4 is damaged, using step 2 instead: params/') == 2
   assert_same_bits(run, workdir)
 
 
@@ -199,7 +199,7 @@ def test_a_running_mean_is_what_is_evaluated_and_goes_on(tiny, tmp_path):
   assert train.train(recipe, str(tmp_path / 'whole'))['checkpoint'] == {'step': 6, 'weights': 'ema'}
   recorded(recipe, tmp_path / 'run', stop=4)
   recorded(recipe, tmp_path / 'run')
-  one, other = (load_checkpoint(tmp_path / name).params('ema') for name in ('whole', 'run'))
+  one, other = (load_checkpoint(tmp_path / name, weights='ema').params for name in ('whole', 'run'))
   jax.tree.map(np.testing.assert_array_equal, one, other)
   raw = evaluate.evaluate(tiny(**{'evaluation.weights': 'raw'}), str(tmp_path / 'run'))
   assert raw['checkpoint'] == {'step': 6, 'weights': 'raw'}
@@ -224,33 +224,39 @@ def test_killed_at_random_moments():
 @pytest.mark.parametrize(
   ('changes', 'match'),
   [
-    ({'model.width': 32}, r'model\.width: 16, and 32'),
-    ({'model.block_size': 1, 'training.seed': 7}, r'model\.block_size: 2, and 1; training\.seed: 0, and 7'),
-    ({'training.batch_size': 16}, r'training\.batch_size: 8, and 16'),
-    ({'training.accumulate': 1, 'training.label_smoothing': 0.1}, r'training\.label_smoothing: 0.0, and 0.1'),
-    ({'training.epochs': 3.0}, r'training\.epochs: 2.0, and 3.0'),
-    ({'optimizer.learning_rate': 0.2}, r'optimizer\.learning_rate: 0.1, and 0.2'),
-    ({'data.stride': 1}, r'data\.stride: 2, and 1'),
-    ({'augment.flip': True}, r'augment\.flip: False, and True'),
+    ({'model.width': 32}, r'model\.width: 16 -> 32'),
+    ({'model.block_size': 1, 'training.seed': 7}, r'model\.block_size: 2 -> 1; training\.seed: 0 -> 7'),
+    ({'training.batch_size': 16}, r'training\.batch_size: 8 -> 16'),
+    ({'training.accumulate': 1, 'training.label_smoothing': 0.1}, r'training\.label_smoothing: 0.0 -> 0.1'),
+    ({'training.epochs': 3.0}, r'training\.epochs: 2.0 -> 3.0'),
+    ({'optimizer.learning_rate': 0.2}, r'optimizer\.learning_rate: 0.1 -> 0.2'),
+    ({'data.stride': 1}, r'data\.stride: 2 -> 1'),
+    ({'augment.flip': True}, r'augment\.flip: False -> True'),
   ],
   ids=str,
 )
 def test_a_workdir_of_another_run_is_refused(whole, tiny, changes, match):
   workdir, _ = whole
   files = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
-  refused(tiny(**changes), workdir, rf'is of another run \(there, and now\): {match}')
+  refused(tiny(**changes), workdir, rf'belongs to a different run \(saved -> requested\): {match}')
   assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == files
 
 
 def test_a_workdir_of_other_data_is_refused(whole, tiny, tmp_path):
   shards.write(moving_shapes.build(tmp_path, {'train': 24, 'validation': 11}, seed=1, frames=8, size=24))
-  refused(tiny(**{'data.data_dir': str(tmp_path)}), whole[0], r'dataset fingerprint: \w{12}, and \w{12}\.')
+  refused(tiny(**{'data.data_dir': str(tmp_path)}), whole[0], r'dataset fingerprint: \w{12}(, and | -> )\w{12}')
 
 
-def test_checkpoints_without_a_config_are_refused(whole, tiny, tmp_path):
+@pytest.mark.parametrize('damage', ['missing', 'one byte'])
+def test_a_lost_config_json_is_restored_from_a_checkpoint(whole, tiny, tmp_path, damage):
   run = after(6, whole[0], tmp_path / 'run')
-  (run / 'config.json').unlink()
-  refused(tiny(), run, 'has checkpoints but no config.json')
+  path = run / 'config.json'
+  text = path.read_text()
+  path.unlink() if damage == 'missing' else path.write_text(text.replace('moves_left', 'moves_lift'))
+  refused(tiny(**{'model.width': 32}), run, 'belongs to a different run')
+  assert path.exists() == (damage != 'missing')
+  train.train(tiny(**{'training.evaluate_every': 4}), str(run))
+  assert path.read_text() == text
 
 
 def test_where_how_fast_and_how_often_may_differ(whole, tiny):

@@ -31,7 +31,7 @@ class OptimizerConfig(Validated):
 
   group: ClassVar[str] = 'optimizer'
   name: Literal['sgd', 'adamw'] = 'sgd'
-  learning_rate: Annotated[float, NOT_NEGATIVE] = 0.005
+  learning_rate: Annotated[float, Range(0)] = 0.005
   base_batch_size: Annotated[int, COUNT] = 64
   momentum: Annotated[float, DECAY] = 0.9
   beta1: Annotated[float, DECAY] = 0.9
