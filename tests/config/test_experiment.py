@@ -165,7 +165,7 @@ def test_the_whole_grid_of_the_demo_is_its_grid():
     ({'optimizer': {'name': 'lion'}}, r"optimizer.name must be one of .*not 'lion'"),
     ({'optimizer': {'schedule': 'linear'}}, 'optimizer.schedule must be one of'),
     ({'optimizer': {'base_batch_size': 0}}, 'optimizer.base_batch_size must be in .1, .*, not 0'),
-    ({'optimizer': {'learning_rate': -0.1}}, 'optimizer.learning_rate must be in .0, .*, not -0.1'),
+    ({'optimizer': {'learning_rate': -0.1}}, 'optimizer.learning_rate must be at least 0, not -0.1'),
     ({'optimizer': {'no_decay': '('}}, 'optimizer.no_decay is not a regular expression'),
     ({'evaluation': {'crops': 0}}, 'evaluation.crops must be in .1, 100., not 0'),
     ({'model': {'block_size': 15}}, 'block_size 15 is larger than the 14x14 grid'),
