@@ -87,7 +87,8 @@ def figures(step: StepPlan, chip: chips.Chip) -> dict[str, float]:
   floor = step.flops / chip.flops * chip.clock / 1e6
   return {
     'mcycles': total, 'doubled': total + kernels, 'kernels': kernels, 'floor': floor, 'share': floor / total,
-    'ms': total / chip.clock * 1e9, 'temp_gib': step.memory['temporaries'] / 2**30, 'moved_gib': step.moved / 2**30,
+    'ms': total / chip.clock * 1e9, 'temp_gib': step.memory['temporaries'] / 2**30,
+    'moved_gib': step.bytes_accessed / 2**30,
     **{f'cycles of {name}': n / 1e6 for name, n in step.cycles.items()},
   }  # fmt: skip
 
@@ -108,8 +109,8 @@ def main(argv: Sequence[str]) -> None:
     step = estimate(config, _BATCH.value, chip)
     row |= figures(step, chips.CHIPS[chip]) if step.memory else {'temp_gib': step.needed / 2**30}
     row['compile_cpu_s'] = time.process_time() - start
-    if step.open_loops:
-      raise UserError(f'{step.open_loops} loops do not say how often they run: the sum would be too small')
+    if step.unknown_loops:
+      raise UserError(f'{step.unknown_loops} loops do not say how often they run: the sum would be too small')
     cells = (f'{row[name]:>{width}{form}}' if name in row else f'{"-":>{width}}' for name, width, form in _COLUMNS)
     print(' '.join(cells) + ('' if step.memory else '  does not fit'), flush=True)
     rows.append(row)

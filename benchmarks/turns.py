@@ -121,7 +121,7 @@ def peaks(dtype: str, clock: str = 'wall') -> tuple[float, float]:
   kind = jax.devices()[0].device_kind.lower()
   for chip in CHIPS.values():
     if chip.platform == 'cuda' and chip.name in kind:
-      return chip.flops, chip.speed  # float32 has no such peak
+      return chip.flops, chip.hbm_bandwidth  # float32 has no such peak
   if on_gpu():
     return 0.0, 0.0
   side, numbers = 2048, 2**25

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A slice of TPUs on Google Cloud, from nothing to training and back to nothing. NAME is yours to choose.
-#   bash launch/tpu_pod.sh create  NAME --zone=ZONE --type=v6e-64 [--spot]    asks for it, and waits in the queue
-#   bash launch/tpu_pod.sh install NAME --zone=ZONE [--bucket=BUCKET]         this repository; BUCKET becomes ~/BUCKET
-#   bash launch/tpu_pod.sh run     NAME --zone=ZONE -- --config=configs/k400.py --workdir=~/BUCKET/k400 [main.py's flags]
-#   bash launch/tpu_pod.sh follow  NAME --zone=ZONE [--worker=0]              what a host prints; Ctrl-C ends looking only
-#   bash launch/tpu_pod.sh stop    NAME --zone=ZONE                           saves, and ends the run
-#   bash launch/tpu_pod.sh delete  NAME --zone=ZONE                           and the bill
-# Each takes --project=PROJECT, and --dry_run, which prints the commands. After a pre-emption: delete, create, install and
-# run as before; the run goes on. See docs/launch/tpu_pod.md.
+# Creates a TPU slice on Google Cloud, trains on it, and deletes it. NAME is any name for the slice.
+#   bash launch/tpu_pod.sh create  NAME --zone=ZONE --type=v6e-64 [--spot]    requests it, and waits until it is ready
+#   bash launch/tpu_pod.sh install NAME --zone=ZONE [--bucket=BUCKET]         copies this repository, mounts ~/BUCKET
+#   bash launch/tpu_pod.sh run     NAME --zone=ZONE -- --config=configs/k400.py --workdir=~/BUCKET/k400 [main.py flags]
+#   bash launch/tpu_pod.sh follow  NAME --zone=ZONE [--worker=0]              shows a host's log; Ctrl-C leaves the run going
+#   bash launch/tpu_pod.sh stop    NAME --zone=ZONE                           saves a checkpoint and ends the run
+#   bash launch/tpu_pod.sh delete  NAME --zone=ZONE                           deletes the slice, which ends billing
+# All take --project=PROJECT, and --dry_run, which prints the commands. After a preemption: delete, create, install and
+# run as before; the run resumes. See docs/launch/tpu_pod.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
@@ -37,10 +37,10 @@ while (($#)); do
   esac
   shift
 done
-[[ $zone ]] || fail 'give --zone=ZONE, one that has this type of TPU'
+[[ $zone ]] || fail 'give --zone=ZONE, a zone with this TPU type'
 common=(--zone="$zone" ${project:+--project="$project"})
 
-on() {  # on WORKER COMMAND: by ssh; WORKER is a number, or all
+on() {  # on WORKER COMMAND: runs a command by ssh; WORKER is an index or all
   run gcloud compute tpus tpu-vm ssh "$name" "${common[@]}" --worker="$1" --command="$2"
 }
 
@@ -61,7 +61,7 @@ create() {
     echo "$(date +%T) $state"
     case $state in
       ACTIVE) break ;;
-      FAILED | SUSPENDED) fail "$name is $state: delete it, and create it again" ;;
+      FAILED | SUSPENDED) fail "$name is $state: delete and create it again" ;;
     esac
     sleep 20
   done
@@ -94,7 +94,7 @@ start() {
   local flags
   printf -v flags '%q ' "$@"
   on all "cd mevit_jax || exit
-    ! kill -0 \$(cat run.pid 2> /dev/null) 2> /dev/null || { echo 'error: it runs already: follow or stop it' >&2; exit 1; }
+    ! kill -0 \$(cat run.pid 2> /dev/null) 2> /dev/null || { echo 'error: a run is in progress: use follow or stop' >&2; exit 1; }
     nohup setsid .venv/bin/python -u main.py $flags > run.log 2>&1 < /dev/null & echo \$! > run.pid"
 }
 
@@ -105,5 +105,5 @@ case $command in
   follow) on "$worker" 'tail -n +1 -F mevit_jax/run.log' ;;
   stop) on all "kill -TERM \$(cat mevit_jax/run.pid)" ;;
   delete) run gcloud compute tpus queued-resources delete "$name" "${common[@]}" --force --quiet ;;
-  *) fail "there is no command $command: see bash launch/tpu_pod.sh --help" ;;
+  *) fail "unknown command $command: see bash launch/tpu_pod.sh --help" ;;
 esac

@@ -24,7 +24,14 @@ from mevit_jax.models.functional import Model, Params, build_model, count_parame
 from mevit_jax.parallel.distributed import allgather_bytes, is_main_process
 from mevit_jax.parallel.hosts import process_batch_slice
 from mevit_jax.parallel.mesh import batch_shards, make_mesh
-from mevit_jax.parallel.placement import batch_sharding, constrain_batch, place, placed, put, shard_attention
+from mevit_jax.parallel.placement import (
+  abstract_with_shardings,
+  batch_sharding,
+  constrain_batch,
+  param_shardings,
+  shard_attention,
+  shard_params,
+)
 from mevit_jax.pretrained.load import load
 from mevit_jax.pretrained.source import Source, open_source
 from mevit_jax.training.optimizer import check_patterns, make_optimizer, make_schedule
@@ -113,7 +120,7 @@ def build_run(config: Config, workdir: Path, split: datasets.Split, mesh: jax.sh
   schedule = make_schedule(config.optimizer, training.batch_size, steps_per_epoch, steps)
   optimizer = make_optimizer(config.optimizer, schedule)
   init = partial(init_state, model, optimizer, ema=training.ema > 0)
-  shardings = place(jax.eval_shape(init, jax.random.key(0)), mesh)
+  shardings = param_shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
   step = make_train_step(
     model,
     optimizer,
@@ -161,14 +168,14 @@ def initial_state(run: Run) -> TrainState:
   source = run.source or open_source(run.config.init_from, run.config.model.heads, run.config.init_channel_order)
   loaded = load(source, run.model, class_names=run.split.class_names, head=run.config.init_head, key=key)
   print(loaded.report(), flush=True)
-  return run.begin(put(loaded.params, run.mesh))
+  return run.begin(shard_params(loaded.params, run.mesh))
 
 
 def restore_state(run: Run, checkpoints: CheckpointManager) -> TrainState:
   """Restores the latest checkpoint on the run's devices."""
   abstract = jax.eval_shape(run.init, jax.random.key(0))
   print(f'resuming from step {checkpoints.latest} of {run.workdir}', flush=True)
-  return checkpoints.restore(placed(abstract, run.mesh))
+  return checkpoints.restore(abstract_with_shardings(abstract, run.mesh))
 
 
 def is_started(workdir: Path) -> bool:

@@ -15,7 +15,7 @@ from mevit_jax.datasets import reader as datasets
 from mevit_jax.datasets import shards
 from mevit_jax.datasets.builders import moving_shapes
 from mevit_jax.evaluation.results import read_results
-from tests.helpers.hosts import ends
+from tests.helpers.hosts import wait
 from tests.helpers.workdirs import with_checkpoint
 
 pytestmark = pytest.mark.usefixtures('compile_once')
@@ -152,7 +152,7 @@ def test_processes_change_no_count(evaluated, recipe, workdir, start, tmp_path, 
   run = tmp_path / 'run'
   shutil.copytree(workdir, run, ignore=shutil.ignore_patterns('evaluation'))
   settings = [recipe(devices, batch, **{'data.workers': 2 * (batch == 7)})] * 2
-  for process in ends(start(settings, run, mode='evaluate', devices=devices // 2)):
+  for process in wait(start(settings, run, mode='evaluate', devices=devices // 2)):
     assert process.status == 0, process.errors
   found = read_results(run / 'evaluation' / NAME)[:2]
   assert_same(found, evaluated(1, 1))
@@ -164,8 +164,8 @@ def test_processes_change_no_count(evaluated, recipe, workdir, start, tmp_path, 
 def test_a_signal_to_one_process_ends_an_evaluation(recipe, workdir, start, tmp_path):
   run = tmp_path / 'run'
   shutil.copytree(workdir, run, ignore=shutil.ignore_patterns('evaluation'))
-  first, second = ends(start([recipe(2, 2)] * 2, run, (1, 'slow term', 3), 'evaluate'))
+  first, second = wait(start([recipe(2, 2)] * 2, run, (1, 'slow term', 3), 'evaluate'))
   assert (first.status, second.status) == (143, 143)
   assert 'stopped by SIGTERM: this evaluation has written nothing' in first.output
-  assert max(first.time, second.time) - second.accident < 60
+  assert max(first.time, second.time) - second.fault_time < 60
   assert not (run / 'evaluation').exists()

@@ -1,4 +1,4 @@
-"""Many hosts: real processes that train together, fail together, and go on as one; how they find each other."""
+"""Multi-process runs: training, failure propagation, resuming with another number of processes, cluster detection."""
 
 import json
 import shutil
@@ -8,34 +8,35 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax._src import clusters
 
 from mevit_jax import train
 from mevit_jax.errors import UserError
 from mevit_jax.parallel import distributed
-from tests.helpers.hosts import ends
+from tests.helpers.hosts import wait
 from tests.helpers.workdirs import MEASURED, NAME, after
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
 
-def stored(workdir):
-  """The newest checkpoint's step, its parameters and optimiser state."""
+def read_newest_checkpoint(workdir):
+  """Returns the step, the parameters and the optimizer state of the newest checkpoint."""
   newest = max(
     (path for path in (workdir / 'checkpoints').iterdir() if path.name.isdecimal()), key=lambda p: int(p.name)
   )
-  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  found = []
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  items = []
   with ocp.StandardCheckpointer() as checkpointer:
     for item in ('params', 'opt_state'):
       shapes = checkpointer.metadata(newest / item).item_metadata.tree
-      shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-      found.append(jax.tree.map(np.asarray, checkpointer.restore(newest / item, shapes)))
-  return int(newest.name), *found
+      shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+      items.append(jax.tree.map(np.asarray, checkpointer.restore(newest / item, shapes)))
+  return int(newest.name), *items
 
 
 def assert_same_run(workdir, other):
-  """Bit for bit: parameters, optimiser state, metrics that are no speed, and all that an evaluation writes."""
-  (step, *trees), (other_step, *others) = stored(workdir), stored(other)
+  """Compares bitwise: parameters, optimizer state, metrics except speed, and the files of an evaluation."""
+  (step, *trees), (other_step, *others) = read_newest_checkpoint(workdir), read_newest_checkpoint(other)
   assert step == other_step
   assert jax.tree.map(np.ndarray.tobytes, trees) == jax.tree.map(np.ndarray.tobytes, others)
   lines, other_lines = ((folder / 'metrics.jsonl').read_text().splitlines() for folder in (workdir, other))
@@ -56,165 +57,192 @@ def assert_same_evaluation(workdir, other):
 
 
 @pytest.fixture(scope='module')
-def whole(tiny, tmp_path_factory, compile_once):
-  """A run on two devices of one process that nothing interrupts."""
-  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+def uninterrupted(tiny, tmp_path_factory, compile_once):
+  """The workdir of an uninterrupted run on two devices of one process."""
+  workdir = tmp_path_factory.mktemp('runs') / 'uninterrupted'
   train.train(tiny(**{'mesh.data': 2}), str(workdir))
   return workdir
 
 
-def test_two_processes_fail_together_and_one_goes_on(whole, tiny, start, tmp_path):
-  """An exception in process 1 ends both, each with its reason; one process then ends as if nothing had been."""
-  first, second = ends(start([tiny()] * 2, tmp_path / 'run', accident=(1, 'raise', 5)))
+def test_failure_ends_both_processes_and_one_process_resumes(uninterrupted, tiny, start, tmp_path):
+  """Both print the exception of process 1; a single process then completes the same run."""
+  first, second = wait(start([tiny()] * 2, tmp_path / 'run', fault=(1, 'raise', 5)))
   assert (first.status, second.status) == (1, 1)
   assert "OSError: [Errno 5] Input/output error: '/a/bad/disk'" in first.errors
   assert 'process 1 of 2' in first.errors
   assert 'Traceback' not in first.errors
   assert "OSError: [Errno 5] Input/output error: '/a/bad/disk'" in second.errors
-  assert max(first.time, second.time) - second.accident < 60
+  assert max(first.time, second.time) - second.fault_time < 60
   assert 'step 4/6' in first.output
   assert 'step' not in second.output
   train.train(tiny(**{'mesh.data': 2}), str(tmp_path / 'run'))
-  assert_same_run(tmp_path / 'run', whole)
+  assert_same_run(tmp_path / 'run', uninterrupted)
 
 
 @pytest.mark.slow
-def test_one_process_is_stopped_and_two_go_on(whole, tiny, start, tmp_path):
-  run = after(2, whole, tmp_path / 'run')
-  for process in ends(start([tiny()] * 2, run)):
+def test_run_of_one_process_resumes_with_two(uninterrupted, tiny, start, tmp_path):
+  run = after(2, uninterrupted, tmp_path / 'run')
+  for process in wait(start([tiny()] * 2, run)):
     assert process.status == 0, process.errors
-  assert_same_run(run, whole)
-  shutil.copytree(run, tmp_path / 'again', ignore=shutil.ignore_patterns('evaluation'))
-  for process in ends(start([tiny()] * 2, tmp_path / 'again', mode='evaluate')):
+  assert_same_run(run, uninterrupted)
+  shutil.copytree(run, tmp_path / 'copy', ignore=shutil.ignore_patterns('evaluation'))
+  for process in wait(start([tiny()] * 2, tmp_path / 'copy', mode='evaluate')):
     assert process.status == 0, process.errors
-  assert_same_evaluation(tmp_path / 'again', whole)
+  assert_same_evaluation(tmp_path / 'copy', uninterrupted)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ('process', 'what', 'words'),
+  ('process', 'kind', 'message'),
   [(1, 'kill', 'stopped sending heartbeats'), (0, 'kill', 'coordination service'), (1, 'stop', 'heartbeats')],
 )
-def test_a_process_that_goes_without_a_word_ends_the_other(whole, tiny, start, tmp_path, process, what, words):
-  processes = start([tiny()] * 2, tmp_path / 'run', accident=(process, what, 4))
-  (other,) = ends([processes[1 - process]])
-  if what == 'stop':
+def test_killed_process_ends_the_other(uninterrupted, tiny, start, tmp_path, process, kind, message):
+  processes = start([tiny()] * 2, tmp_path / 'run', fault=(process, kind, 4))
+  (other,) = wait([processes[1 - process]])
+  if kind == 'stop':
     processes[process].send_signal(signal.SIGCONT)
-  (gone,) = ends([processes[process]])
+  (faulty,) = wait([processes[process]])
   assert other.status != 0
-  assert words in other.errors
-  assert other.time - gone.accident < 60
-  print(f'{what} {process}: the other one ended after {other.time - gone.accident:.1f} s')
+  assert message in other.errors
+  assert other.time - faulty.fault_time < 60
+  print(f'{kind} {process}: the other process ended after {other.time - faulty.fault_time:.1f} s')
   train.train(tiny(**{'mesh.data': 2}), str(tmp_path / 'run'))
-  assert_same_run(tmp_path / 'run', whole)
+  assert_same_run(tmp_path / 'run', uninterrupted)
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_saves_and_ends_both(whole, tiny, start, tmp_path):
-  first, second = ends(
-    start([tiny(**{'training.save_every': 100})] * 2, tmp_path / 'run', accident=(1, 'slow term', 2))
-  )
+def test_signal_to_one_process_saves_and_ends_both(uninterrupted, tiny, start, tmp_path):
+  first, second = wait(start([tiny(**{'training.save_every': 100})] * 2, tmp_path / 'run', fault=(1, 'slow term', 2)))
   assert (first.status, second.status) == (143, 143)
   assert 'stopped by SIGTERM at step' in first.output
-  assert stored(tmp_path / 'run')[0] < 6
+  assert read_newest_checkpoint(tmp_path / 'run')[0] < 6
   train.train(tiny(**{'mesh.data': 2}), str(tmp_path / 'run'))
-  assert_same_run(tmp_path / 'run', whole)
+  assert_same_run(tmp_path / 'run', uninterrupted)
 
 
 @pytest.mark.slow
-def test_a_signal_while_it_evaluates_ends_both(whole, tiny, start, tmp_path):
-  settings = [tiny(**{'evaluation.batch_size': 2})] * 2
-  first, second = ends(start(settings, tmp_path / 'run', accident=(1, 'slow term', 8)))  # 6 steps, and 6 batches
+def test_signal_during_evaluation_ends_both(uninterrupted, tiny, start, tmp_path):
+  configs = [tiny(**{'evaluation.batch_size': 2})] * 2
+  first, second = wait(start(configs, tmp_path / 'run', fault=(1, 'slow term', 8)))  # 6 steps, then 6 batches
   assert (first.status, second.status) == (143, 143)
   assert 'stopped by SIGTERM at step 6, saved' in first.output
-  assert max(first.time, second.time) - second.accident < 60
+  assert max(first.time, second.time) - second.fault_time < 60
   assert not (tmp_path / 'run/evaluation').exists()
   train.train(tiny(**{'mesh.data': 2}), str(tmp_path / 'run'))
-  assert_same_run(tmp_path / 'run', whole)
+  assert_same_run(tmp_path / 'run', uninterrupted)
 
 
 @pytest.mark.slow
-def test_processes_that_would_train_other_runs(tiny, start, tmp_path):
-  settings = [tiny(), tiny(**{'training.seed': 1})]
-  for process in ends(start(settings, tmp_path / 'run')):
+def test_processes_with_different_configs_are_refused(tiny, start, tmp_path):
+  configs = [tiny(), tiny(**{'training.seed': 1})]
+  for process in wait(start(configs, tmp_path / 'run')):
     assert process.status == 1
-    assert 'process 1 has another run than process 0' in process.errors
-    assert 'recipe.training.seed: 0, and 1' in process.errors
+    assert 'process 1 has ' in process.errors
+    assert 'config.training.seed: 0 -> 1' in process.errors
   assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.slow
-def test_a_process_that_never_comes(start, tiny, tmp_path):
-  first, second = start([tiny()] * 2, tmp_path / 'run', accident=(1, 'late', 0))
+def test_process_that_never_connects(start, tiny, tmp_path):
+  first, second = start([tiny()] * 2, tmp_path / 'run', fault=(1, 'late', 0))
   second.kill()
-  (alone,) = ends([first])
-  assert alone.status == 1
-  assert 'error: process 0 of 2 did not meet the others at 127.0.0.1' in alone.errors
-  assert 'Traceback' not in alone.errors
+  (result,) = wait([first])
+  assert result.status == 1
+  assert 'error: process 0 of 2 could not connect to the coordinator at 127.0.0.1' in result.errors
+  assert 'Traceback' not in result.errors
 
 
-# How they find each other: found() reads the environment, and asks nobody.
+# Cluster detection reads the environment, and queries nothing.
 
 
-def test_alone():
-  assert distributed.found(environ={}) is None
-  assert distributed.found(environ={'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '8'}) is None  # sbatch itself, before srun
-  assert distributed.found(processes=1, environ={}) is None
+def test_single_process():
+  assert distributed.detect_cluster(environ={}) is None
+  assert (
+    distributed.detect_cluster(environ={'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '8'}) is None
+  )  # sbatch script, outside of srun
+  assert distributed.detect_cluster(processes=1, environ={}) is None
 
 
-def test_a_list_of_hosts():
-  given = {'JAX_COORDINATOR_ADDRESS': 'a:1234', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3'}
+def test_explicit_cluster():
+  environ = {'JAX_COORDINATOR_ADDRESS': 'a:1234', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3'}
   expected = {
     'coordinator_address': 'a:1234', 'num_processes': 4, 'process_id': 3, 'local_device_ids': None,
     'cluster_detection_method': 'deactivate',
   }  # fmt: skip
-  assert distributed.found(environ=given) == expected
-  assert distributed.found('a:1234', 4, 3, environ={}) == expected
-  assert distributed.found(process_id=0, environ=given) == {**expected, 'process_id': 0}  # a flag comes first
+  assert distributed.detect_cluster(environ=environ) == expected
+  assert distributed.detect_cluster('a:1234', 4, 3, environ={}) == expected
+  assert distributed.detect_cluster(process_id=0, environ=environ) == {
+    **expected,
+    'process_id': 0,
+  }  # flags take precedence
 
 
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (('a:1', 2, None), '--process_id None: give all three'),
+    (('a:1', 2, None), '--process_id None: set all three'),
     ((None, 2, 1), '--coordinator is None'),
-    (('a', 2, 1), 'must be HOST:PORT'),
-    (('a:1', 2, 2), 'of 2 processes: they count from 0'),
+    (('a', 2, 1), 'use HOST:PORT'),
+    (('a:1', 2, 2), '--process_id 2 is out of range for 2 processes: use 0 to 1'),
   ],
 )
-def test_processes_that_do_not_fit_together(arguments, message):
+def test_inconsistent_cluster_arguments_are_refused(arguments, message):
   with pytest.raises(UserError, match=message):
-    distributed.found(*arguments, environ={})
+    distributed.detect_cluster(*arguments, environ={})
+
+
+def slurm_step(**changes):
+  """Returns the variables that srun sets in a process of a job step: by default one process on each of two nodes."""
+  return {
+    'SLURM_JOB_ID': '4097', 'SLURM_STEP_NODELIST': 'gpu[007-008]', 'SLURM_STEP_NUM_NODES': '2', 'SLURM_NTASKS': '2',
+    'SLURM_PROCID': '1', 'SLURM_LOCALID': '0', **changes,
+  }  # fmt: skip
+
+
+def arguments_used_by_jax(monkeypatch, environ):
+  """Returns (address, processes, process id, device ids) that jax derives from our arguments and the environment."""
+  for name, value in environ.items():
+    monkeypatch.setenv(name, value)
+  arguments = distributed.detect_cluster(environ=environ)
+  return clusters.ClusterEnv.auto_detect_unset_distributed_params(**arguments, initialization_timeout=1)
 
 
 @pytest.mark.parametrize(
   ('nodes', 'first'),
   [('gpu7', 'gpu7'), ('gpu7,cpu1', 'gpu7'), ('gpu[007-011,20]', 'gpu007'), ('gpu[3,5]-ib,m2', 'gpu3')],
 )
-def test_slurm(nodes, first):
-  step = {
-    'SLURM_JOB_ID': '4097', 'SLURM_STEP_NODELIST': nodes, 'SLURM_STEP_NUM_NODES': '2', 'SLURM_NTASKS': '2',
-    'SLURM_PROCID': '1', 'SLURM_LOCALID': '0',
-  }  # fmt: skip
-  arguments = distributed.found(environ=step)
-  assert arguments['coordinator_address'] == f'{first}:61441'
-  assert (arguments['num_processes'], arguments['process_id']) == (2, 1)
-  assert arguments['local_device_ids'] is None  # one process a machine: all that it sees
+def test_slurm_with_one_process_per_node_uses_all_its_devices(monkeypatch, nodes, first):
+  environ = slurm_step(SLURM_STEP_NODELIST=nodes)
+  assert arguments_used_by_jax(monkeypatch, environ) == (f'{first}:61441', 2, 1, [])
 
 
-def test_slurm_with_a_process_for_each_gpu():
-  step = {
-    'SLURM_JOB_ID': '1', 'SLURM_STEP_NODELIST': 'a,b', 'SLURM_STEP_NUM_NODES': '2', 'SLURM_NTASKS': '8',
-    'SLURM_PROCID': '6', 'SLURM_LOCALID': '2',
-  }  # fmt: skip
-  assert distributed.found(environ={**step, 'CUDA_VISIBLE_DEVICES': '0,1,2,3'})['local_device_ids'] == [2]
-  assert distributed.found(environ={**step, 'CUDA_VISIBLE_DEVICES': '2'})['local_device_ids'] is None  # dealt out
+@pytest.mark.parametrize(
+  ('environ', 'devices'),
+  [
+    ({'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, [2]),
+    ({}, [2]),
+    ({'CUDA_VISIBLE_DEVICES': '2'}, []),  # SLURM has assigned the GPUs
+    ({'CUDA_VISIBLE_DEVICES': '0,1,2,3', 'SLURM_STEP_NUM_NODES': '8'}, []),  # one process per node
+  ],
+)
+def test_slurm_with_several_processes_per_node(monkeypatch, environ, devices):
+  monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+  environ = slurm_step(**{'SLURM_NTASKS': '8', 'SLURM_PROCID': '6', 'SLURM_LOCALID': '2', **environ})
+  assert arguments_used_by_jax(monkeypatch, environ) == ('gpu007:61441', 8, 6, devices)
+
+
+def test_slurm_leaves_explicit_device_ids_to_jax():
+  assert distributed.detect_cluster(environ=slurm_step(JAX_LOCAL_DEVICE_IDS='1'))['local_device_ids'] is None
+
+
+def test_slurm_job_of_one_process():
+  assert distributed.detect_cluster(environ=slurm_step(SLURM_NTASKS='1', SLURM_PROCID='0')) is None
 
 
 @pytest.mark.parametrize(
   ('environ', 'expected'),
   [
-    ({}, {}),  # a TPU VM: jax asks its metadata
+    ({}, {}),  # TPU VM: jax reads the metadata server
     ({'TPU_SKIP_MDS_QUERY': '1'}, None),
     ({'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1'}, {}),
     ({'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_SKIP_MDS_QUERY': 'true'}, None),
@@ -223,8 +251,8 @@ def test_slurm_with_a_process_for_each_gpu():
 )
 def test_tpu(monkeypatch, environ, expected):
   monkeypatch.setattr(distributed, '_has_tpu', lambda: True)
-  assert distributed.found(environ=environ) == expected
+  assert distributed.detect_cluster(environ=environ) == expected
 
 
-def test_one_process_has_gathered_at_once():
+def test_allgather_bytes_of_one_process():
   assert distributed.allgather_bytes(b'mine') == [b'mine']

@@ -1,4 +1,4 @@
-"""The launchers: what they would run, that they mean what they say where they can be run, and GKE's files."""
+"""Launch scripts, with stubs for cluster commands, and the JobSet files for GKE."""
 
 import math
 import os
@@ -17,7 +17,7 @@ from mevit_jax.config.flags import default_config
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / 'launch').glob('*.sh'))
-# The options that gcloud 528 knows, by command; all of them know --project, --quiet and --format.
+# Options of gcloud 528 by command; all commands have --project, --quiet and --format.
 GCLOUD = {
   'queued-resources create': {'zone', 'node-id', 'accelerator-type', 'runtime-version', 'spot'},
   'queued-resources describe': {'zone'},
@@ -28,28 +28,28 @@ GCLOUD = {
 
 
 def bash(*arguments, path='/usr/bin'):
-  """Runs a script of launch/, with a folder before those that commands are looked for in."""
+  """Runs a script of launch/ with a folder prepended to PATH."""
   environment = {**os.environ, 'PATH': f'{path}:{os.environ["PATH"]}'}
   return subprocess.run(['bash', *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def stub(folder, name, script):
-  """Puts a command into a folder."""
+  """Writes an executable script into a folder."""
   folder.mkdir(exist_ok=True)
   (folder / name).write_text(f'#!/usr/bin/env bash\n{script}\n')
   (folder / name).chmod(0o755)
 
 
-def eventually(happens):
+def wait_until(condition):
   end = time.monotonic() + 30
-  while not happens():
+  while not condition():
     assert time.monotonic() < end
     time.sleep(0.05)
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda script: script.name)
 def test_scripts_stop_at_the_first_error(script):
-  if script.name != 'environment.sh':  # which is sourced
+  if script.name != 'environment.sh':  # sourced by the other scripts
     assert '\nset -euo pipefail\n' in script.read_text()
   assert subprocess.run(['bash', '-n', script]).returncode == 0
 
@@ -63,7 +63,7 @@ def test_shellcheck():
 
 
 @pytest.mark.parametrize('name', ['gpus.sh', 'slurm.sh', 'tpu_pod.sh'])
-def test_help_says_how_and_where_it_is_explained(name):
+def test_help_shows_usage_and_documentation_page(name):
   done = bash(f'launch/{name}', '--help')
   assert (done.returncode, done.stderr) == (0, '')
   assert f'launch/{name}' in done.stdout
@@ -79,27 +79,27 @@ def test_gpus():
 
 
 @pytest.mark.parametrize('devices', ['gpu', 'tpu'])
-def test_requirements_of_devices_have_the_same_jax(devices):
+def test_requirements_of_accelerators_pin_the_same_jax(devices):
   pinned = re.search(r'^jax==(\S+)$', (ROOT / 'requirements.txt').read_text(), re.M)[1]
   assert re.search(rf'^jax\[\w+\]=={re.escape(pinned)}$', (ROOT / f'requirements-{devices}.txt').read_text(), re.M)
 
 
-# SLURM, with stubs for its commands.
+# SLURM, with stubs of its commands.
 
 
-def test_slurm_runs_one_process_a_machine():
+def test_slurm_runs_one_process_per_node():
   done = bash('launch/slurm.sh', '--dry_run', '--workdir=w')
   assert done.stdout.splitlines()[-1] == 'srun --kill-on-bad-exit=1 --label .venv-gpu/bin/python main.py --workdir=w '
   options = dict(re.findall(r'^#SBATCH --([\w-]+)=?(.*)$', (ROOT / 'launch/slurm.sh').read_text(), re.M))
   assert options['ntasks-per-node'] == '1'
-  assert options['signal'].startswith('B:USR1@')  # which its trap waits for
+  assert options['signal'].startswith('B:USR1@')  # the signal that the script traps
   outside = bash('launch/slurm.sh', '--workdir=w')
   assert outside.returncode == 1
   assert 'sbatch' in outside.stdout
 
 
-@pytest.mark.parametrize(('status', 'queued'), [(143, True), (0, False)], ids=['was not done', 'was done'])
-def test_slurm_saves_and_queues_again_when_its_time_is_over(tmp_path, status, queued):
+@pytest.mark.parametrize(('status', 'requeued'), [(143, True), (0, False)], ids=['incomplete', 'complete'])
+def test_slurm_saves_and_requeues_at_the_time_limit(tmp_path, status, requeued):
   stubs, job = tmp_path / 'bin', tmp_path / 'job'
   (job / 'launch').mkdir(parents=True)
   (job / 'launch/environment.sh').write_text('environment() { :; }\nrun() { "$@"; }\n')
@@ -110,33 +110,33 @@ def test_slurm_saves_and_queues_again_when_its_time_is_over(tmp_path, status, qu
     **os.environ, 'PATH': f'{stubs}:{os.environ["PATH"]}', 'SLURM_JOB_ID': '7', 'SLURM_SUBMIT_DIR': str(job),
   }  # fmt: skip
   with subprocess.Popen(['bash', ROOT / 'launch/slurm.sh', '--workdir=w'], env=environment) as running:
-    eventually((job / 'srun.pid').exists)
-    time.sleep(0.2)  # it is written, and bash waits
+    wait_until((job / 'srun.pid').exists)
+    time.sleep(0.2)  # until the file is written and bash waits
     running.send_signal(10)  # USR1, as SLURM does
     assert running.wait(30) == status
   assert (job / 'scancel.log').read_text() == '--signal=TERM 7\n'
-  assert (job / 'scontrol.log').exists() == queued
+  assert (job / 'scontrol.log').exists() == requeued
 
 
-# TPU pods, with a gcloud that does here what it is told to do there.
+# TPU pods, with a stub of gcloud that runs the remote commands on this machine.
 
 
 @pytest.mark.parametrize('command', ['create', 'install', 'run', 'follow', 'stop', 'delete'])
-def test_tpu_pod_uses_options_that_gcloud_has(command, tmp_path):
+def test_tpu_pod_uses_valid_gcloud_options(command, tmp_path):
   options = {'create': ['--type=v6e-64', '--spot'], 'install': ['--bucket=b'], 'run': ['--', '--config=c']}
   stub(tmp_path / 'bin', 'gcloud', f"printf '%s\\0' \"$@\" '' >> {tmp_path}/calls; echo ACTIVE")
   stub(tmp_path / 'bin', 'git', ':')
   arguments = ['pod', '--zone=z', '--project=p', *options.get(command, [])]
   assert bash('launch/tpu_pod.sh', command, *arguments, path=tmp_path / 'bin').returncode == 0
   calls = [call.split('\0') for call in (tmp_path / 'calls').read_text().split('\0\0')[:-1]]
-  for compute, tpus, kind, what, *rest in calls:
+  for compute, tpus, kind, action, *rest in calls:
     assert (compute, tpus) == ('compute', 'tpus')
     given = dict(option[2:].partition('=')[::2] for option in rest if option.startswith('--'))
-    assert given.keys() <= GCLOUD[f'{kind} {what}'] | {'project', 'quiet', 'format'}
+    assert given.keys() <= GCLOUD[f'{kind} {action}'] | {'project', 'quiet', 'format'}
     assert (given['zone'], given['project']) == ('z', 'p')
   dry = bash('launch/tpu_pod.sh', command, arguments[0], '--dry_run', *arguments[1:])
   assert dry.returncode == 0
-  assert dry.stdout.count('gcloud compute tpus') == len(calls) - (command == 'create')  # which then asks how it stands
+  assert dry.stdout.count('gcloud compute tpus') == len(calls) - (command == 'create')  # which then polls the state
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_tpu_pod_uses_options_that_gcloud_has(command, tmp_path):
     (['create', 'pod', '--zone=z', '--type=v9-8'], "not 'v9-8'"),
     (['create', 'pod', '--zone=z', '--tpye=v6e-8'], 'unknown option --tpye=v6e-8'),
     (['run', 'pod', '--zone=z'], 'give the flags of main.py after --'),
-    (['destroy', 'pod', '--zone=z'], 'no command destroy'),
+    (['destroy', 'pod', '--zone=z'], 'unknown command destroy'),
   ],
 )
 def test_tpu_pod_errors_are_one_line(arguments, message):
@@ -157,7 +157,7 @@ def test_tpu_pod_errors_are_one_line(arguments, message):
   assert len(done.stderr.splitlines()) == 1
 
 
-def test_tpu_pod_runs_once_follows_and_stops(tmp_path):
+def test_tpu_pod_runs_once_and_stops(tmp_path):
   home, stubs = tmp_path / 'home', tmp_path / 'bin'
   python = home / 'mevit_jax/.venv/bin'
   python.mkdir(parents=True)
@@ -169,14 +169,14 @@ def test_tpu_pod_runs_once_follows_and_stops(tmp_path):
   try:
     done = bash('launch/tpu_pod.sh', 'run', *pod, '--', *flags, path=stubs)
     assert done.returncode == 0, done.stderr
-    eventually(lambda: log.read_text())
+    wait_until(lambda: log.read_text())
     assert log.read_text() == '<-u><main.py>' + ''.join(f'<{flag}>' for flag in flags) + '\n'
-    again = bash('launch/tpu_pod.sh', 'run', *pod, '--', *flags, path=stubs)
-    assert again.returncode == 1
-    assert 'it runs already' in again.stderr
+    second = bash('launch/tpu_pod.sh', 'run', *pod, '--', *flags, path=stubs)
+    assert second.returncode == 1
+    assert 'a run is in progress' in second.stderr
   finally:
     bash('launch/tpu_pod.sh', 'stop', *pod, path=stubs)
-  eventually(lambda: log.read_text().endswith('saved\n'))
+  wait_until(lambda: log.read_text().endswith('saved\n'))
 
 
 # GKE.
@@ -189,7 +189,7 @@ def jobset(name):
 
 
 def check(value, schema, path=''):
-  """Raises where a value has fields or types that a schema, {field: its schema} or a type, has not."""
+  """Checks fields and types against a schema: {field: schema}, [schema of the items], or a type."""
   if isinstance(schema, dict):
     assert isinstance(value, dict), path
     unknown = value.keys() - schema.keys()
@@ -203,7 +203,7 @@ def check(value, schema, path=''):
     assert isinstance(value, schema), path
 
 
-# Of the custom resource definition jobset.x-k8s.io/v1alpha2; what is in a Job is Kubernetes' own.
+# Fields of the custom resource definition jobset.x-k8s.io/v1alpha2; the fields of a Job are Kubernetes' own.
 JOBSET = {
   'apiVersion': str,
   'kind': str,
@@ -223,25 +223,25 @@ JOBSET = {
 
 
 @pytest.mark.parametrize('name', JOBSETS)
-def test_jobset_has_the_fields_of_its_definition(name):
+def test_jobset_matches_its_resource_definition(name):
   content = jobset(name)
   check(content, JOBSET)
   assert (content['apiVersion'], content['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
 
 
 @pytest.mark.parametrize('name', JOBSETS)
-def test_jobs_have_the_fields_that_kubernetes_knows(name):
+def test_jobs_match_the_kubernetes_schema(name):
   validate = pytest.importorskip('kubernetes_validate')
   for job in jobset(name)['spec']['replicatedJobs']:
-    whole = {'apiVersion': 'batch/v1', 'kind': 'Job', 'metadata': {'name': 'x'}, **job['template']}
-    validate.validate(whole, '1.32', strict=True)
-    del whole['spec']['template']['spec']['containers'][0]['name']
+    manifest = {'apiVersion': 'batch/v1', 'kind': 'Job', 'metadata': {'name': 'x'}, **job['template']}
+    validate.validate(manifest, '1.32', strict=True)
+    del manifest['spec']['template']['spec']['containers'][0]['name']
     with pytest.raises(validate.ValidationError):
-      validate.validate(whole, '1.32', strict=True)
+      validate.validate(manifest, '1.32', strict=True)
 
 
 @pytest.mark.parametrize('name', JOBSETS)
-def test_jobset_fits_together(name):
+def test_jobset_is_consistent(name):
   content = jobset(name)
   (job,) = content['spec']['replicatedJobs']
   spec = job['template']['spec']
@@ -250,8 +250,8 @@ def test_jobset_fits_together(name):
   assert spec['parallelism'] == spec['completions']
   assert (spec['completionMode'], spec['backoffLimit'], pod['restartPolicy']) == ('Indexed', 0, 'Never')
   assert {mount['name'] for mount in container['volumeMounts']} == {volume['name'] for volume in pod['volumes']}
-  environment = {one['name']: one.get('value') for one in container.get('env', [])}
-  if name == 'gke_jobset.yaml':  # GKE says who is who, and how many machines a slice has
+  environment = {variable['name']: variable.get('value') for variable in container.get('env', [])}
+  if name == 'gke_jobset.yaml':  # GKE sets the variables for jax.distributed
     sides = pod['nodeSelector']['cloud.google.com/gke-tpu-topology'].split('x')
     assert math.prod(map(int, sides)) == spec['completions'] * container['resources']['limits']['google.com/tpu']
     assert not environment
@@ -264,8 +264,7 @@ def test_jobset_fits_together(name):
 
 
 @pytest.mark.parametrize('name', JOBSETS)
-def test_jobset_gives_flags_that_main_has(name):
-
+def test_jobset_uses_valid_flags_of_main(name):
   (job,) = jobset(name)['spec']['replicatedJobs']
   (container,) = job['template']['spec']['template']['spec']['containers']
   config = default_config()

@@ -22,7 +22,7 @@ from mevit_jax.errors import UserError
 from mevit_jax.files import read_checked_json, read_json_lines
 from mevit_jax.models.functional import Params, build_model, parameter_shapes
 from mevit_jax.parallel.distributed import is_main_process
-from mevit_jax.parallel.placement import placed, put
+from mevit_jax.parallel.placement import abstract_with_shardings, shard_params
 
 _log = logging.getLogger(__name__)
 Weights = Literal['ema', 'raw']
@@ -76,12 +76,12 @@ class Checkpoint:
     if is_shared(self.folder):
       arrays, abstract = load_file(self.folder / 'model.safetensors'), self.abstract
       params = jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in parameter_shapes(abstract)])
-      return jax.device_put(params, jax.local_devices()[0]) if self.mesh is None else put(params, self.mesh)
+      return jax.device_put(params, jax.local_devices()[0]) if self.mesh is None else shard_params(params, self.mesh)
     if self.mesh is None:
       here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
       abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), self.abstract)
     else:
-      abstract = placed(self.abstract, self.mesh)
+      abstract = abstract_with_shardings(self.abstract, self.mesh)
     return restore_item(self.folder, 'ema' if self.weights == 'ema' else 'params', abstract)
 
 

@@ -1,8 +1,9 @@
-"""Where arrays live: parameters by rules over their paths, batches by rows. Models know no mesh."""
+"""Shardings of parameters, by rules over their paths, and of batches; models do not depend on the mesh."""
 
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -10,13 +11,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mevit_jax.errors import UserError
 from mevit_jax.parallel.mesh import BATCH_AXES
 
-# (regular expression over a parameter's path, its partition): the first that matches (re.search) holds.
+# (regular expression, PartitionSpec) pairs; the first expression that matches a parameter's path (re.search) applies.
 Rules = Sequence[tuple[str, PartitionSpec]]
 
 REPLICATED: Rules = (('', PartitionSpec()),)
 
-# A model's parameters, and what an optimiser keeps of each under the same path. Blocks are stacked along the first
-# axis, which is never cut: every device works on every block. What no rule names is small: biases, norms, tokens.
+# Rules for a model's parameters, and for the optimizer state, which has the same paths. Blocks are stacked along the
+# first axis, which is not sharded: every device computes every block. Replicated parameters (biases, norms, tokens) are
+# small.
 PARAMETERS: Rules = (
   (r'(query|key|value)/kernel$', PartitionSpec(None, 'fsdp', 'tensor', None)),  # blocks d h k
   (r'(query|key|value)/bias$', PartitionSpec(None, 'tensor', None)),  # blocks h k
@@ -31,78 +33,81 @@ PARAMETERS: Rules = (
 )
 
 
-def place(tree, mesh: Mesh, rules: Rules = PARAMETERS):
-  """The sharding of every array of a tree; a path that no rule matches is an error.
+def param_shardings(params: Any, mesh: Mesh, rules: Rules = PARAMETERS) -> Any:
+  """Returns the sharding of every array of a pytree (parameters, optimizer state, or a training state of both).
 
   Raises:
-    UserError: an axis of the mesh does not divide what it is to cut.
+    UserError: a dimension is not divisible by the mesh axes that shard it.
+    ValueError: no rule matches a path.
   """
 
-  def sharding(path, leaf) -> NamedSharding:
+  def sharding(path: Any, leaf: Any) -> NamedSharding:
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     for pattern, spec in rules:
       if re.search(pattern, name):
-        _check_divides(name, leaf.shape, mesh, spec)
+        _check_divisible(name, leaf.shape, mesh, spec)
         return NamedSharding(mesh, spec)
-    raise ValueError(f'no placement rule matches {name}')
+    raise ValueError(f'no sharding rule matches {name}')
 
-  return jax.tree_util.tree_map_with_path(sharding, tree)
+  return jax.tree_util.tree_map_with_path(sharding, params)
 
 
-def placed(abstract, mesh: Mesh, rules: Rules = PARAMETERS):
-  """Shapes and dtypes with their places: the target of a restore."""
+def abstract_with_shardings(abstract: Any, mesh: Mesh, rules: Rules = PARAMETERS) -> Any:
+  """Returns a pytree of `jax.ShapeDtypeStruct`s with shardings: the target for restoring a checkpoint."""
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     abstract,
-    place(abstract, mesh, rules),
+    param_shardings(abstract, mesh, rules),
   )
 
 
-def put(tree, mesh: Mesh, rules: Rules = PARAMETERS):
-  """Host arrays on the devices, where the rules want them: a device, of any host, gets its own part and no more."""
+def shard_params(params: Any, mesh: Mesh, rules: Rules = PARAMETERS) -> Any:
+  """Copies host arrays to the devices; every device, on any host, receives its own shard only."""
   return jax.tree.map(
     lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]),
-    tree,
-    place(tree, mesh, rules),
+    params,
+    param_shardings(params, mesh, rules),
   )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """A batch's sharding: its rows over the slice, data and fsdp axes, and whole over the tensor axis."""
+  """Returns the sharding of a batch: split over the slice, data and fsdp axes, replicated over the tensor axis."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def constrain_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-  """A function for a model to put its activations through: they stay by rows, so that weights come to them.
+  """Returns a function that constrains a model's activations to the batch sharding.
 
-  Without it the partitioner, which sees a width that is cut in the weights, may gather activations instead.
+  Without the constraint, the partitioner may gather activations instead of weights that are sharded along their width.
   """
   return lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
 def shard_attention(mesh: Mesh) -> Callable[[Callable], Callable]:
-  """A function for a model to put its attentions through: each device computes its own rows and heads, nothing is sent.
+  """Returns a wrapper that runs an attention function per device, on its own examples and heads, without collectives.
 
-  An attention takes and gives arrays whose first axis are rows, and whose last are heads, side by side.
+  The attention's inputs and outputs have the batch as first axis, and the heads, side by side, as last axis.
   """
 
-  def specs(tree):
+  def batch_and_head_specs(tree: Any) -> Any:
     return jax.tree.map(lambda x: PartitionSpec(BATCH_AXES, *[None] * (x.ndim - 2), 'tensor'), tree)
 
-  def parted(attention: Callable) -> Callable:
-    def run(*args):
-      made = specs(jax.eval_shape(attention, *args))
-      # The kernels do not say along which axes their results vary, as check_vma wants to know.
-      return jax.shard_map(attention, mesh=mesh, in_specs=specs(args), out_specs=made, check_vma=False)(*args)
+  def wrap(attention: Callable) -> Callable:
+    def sharded(*args: Any) -> Any:
+      out_specs = batch_and_head_specs(jax.eval_shape(attention, *args))
+      # check_vma requires kernels to declare the mesh axes along which their results vary; ours do not.
+      return jax.shard_map(
+        attention, mesh=mesh, in_specs=batch_and_head_specs(args), out_specs=out_specs, check_vma=False
+      )(*args)
 
-    return run
+    return sharded
 
-  return parted if mesh.size > 1 else lambda attention: attention
+  return wrap if mesh.size > 1 else lambda attention: attention
 
 
-def _check_divides(name: str, shape: Sequence[int], mesh: Mesh, spec: PartitionSpec) -> None:
+def _check_divisible(name: str, shape: Sequence[int], mesh: Mesh, spec: PartitionSpec) -> None:
   for size, axes in zip(shape, spec, strict=False):
     axes = (axes,) if isinstance(axes, str) else axes or ()
     if size % math.prod(mesh.shape[axis] for axis in axes):
       sizes = ' x '.join(f'mesh.{axis} {mesh.shape[axis]}' for axis in axes)
-      raise UserError(f'{sizes} does not divide {size}, a side of {name} {tuple(shape)}: take a divisor of {size}')
+      raise UserError(f'dimension {size} of {name} {tuple(shape)} is not divisible by {sizes}; use a divisor of {size}')

@@ -1,1 +1,1 @@
-"""What a compiled step would do on devices that need not be there."""
+"""Ahead-of-time cost estimates of compiled steps, for accelerators that this machine does not have."""

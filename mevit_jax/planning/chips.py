@@ -1,4 +1,4 @@
-"""Chips that need not be there: what they can do, and their topologies as devices to compile for."""
+"""Data sheets of TPU chips and GPUs, and abstract devices of their topologies to compile for."""
 
 import dataclasses
 import importlib.util
@@ -15,26 +15,26 @@ from mevit_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """A TPU chip or a GPU, by its data sheet; bytes and seconds.
+  """Data sheet of a TPU chip or a GPU, in bytes and seconds.
 
   Attributes:
     name: 'v5e'.
     platform: 'tpu' or 'cuda'.
-    flops: a second, dense bfloat16.
-    memory: what a program may use of it.
-    speed: bytes a second between that memory and the chip.
-    clock: cycles a second; 0 where the compiler counts none.
-    link: bytes a second that one link sends: of a TPU torus to one neighbour, of a GPU to its switch.
-    ring: a torus' side closes into a ring, with links both ways, when it is a multiple of this; 0: no torus.
-    network: bytes a second that each chip sends into the data-centre network.
-    target: numbers of a GPU that its compiler asks for.
+    flops: peak FLOP/s, dense bfloat16.
+    memory: HBM that a program can allocate.
+    hbm_bandwidth: bytes per second.
+    clock: cycles per second; 0 for GPUs, whose compiler estimates no cycles.
+    link: bytes per second and direction of one link: to a neighbor in a TPU torus, or to a GPU's switch.
+    ring: a torus dimension that is a multiple of this has wrap-around links; 0 for GPUs.
+    network: bytes per second that each chip sends over the data-center network.
+    target: parameters of XLA's GPU target config.
   """
 
   name: str
   platform: str
   flops: float
   memory: float
-  speed: float
+  hbm_bandwidth: float
   clock: float
   link: float
   ring: int
@@ -42,9 +42,9 @@ class Chip:
   target: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# TPUs: cloud.google.com/tpu/docs and jax-ml.github.io/scaling-book for links; the memory is what libtpu 0.0.42 lets a
-# program have, and the clock is the one at which its matrix units reach `flops`. GPUs: NVIDIA's data sheets of the SXM
-# boards; of their memory JAX takes three quarters (XLA_PYTHON_CLIENT_MEM_FRACTION).
+# TPUs: cloud.google.com/tpu/docs, and jax-ml.github.io/scaling-book for links; the memory is what libtpu 0.0.42 lets a
+# program allocate, and the clock is the one at which the matrix units reach `flops`. GPUs: NVIDIA's data sheets of the
+# SXM boards; JAX preallocates three quarters of their memory (XLA_PYTHON_CLIENT_MEM_FRACTION).
 _HOPPER: dict[str, Any] = {
   'cores': 132, 'fpus': 128, 'shared': 233472, 'shared_optin': 232448, 'l2': 52428800, 'ghz': 1.98,
   'capability': (9, 0),
@@ -68,43 +68,53 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Chips that are initialize: 'v5e:16x16' is 256 chips, 'h200:8' one machine with 8 GPUs, 'h200:2x8' two of them."""
+  """Connected chips: 'v5e:16x16' is 256 chips, 'h200:8' one host with 8 GPUs, 'h200:2x8' two such hosts.
+
+  Attributes:
+    name: 'v5e:16x16'.
+    chip: data sheet of its chips.
+    shape: chips along each torus dimension, or hosts and GPUs per host.
+  """
 
   name: str
   chip: Chip
-  sides: tuple[int, ...]
+  shape: tuple[int, ...]
 
 
 def parse(name: str) -> Topology:
-  """A topology by its name; a UserError says which there are."""
-  kind, _, sides = name.partition(':')
-  if kind not in CHIPS or not re.fullmatch(r'\d+(x\d+)*', sides):
+  """Parses the name of a topology.
+
+  Raises:
+    UserError: unknown chip or malformed size.
+  """
+  kind, _, shape = name.partition(':')
+  if kind not in CHIPS or not re.fullmatch(r'\d+(x\d+)*', shape):
     examples = 'v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, h100:8, h200:2x8 (hosts x GPUs)'
-    raise UserError(f'--topology {name!r} is not one of {", ".join(CHIPS)}, a colon and its size, like {examples}')
-  return Topology(name, CHIPS[kind], tuple(map(int, sides.split('x'))))
+    raise UserError(f'--topology {name!r} is not valid: use CHIP:SIZE with CHIP one of {", ".join(CHIPS)}: {examples}')
+  return Topology(name, CHIPS[kind], tuple(map(int, shape.split('x'))))
 
 
 def devices_of(topology: Topology, slices: int = 1) -> Sequence[jax.Device]:
-  """The devices of a topology, or of several such slices, to compile for; none of them is there.
+  """Returns abstract devices of a topology, or of several TPU slices of it, to compile for.
 
   Raises:
-    UserError: the compiler for them is not installed, or knows no such topology.
+    UserError: the compiler for the chip is not installed, or does not support the topology.
   """
   chip = topology.chip
   module, package = ('libtpu', 'libtpu') if chip.platform == 'tpu' else ('jax_plugins.xla_cuda13', 'jax[cuda13]')
   if not _installed(module):
-    raise UserError(f'to compile for {topology.name}, {package} is needed: pip install -r requirements-plan.txt')
+    raise UserError(f'compiling for {topology.name} needs {package}: pip install -r requirements-plan.txt')
   try:
     if chip.platform == 'tpu':
-      more = {'num_slices': slices} if slices > 1 else {}
-      return topologies.get_topology_desc(platform='tpu', topology_name=topology.name, **more).devices
-    hosts, gpus = topology.sides if len(topology.sides) == 2 else (1, *topology.sides)
+      options = {'num_slices': slices} if slices > 1 else {}
+      return topologies.get_topology_desc(platform='tpu', topology_name=topology.name, **options).devices
+    hosts, gpus = topology.shape if len(topology.shape) == 2 else (1, *topology.shape)
     size = f'1x{hosts}x{gpus}'
     return topologies.get_topology_desc(
       platform='cuda', topology_name='any', topology=size, target_config=target_config(chip)
     ).devices
-  except Exception as error:  # of the plug-in's many kinds
-    raise UserError(f'{topology.name} is no topology: {str(error).strip().splitlines()[-1]}') from error
+  except Exception as error:  # plug-ins raise many types
+    raise UserError(f'--topology {topology.name} is not valid: {str(error).strip().splitlines()[-1]}') from error
 
 
 def _installed(module: str) -> bool:
@@ -115,7 +125,7 @@ def _installed(module: str) -> bool:
 
 
 def target_config(chip: Chip) -> str:
-  """What XLA wants to know of a GPU that is not there (xla/stream_executor/device_description.proto)."""
+  """Returns XLA's target config of a GPU (xla/stream_executor/device_description.proto)."""
   target = chip.target
   major, minor = target['capability']
   return f"""
@@ -130,7 +140,7 @@ def target_config(chip: Chip) -> str:
       block_dim_limit_x: 2147483647
       block_dim_limit_y: 65535
       block_dim_limit_z: 65535
-      memory_bandwidth: {chip.speed:.0f}
+      memory_bandwidth: {chip.hbm_bandwidth:.0f}
       l2_cache_size: {target['l2']}
       clock_rate_ghz: {target['ghz']}
       device_memory_size: {target['memory']:.0f}
@@ -146,18 +156,20 @@ def target_config(chip: Chip) -> str:
 
 
 def bandwidth(chip: Chip, topology: Topology, group: Sequence[jax.Device]) -> float:
-  """Bytes a second that each of some chips, all of one slice, sends to the others when all work together.
+  """Returns the bytes per second that each chip of a group, within one slice, sends during a collective.
 
-  A TPU sends along every side of the torus that the group spans: both ways where the side is a ring, else one way. A
-  GPU sends through its switch, and into the network where the group spans machines.
+  A TPU sends along every torus dimension that the group spans, in both directions if the dimension has wrap-around
+  links. A GPU sends through its switch, or over the network if the group spans hosts.
   """
   if chip.platform != 'tpu':
     hosts = {device.process_index for device in group}
     return chip.link if len(hosts) == 1 else chip.network
-  coordinates = np.array([device.coords for device in group])  # chips sides
-  spans = [len(set(column)) for column in coordinates.T]
-  sides = (*topology.sides, *[1] * (len(spans) - len(topology.sides)))
-  ways = [
-    2 if span == side and side % chip.ring == 0 else 1 for span, side in zip(spans, sides, strict=True) if span > 1
+  coordinates = np.array([device.coords for device in group])  # chips dimensions
+  extents = [len(set(column)) for column in coordinates.T]
+  sizes = (*topology.shape, *[1] * (len(extents) - len(topology.shape)))
+  links = [
+    2 if extent == size and size % chip.ring == 0 else 1
+    for extent, size in zip(extents, sizes, strict=True)
+    if extent > 1
   ]
-  return chip.link * max(1, sum(ways))
+  return chip.link * max(1, sum(links))

@@ -1,35 +1,36 @@
-"""What a compiled step takes of each chip: memory, arithmetic, collectives, and how long it would run."""
+"""Cost of a compiled step per chip: memory, FLOPs, collectives and step time."""
 
 import dataclasses
 import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
 from mevit_jax.planning.chips import Chip, Topology, bandwidth
 from mevit_jax.planning.hlo import Collective, Kernel, read_program
 
-# XLA times Triton's matrix products against cuBLAS', which it cannot where no GPU is; its untimed choice of tiles fails
-# for some widths (192, jaxlib 0.10.2). Memory and collectives are the same with cuBLAS.
-_OPTIONS: dict[str, jax.stages.CompilerOptions] = {'cuda': {'xla_gpu_enable_triton_gemm': False}}
+# XLA autotunes Triton's matrix products against cuBLAS's, which needs a GPU; its default tiles fail for some widths
+# (192, jaxlib 0.10.2). Memory and collectives are the same with cuBLAS.
+_COMPILER_OPTIONS: dict[str, jax.stages.CompilerOptions] = {'cuda': {'xla_gpu_enable_triton_gemm': False}}
 
-# What a kernel of one's own is taken to reach of the matrix units' best, or of the memory's.
-_REACHED = 0.6
+# Assumed efficiency of custom kernels, relative to peak FLOP/s or peak HBM bandwidth.
+_KERNEL_EFFICIENCY = 0.6
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-  """Collectives of one kind among as many devices.
+  """All collectives of one kind with the same group size.
 
   Attributes:
     kind: 'all-reduce', ...
-    devices: that take part together; slices, where it goes between them.
-    across_slices: it does, over their network: its bytes are each chip's own part.
-    count: how many the step runs.
-    bytes: of the arrays that they make or reduce, together.
-    seconds: their bytes over the links, one collective after the other.
+    devices: devices per group, or slices for collectives across slices.
+    across_slices: True for collectives over the data-center network; `bytes` are then per chip.
+    count: number of collectives per step.
+    bytes: total bytes of the unsharded arrays.
+    seconds: total transfer time over the links, one collective after the other.
   """
 
   kind: str
@@ -42,37 +43,37 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-  """What a step takes; bytes are of one chip.
+  """Cost of a step; bytes are per chip.
 
   Attributes:
-    memory: bytes by what they hold; empty where the compiler said only how much it is in all.
-    needed: bytes in all.
-    available: bytes that a program may have.
-    flops: of the whole step on all chips, by formula.
-    flops_second: of all chips at their best.
-    moved: bytes that the compiler says a chip's memory moves, a loop's body once; 0 where it does not say.
-    cycles: the compiler's estimate, by what they are spent on; 'kernels' of one's own are counted by `kernel_cycles`.
-    compute: seconds of those cycles; 0 where the compiler counts none.
-    traffic: the collectives.
-    open_loops: loops whose cycles are counted once, for want of their number.
-    compile_seconds: that compiling took here.
+    memory: bytes by purpose; empty if the step does not fit and the compiler reported the total only.
+    needed: total bytes.
+    available: bytes that a program can allocate.
+    flops: model FLOPs of the step on all chips, by formula.
+    peak_flops: peak FLOP/s of all chips.
+    bytes_accessed: HBM traffic by the compiler's cost analysis, loop bodies counted once; 0 if unknown.
+    cycles: the compiler's cycle estimates by category; 'kernels' are custom kernels, by `kernel_cycles`.
+    compute: seconds of those cycles; 0 if there are no estimates.
+    traffic: collectives.
+    unknown_loops: number of loops whose cycles are counted once because their trip count is unknown.
+    compile_seconds: compilation time on this machine.
   """
 
   memory: dict[str, int]
   needed: float
   available: float
   flops: float
-  flops_second: float
-  moved: float = 0
+  peak_flops: float
+  bytes_accessed: float = 0
   cycles: dict[str, int] = dataclasses.field(default_factory=dict)
   compute: float = 0
   traffic: tuple[Traffic, ...] = ()
-  open_loops: int = 0
+  unknown_loops: int = 0
   compile_seconds: float = 0
 
   @property
   def fits(self) -> bool:
-    """Whether the compiler, or the chip's data sheet, has room for it."""
+    """True if the step fits into the memory of a chip."""
     return self.needed <= self.available
 
   @property
@@ -82,101 +83,122 @@ class StepPlan:
 
   @property
   def seconds(self) -> tuple[float, float]:
-    """Of a step: the collectives all behind the arithmetic, and none; zeros where the arithmetic is not known."""
+    """Step time with collectives fully overlapped with compute, and not overlapped; zeros if compute is unknown."""
     return (max(self.compute, self.collective), self.compute + self.collective) if self.compute else (0.0, 0.0)
 
   @property
-  def share_of_peak(self) -> tuple[float, float]:
-    """Of the matrix units, at those two times."""
-    fast, slow = (self.flops / self.flops_second / s if s else 0.0 for s in self.seconds)
+  def mfu(self) -> tuple[float, float]:
+    """Model FLOPs utilization (a fraction of peak) at those two step times."""
+    fast, slow = (self.flops / self.peak_flops / seconds if seconds else 0.0 for seconds in self.seconds)
     return fast, slow
 
 
 def plan_step(
   lowered: jax.stages.Lowered, topology: Topology, mesh: jax.sharding.Mesh, sizes: Mapping[str, int], flops: float
 ) -> StepPlan:
-  """Compiles a step and reads what it takes.
+  """Compiles a step and estimates its cost.
 
   Args:
-    lowered: the step, for the devices of `mesh`.
-    topology: that these are of.
-    mesh: the devices.
-    sizes: bytes a chip of what goes into the step, by what it is.
-    flops: of the step, by formula.
+    lowered: step, lowered for the devices of `mesh`.
+    topology: topology of those devices.
+    mesh: device mesh.
+    sizes: bytes per chip of the step's inputs, by purpose.
+    flops: model FLOPs of the step.
   """
   chip, start = topology.chip, time.monotonic()
-  best = chip.flops * mesh.size
+  peak_flops = chip.flops * mesh.size
   try:
-    compiled = lowered.compile(_OPTIONS.get(chip.platform))
+    compiled = lowered.compile(_COMPILER_OPTIONS.get(chip.platform))
   except jax.errors.JaxRuntimeError as error:
     needed = needed_memory(str(error), sum(sizes.values()))
     if needed is None:
       raise
-    return StepPlan({}, needed, chip.memory, flops, best, compile_seconds=time.monotonic() - start)
-  took, stats, text = time.monotonic() - start, compiled.memory_analysis(), compiled.as_text()
-  assert stats is not None
+    return StepPlan({}, needed, chip.memory, flops, peak_flops, compile_seconds=time.monotonic() - start)
+  compile_seconds = time.monotonic() - start
+  memory = _memory(compiled, sizes)
+  text = compiled.as_text()
   assert text is not None
   program = read_program(text)
   cycles = dict(program.cycles)
   if program.kernels:
     cycles['kernels'] = kernel_cycles(program.kernels, chip)
-  made = stats.output_size_in_bytes - stats.alias_size_in_bytes
-  other = stats.argument_size_in_bytes - sum(sizes.values())
-  memory = {
-    **sizes, 'temporaries': stats.temp_size_in_bytes, 'program': stats.generated_code_size_in_bytes,
-    'padding and results': made + other,
-  }  # fmt: skip
   cost = compiled.cost_analysis() if chip.platform == 'tpu' else None
   return StepPlan(
-    memory, sum(memory.values()), chip.memory, flops, best, (cost or {}).get('bytes accessed', 0), cycles,
-    sum(cycles.values()) / chip.clock if chip.clock else 0, _traffic(program.collectives, topology, mesh),
-    program.open_loops, took,
-  )  # fmt: skip
+    memory,
+    needed=sum(memory.values()),
+    available=chip.memory,
+    flops=flops,
+    peak_flops=peak_flops,
+    bytes_accessed=(cost or {}).get('bytes accessed', 0),
+    cycles=cycles,
+    compute=sum(cycles.values()) / chip.clock if chip.clock else 0,
+    traffic=_traffic(program.collectives, topology, mesh),
+    unknown_loops=program.unknown_loops,
+    compile_seconds=compile_seconds,
+  )
 
 
 def kernel_cycles(kernels: Sequence[Kernel], chip: Chip) -> int:
-  """Cycles of kernels that the compiler counts none for: the larger of arithmetic's and bytes', at 0.6 of the best."""
-  seconds = sum(kernel.times * max(kernel.flops / chip.flops, kernel.bytes / chip.speed) for kernel in kernels)
-  return round(seconds * chip.clock / _REACHED)
+  """Estimates the cycles of custom kernels by a roofline: the larger of FLOPs and bytes, at 0.6 of the chip's peak."""
+  seconds = sum(k.executions * max(k.flops / chip.flops, k.bytes / chip.hbm_bandwidth) for k in kernels)
+  return round(seconds * chip.clock / _KERNEL_EFFICIENCY)
 
 
 def needed_memory(message: str, inputs: int) -> float | None:
-  """The bytes that a step which does not fit would need, in the compiler's words; None if they are not of that.
+  """Parses the bytes that a step needs from an out-of-memory error; None for other errors.
 
-  Where it speaks of temporaries alone, the bytes of what goes into the step are added.
+  Args:
+    message: the compiler's error message.
+    inputs: bytes of the step's inputs, which are added where the message gives temporaries only.
   """
-  if found := re.search(r'Used ([\d.]+)([KMGT]?) of', message):
+  if match := re.search(r'Used ([\d.]+)([KMGT]?) of', message):
     inputs = 0
-  elif not (found := re.search(r'HLO temporaries \(([\d.]+)([KMGT]?)\)', message)):
+  elif not (match := re.search(r'HLO temporaries \(([\d.]+)([KMGT]?)\)', message)):
     return None
-  return inputs + float(found[1]) * 1024 ** ' KMGT'.index(found[2] or ' ')
+  return inputs + float(match[1]) * 1024 ** ' KMGT'.index(match[2] or ' ')
 
 
-def bytes_a_device(tree) -> int:
-  """Of the arrays of a tree, or of their shapes with shardings, on one device."""
+def bytes_per_device(tree: Any) -> int:
+  """Returns the bytes on one device of a pytree of arrays, or of `jax.ShapeDtypeStruct`s with shardings."""
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+def seconds_of(collective: Collective, topology: Topology, members: Sequence[jax.Device]) -> float:
+  """Returns the transfer time of a collective over the links of its devices, or over the network between slices."""
+  if collective.slices > 1:
+    return collective.bytes_sent(collective.slices) / topology.chip.network
+  return collective.bytes_sent(len(members)) / bandwidth(topology.chip, topology, members) if len(members) > 1 else 0.0
+
+
+def memory_limit(chip: Chip) -> str:
+  """Formats the memory that a program can allocate."""
+  return f'{chip.memory / 2**30:.4g} GiB HBM' + ('' if chip.platform == 'tpu' else " (JAX's default of 75 %)")
+
+
+def _memory(compiled: jax.stages.Compiled, sizes: Mapping[str, int]) -> dict[str, int]:
+  """Returns bytes per chip by purpose."""
+  stats = compiled.memory_analysis()
+  assert stats is not None
+  outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+  padding = stats.argument_size_in_bytes - sum(sizes.values())
+  return {
+    **sizes,
+    'temporaries': stats.temp_size_in_bytes,
+    'program': stats.generated_code_size_in_bytes,
+    'padding and outputs': outputs + padding,
+  }
+
+
 def _traffic(collectives: Sequence[Collective], topology: Topology, mesh: jax.sharding.Mesh) -> tuple[Traffic, ...]:
-  found: dict[tuple[str, int, bool], list[float]] = {}
+  totals: dict[tuple[str, int, bool], list[float]] = {}
   devices = mesh.devices.ravel()
   for collective in collectives:
     members = list(devices[collective.groups[0]] if collective.groups.size else devices)
     across = collective.slices > 1
-    total = found.setdefault((collective.kind, collective.slices if across else len(members), across), [0, 0, 0])
-    for i, more in enumerate((1, collective.size, seconds_of(collective, topology, members) / collective.times)):
-      total[i] += collective.times * more
-  rows = (Traffic(*key, int(count), int(size), s) for key, (count, size, s) in found.items())
+    key = (collective.kind, collective.slices if across else len(members), across)
+    total = totals.setdefault(key, [0, 0, 0])
+    total[0] += collective.executions
+    total[1] += collective.executions * collective.size
+    total[2] += seconds_of(collective, topology, members)
+  rows = (Traffic(*key, int(count), int(size), seconds) for key, (count, size, seconds) in totals.items())
   return tuple(sorted(rows, key=lambda row: -row.seconds))
-
-
-def seconds_of(collective: Collective, topology: Topology, members: Sequence[jax.Device]) -> float:
-  """How long a collective's bytes take over the links of its devices, or over the network between slices."""
-  if collective.slices > 1:
-    return collective.sent(collective.slices) / topology.chip.network
-  return collective.sent(len(members)) / bandwidth(topology.chip, topology, members) if len(members) > 1 else 0.0
-
-
-def limit_of(chip: Chip) -> str:
-  """What `available` is, in words."""
-  return f'{chip.memory / 2**30:.4g} GiB' + ('' if chip.platform == 'tpu' else " (JAX's three quarters)")

@@ -20,7 +20,7 @@ from mevit_jax.config.mesh import MeshConfig
 from mevit_jax.errors import UserError
 from mevit_jax.files import read_checked_json
 from mevit_jax.parallel.mesh import make_mesh
-from mevit_jax.parallel.placement import place, placed
+from mevit_jax.parallel.placement import abstract_with_shardings, param_shardings
 from mevit_jax.training.state import TrainState
 
 METADATA = {
@@ -39,12 +39,12 @@ def state_at(step, devices=8, ema=True):
   _, opt_state = optimizer.update(params, optimizer.init(params), params)
   mean = jax.tree.map(lambda x: -x, params) if ema else None
   state = TrainState(jnp.asarray(step, jnp.int32), params, opt_state, mean, jnp.asarray(0, jnp.int32))
-  return jax.device_put(state, place(state, make_mesh(MeshConfig(data=devices))))
+  return jax.device_put(state, param_shardings(state, make_mesh(MeshConfig(data=devices))))
 
 
 def target(devices=8):
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state_at(0, 1))
-  return placed(shapes, make_mesh(MeshConfig(data=devices)))
+  return abstract_with_shardings(shapes, make_mesh(MeshConfig(data=devices)))
 
 
 def assert_same_bits(state, other):

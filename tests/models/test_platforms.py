@@ -19,7 +19,7 @@ from mevit_jax.models import platforms
 from mevit_jax.models.attention import Heads
 from mevit_jax.models.functional import build_model, parameter_shapes
 from mevit_jax.parallel.mesh import make_mesh
-from mevit_jax.parallel.placement import batch_sharding, constrain_batch, put, shard_attention
+from mevit_jax.parallel.placement import batch_sharding, constrain_batch, shard_attention, shard_params
 from mevit_jax.planning.environment import variables
 
 ROOT = Path(__file__).parents[2]
@@ -153,7 +153,7 @@ from mevit_jax.config.model import MEViTConfig
 from mevit_jax.models.functional import build_model
 from mevit_jax.config.mesh import MeshConfig
 from mevit_jax.parallel.mesh import make_mesh
-from mevit_jax.parallel.placement import batch_sharding, shard_attention, constrain_batch, placed
+from mevit_jax.parallel.placement import batch_sharding, shard_attention, constrain_batch, abstract_with_shardings
 from mevit_jax.planning import chips
 
 # 17 tokens a frame; 9 a block, and where M is 3 in blocks of three sizes 19, 7 (twice) and 3.
@@ -171,7 +171,8 @@ for gpu, changes, calls in (
   model = build_model(config, constrain_batch(mesh), shard_attention(mesh))
   video = jax.ShapeDtypeStruct((8, 2, 16, 16, 3), jnp.bfloat16, sharding=batch_sharding(mesh))
   step = jax.jit(jax.grad(lambda *args: model.apply(*args).sum()))
-  compiled = step.lower(placed(model.abstract, mesh), video).compile({'xla_gpu_enable_triton_gemm': False})
+  params = abstract_with_shardings(model.abstract, mesh)
+  compiled = step.lower(params, video).compile({'xla_gpu_enable_triton_gemm': False})
   text = compiled.as_text()
   found = [text.count(f'custom_call_target="__cudnn$fmhaSoftmax{way}"') for way in ('', 'Backward')]
   assert found == [calls, calls], (gpu, changes, found)
@@ -286,5 +287,5 @@ def test_fast_on_many_devices(sizes):
   params, video = params_of(CONFIG), video_of(CONFIG, 4)
   expected = logits_and_gradients(CONFIG, params, video)
   video = jax.device_put(video, batch_sharding(mesh))
-  found = logits_and_gradients(CONFIG, put(params, mesh), video, constrain_batch(mesh), shard_attention(mesh))
+  found = logits_and_gradients(CONFIG, shard_params(params, mesh), video, constrain_batch(mesh), shard_attention(mesh))
   assert max(errors(found, expected).values()) < 1e-5

@@ -1,4 +1,4 @@
-"""Whole runs over meshes: begun on one, gone on with on another, evaluated on a third."""
+"""Runs that start on one mesh, resume on another, and are evaluated on a third."""
 
 import dataclasses
 import json
@@ -18,17 +18,17 @@ def losses(workdir):
   return {line['step']: line['train/loss'] for line in lines if 'train/loss' in line}
 
 
-def test_a_run_goes_on_over_another_mesh(tiny, tmp_path):
-  def recipe(**mesh):
+def test_run_resumes_on_another_mesh(tiny, tmp_path):
+  def config(**mesh):
     return dataclasses.replace(tiny(), mesh=MeshConfig(**mesh))
 
-  train.train(recipe(data=1), str(tmp_path / 'one'))
-  train.train(recipe(fsdp=4, tensor=2), str(tmp_path / 'many'))
-  shutil.rmtree(tmp_path / 'many/checkpoints/6')  # as if it had been killed after step 5
-  train.train(recipe(data=2, fsdp=2), str(tmp_path / 'many'))
-  expected, found = losses(tmp_path / 'one'), losses(tmp_path / 'many')
-  assert list(found) == list(expected) == [1, 2, 3, 4, 5, 6]
-  np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
-  one = evaluate.evaluate(recipe(data=1), str(tmp_path / 'one'))
-  many = evaluate.evaluate(recipe(slice=2, fsdp=4), str(tmp_path / 'many'))
+  train.train(config(data=1), str(tmp_path / 'one'))
+  train.train(config(fsdp=4, tensor=2), str(tmp_path / 'many'))
+  shutil.rmtree(tmp_path / 'many/checkpoints/6')  # like a run killed after step 5
+  train.train(config(data=2, fsdp=2), str(tmp_path / 'many'))
+  expected, actual = losses(tmp_path / 'one'), losses(tmp_path / 'many')
+  assert list(actual) == list(expected) == [1, 2, 3, 4, 5, 6]
+  np.testing.assert_allclose(list(actual.values()), list(expected.values()), rtol=1e-5)
+  one = evaluate.evaluate(config(data=1), str(tmp_path / 'one'))
+  many = evaluate.evaluate(config(slice=2, fsdp=4), str(tmp_path / 'many'))
   assert (many['videos'], many['top1_correct']) == (11, one['top1_correct'])

@@ -1,4 +1,4 @@
-"""The training step over meshes of every shape: the same numbers, weights in parts, no activation allgather_bytes."""
+"""The training step on meshes of every shape: same results, sharded parameters, no all-gather of activations."""
 
 import collections
 import dataclasses
@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from mevit_jax.config.augment import AugmentConfig
+from mevit_jax.config.data import Normalization
 from mevit_jax.config.mesh import MeshConfig
 from mevit_jax.config.model import MEViTConfig, variant
 from mevit_jax.config.optimizer import OptimizerConfig
 from mevit_jax.models.functional import build_model, parameter_shapes
 from mevit_jax.parallel.hosts import global_batch
 from mevit_jax.parallel.mesh import AXES, make_mesh
-from mevit_jax.parallel.placement import batch_sharding, constrain_batch, place, put
+from mevit_jax.parallel.placement import batch_sharding, constrain_batch, param_shardings, shard_params
 from mevit_jax.planning.hlo import read_program
 from mevit_jax.training.optimizer import make_optimizer
 from mevit_jax.training.state import TrainState, create_state, init_state
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.usefixtures('compile_once')
 
 CLASSES, BATCH, STEPS = 24, 24, 20
 LIMIT = 1000  # bytes; biases and norms are below it
-# No two sizes are alike: what is allgather_bytes can be told by its shape.
+# All sizes differ, so that the shape of a collective identifies its array.
 CONFIG = MEViTConfig(
   classes=CLASSES, frames=2, image_size=(15, 10), patch_size=(5, 5), width=16, heads=8, mlp_dim=40,
   space_blocks=1, motion_blocks=1, class_blocks=1, block_size=2, motion_init='random', drop_path=0.2, dtype='float64',
@@ -37,7 +38,7 @@ OPTIMIZER = make_optimizer(OptimizerConfig(weight_decay=0.0), lambda step: 0.02)
 
 
 def shapes_of(devices):
-  """Every mesh of so many devices: (slice, data, fsdp, tensor)."""
+  """Returns all mesh shapes of a number of devices: (slice, data, fsdp, tensor)."""
   powers = itertools.product([1, 2, 4, 8], repeat=len(AXES))
   return [shape for shape in powers if math.prod(shape) == devices]
 
@@ -58,25 +59,26 @@ def video_and_labels():
 
 
 def first_params(config):
-  """Random everywhere, so that every parameter has a gradient."""
+  """Returns random parameters: every one has a gradient."""
   rng = np.random.default_rng(1)
   return jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(config.dtype), build_model(config).abstract)
 
 
 @functools.cache
 def trained(shape, **changes):
-  """20 steps on a mesh: losses, the first gradient, the last params, and the program."""
+  """Trains 20 steps on a mesh; returns losses, the first gradient, the last params, the program and the state."""
   config = dataclasses.replace(CONFIG, **{k: v for k, v in changes.items() if k != 'accumulate'})
   with jax.enable_x64(config.dtype == 'float64'):
     mesh = mesh_of(shape)
     step = make_train_step(
       build_model(config, constrain_batch(mesh)), OPTIMIZER, augmentation=AugmentConfig(), mirrors=range(CLASSES),
-      mean=(0.5,) * 3, std=(0.25,) * 3, label_smoothing=0.1, accumulate=changes.get('accumulate', 1), seed=0,
+      normalization=Normalization((0.5,) * 3, (0.25,) * 3), label_smoothing=0.1,
+      accumulate=changes.get('accumulate', 1), seed=0,
     )  # fmt: skip
     begin = functools.partial(create_state, OPTIMIZER)
     params = first_params(config)
-    shardings = place(jax.eval_shape(begin, params), mesh)
-    state = jax.jit(begin, out_shardings=shardings)(put(params, mesh))
+    shardings = param_shardings(jax.eval_shape(begin, params), mesh)
+    state = jax.jit(begin, out_shardings=shardings)(shard_params(params, mesh))
     batch = global_batch(video_and_labels(), batch_sharding(mesh))
     compiled = jax.jit(step, out_shardings=(shardings, None)).lower(state, batch).compile()
     losses, gradient = [], None
@@ -88,85 +90,89 @@ def trained(shape, **changes):
 
 
 def named(tree):
-  """By name, but for key biases: their gradient is zero in exact arithmetic."""
+  """Returns arrays by name, without key biases: their gradient is zero in exact arithmetic."""
   leaves = zip(parameter_shapes(tree), jax.tree.leaves(tree), strict=True)
   return {name: np.asarray(x) for name, x in leaves if not name.endswith('key/bias')}
 
 
 def assert_close(tree, expected, tolerance):
-  """As close as `tolerance` of each tensor's largest."""
+  """Compares arrays with an absolute tolerance relative to the largest element of each."""
   assert tree.keys() == expected.keys()
   for name, x in expected.items():
     np.testing.assert_allclose(tree[name], x, rtol=0, atol=tolerance * np.abs(x).max(), err_msg=name)
 
 
 def assert_same_training(shape, **changes):
-  """In float64: losses, one gradient, and the parameters after 20 steps."""
+  """Compares losses, a gradient and the parameters after 20 steps with those of one device, in float64."""
   losses, gradient, params, _, _ = trained(shape, **changes)
-  # Each part of an accumulated batch drops paths of its own: there one device does the same.
+  # Every microbatch has its own drop path mask: the reference on one device uses the same microbatches.
   parts = {name: value for name, value in changes.items() if name == 'accumulate'}
   expected = trained((1, 1, 1, 1), **parts)
-  assert expected[0][-1] < expected[0][0] - 0.1  # it learns: these are no numbers at rest
+  assert expected[0][-1] < expected[0][0] - 0.1  # it learns: the comparison is not trivial
   np.testing.assert_allclose(losses, expected[0], rtol=1e-12)
   assert_close(gradient, expected[1], 1e-12)
   assert_close(params, expected[2], 1e-12)
 
 
-def parts_of_parameters(shape):
-  """What a device holds of the parameters, or is sent when they are allgather_bytes over fsdp: sorted sides, without 1s."""
+def parameter_shard_shapes(shape):
+  """Returns the shapes of parameters and their shards, as sorted dimensions without 1s."""
   _, _, fsdp, tensor = shape
-  found = set()
+  shapes = set()
   for name, whole in parameter_shapes(build_model(CONFIG).abstract).items():
-    whole = whole[1:] if '/blocks/' in name else whole  # one block's
-    found |= {plain(whole), plain((math.prod(whole[:-1]), whole[-1]))}  # the patch embedding is used flat
-  # Positions are the sum of two parameters; the optimiser's sums are one a parameter.
-  found |= {plain((CONFIG.frames, math.prod(CONFIG.grid), CONFIG.width)), plain((CONFIG.frames, CONFIG.width)), ()}
-  for _ in range(2):  # cut over fsdp, over tensor, or both
-    found |= {
+    whole = whole[1:] if '/blocks/' in name else whole  # of one block
+    shapes |= {plain(whole), plain((math.prod(whole[:-1]), whole[-1]))}  # the patch embedding is used as a matrix
+  # Position embeddings are the sum of two parameters; the optimizer's norms are scalars.
+  shapes |= {plain((CONFIG.frames, math.prod(CONFIG.grid), CONFIG.width)), plain((CONFIG.frames, CONFIG.width)), ()}
+  for _ in range(2):  # sharded over fsdp, tensor, or both
+    shapes |= {
       plain((*sides[:i], sides[i] // parts, *sides[i + 1 :]))
-      for sides in found for i in range(len(sides)) for parts in (fsdp, tensor) if sides[i] % parts == 0
+      for sides in shapes for i in range(len(sides)) for parts in (fsdp, tensor) if sides[i] % parts == 0
     }  # fmt: skip
-  return found
+  return shapes
 
 
 def plain(shape):
   return tuple(sorted(side for side in shape if side > 1))
 
 
-def assert_collectives_as_they_should(shape):
-  """Gradients are reduced, weights in parts are allgather_bytes, and sums over heads and hidden units are completed."""
+def assert_expected_collectives(shape):
+  """Checks that only gradients, sums over heads and hidden units are reduced, and only weights are gathered."""
   _, _, fsdp, tensor = shape
-  made = collections.defaultdict(set)
+  outputs = collections.defaultdict(set)
   for collective in trained(shape)[3].collectives:
-    made[collective.kind] |= {plain(one) for one in collective.shapes}
-  weights = parts_of_parameters(shape)
-  rows = BATCH // row_shards_of(shape)
-  sums = {plain((rows, *rest)) for rest in ((2, 6, 16), (12, 16), (16,), (CLASSES,), ())} if tensor > 1 else set()
-  # Where both cut weights, a part of the head's and of the embedding's is passed on; never an activation.
+    outputs[collective.kind] |= {plain(output) for output in collective.shapes}
+  weights = parameter_shard_shapes(shape)
+  size = BATCH // batch_shards_of(shape)
+  sums = {plain((size, *rest)) for rest in ((2, 6, 16), (12, 16), (16,), (CLASSES,), ())} if tensor > 1 else set()
+  # With both fsdp and tensor, shards of head and embedding weights are permuted; never activations.
   kinds = {'all-reduce'} | ({'all-gather'} if fsdp > 1 else set())
   kinds |= {'collective-permute'} if fsdp > 1 and tensor > 1 else set()
-  assert made.keys() <= kinds
-  assert made['all-reduce'] <= weights | sums
-  assert made['all-gather'] | made['collective-permute'] <= weights
-  assert not weights & {plain((rows, 2, 6, 16)), plain((rows, 12, 16)), plain((rows, 2, 6, 40))}  # nor are told apart
+  assert outputs.keys() <= kinds
+  assert outputs['all-reduce'] <= weights | sums
+  assert outputs['all-gather'] | outputs['collective-permute'] <= weights
+  assert not weights & {
+    plain((size, 2, 6, 16)),
+    plain((size, 12, 16)),
+    plain((size, 2, 6, 40)),
+  }  # shapes are unambiguous
   if fsdp > 1:
-    assert made['all-gather'] >= {plain((16, 40 // tensor)), plain((16, 16 // tensor))}  # heads side by side
+    assert outputs['all-gather'] >= {plain((16, 40 // tensor)), plain((16, 16 // tensor))}  # heads side by side
   if tensor > 1:
-    assert plain((rows, 2, 6, 16)) in made['all-reduce']
+    assert plain((size, 2, 6, 16)) in outputs['all-reduce']
 
 
-def row_shards_of(shape):
+def batch_shards_of(shape):
   return math.prod(shape[:3])
 
 
-def assert_in_parts(shape):
-  """No parameter but vectors is whole on a device, nor what the optimiser keeps of it, where fsdp is to part them."""
+def assert_sharded(shape):
+  """Checks that all parameters except vectors, and their optimizer state, are sharded over fsdp."""
   state = trained(shape)[4]
   assert isinstance(state, TrainState)
   for name, x in {**arrays(state.params), **arrays(state.opt_state)}.items():
-    part = x.addressable_shards[0].data
+    shard = x.addressable_shards[0].data
     if x.nbytes > LIMIT:
-      assert part.nbytes <= x.nbytes / shape[2], name
+      assert shard.nbytes <= x.nbytes / shape[2], name
 
 
 def arrays(tree):
@@ -176,18 +182,18 @@ def arrays(tree):
 
 def assert_all(shape):
   assert_same_training(shape)
-  assert_collectives_as_they_should(shape)
-  assert_in_parts(shape)
+  assert_expected_collectives(shape)
+  assert_sharded(shape)
 
 
 @pytest.mark.parametrize('shape', SOME)
-def test_meshes_train_alike_in_parts(shape):
+def test_meshes_train_alike_with_sharded_parameters(shape):
   assert_all(shape)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('shape', [shape for shape in ALL if shape not in SOME])
-def test_every_mesh_trains_alike_in_parts(shape):
+def test_every_mesh_trains_alike_with_sharded_parameters(shape):
   assert_all(shape)
 
 
@@ -195,14 +201,14 @@ def test_every_mesh_trains_alike_in_parts(shape):
 @pytest.mark.parametrize(
   'changes', [{'accumulate': 3}, {'unroll': 1}, {'remat': 'block'}, {'unroll': 1, 'remat': 'residuals'}]
 )
-def test_parts_of_a_batch_loops_and_remat_over_a_mesh(changes):
+def test_microbatches_loops_and_remat_on_a_mesh(changes):
   assert_same_training((1, 2, 2, 2) if 'accumulate' not in changes else (1, 2, 2, 1), **changes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('shape', SOME)
 def test_meshes_train_alike_in_float32(shape):
-  """As near as float32 goes: the gradients' own rounding is 1e-6 of their largest."""
+  """Within float32 rounding, which is 1e-6 of the largest gradient."""
   losses, gradient, _, _, _ = trained(shape, dtype='float32')
   expected = trained((1, 1, 1, 1), dtype='float32')
   np.testing.assert_allclose(losses[0], expected[0][0], rtol=1e-6)
@@ -211,38 +217,38 @@ def test_meshes_train_alike_in_float32(shape):
 
 
 @pytest.mark.parametrize(('size', 'mesh'), [('B/16', (1, 1, 8, 1)), ('L/16', (1, 1, 4, 2)), ('H/14', (2, 1, 4, 1))])
-def test_nothing_over_a_mebibyte_is_whole_on_a_device(size, mesh):
+def test_arrays_over_a_mebibyte_are_sharded(size, mesh):
   sizes = variant(size)
   depth = sizes.pop('depth')
   config = MEViTConfig(classes=600, frames=32, space_blocks=depth // 3, motion_blocks=depth - depth // 3 - 1, **sizes)
   init = functools.partial(init_state, build_model(config), OPTIMIZER)
   state = jax.eval_shape(init, jax.random.key(0))
-  shardings = arrays(place(state, mesh_of(mesh)))
+  shardings = arrays(param_shardings(state, mesh_of(mesh)))
   for name, x in arrays(state).items():
     if x.size * x.dtype.itemsize > 2**20:
-      assert math.prod(shardings[name].shard_shape(x.shape)) == x.size // math.prod(parts_asked(name, mesh)), name
+      assert math.prod(shardings[name].shard_shape(x.shape)) == x.size // math.prod(expected_shards(name, mesh)), name
 
 
-def parts_asked(name, mesh):
-  """Blocks are cut over fsdp and tensor, what stands before and after them over fsdp."""
+def expected_shards(name, mesh):
+  """Returns the mesh axes that shard a parameter: fsdp and tensor in blocks, fsdp elsewhere."""
   return mesh[2:] if '/blocks/' in name else mesh[2:3]
 
 
-def test_parameters_are_made_in_parts():
-  """The program that makes a state holds no array as large as a whole weight matrix."""
+def test_parameters_are_initialized_sharded():
+  """The init program has no array as large as a full weight matrix."""
   config = dataclasses.replace(CONFIG, width=64, mlp_dim=256, dtype='float32', motion_init='zero')
   mesh = mesh_of((1, 1, 8, 1))
   init = functools.partial(init_state, build_model(config), OPTIMIZER)
-  shardings = place(jax.eval_shape(init, jax.random.key(0)), mesh)
+  shardings = param_shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
   text = jax.jit(init, out_shardings=shardings).lower(jax.random.key(0)).compile().as_text()
   largest = max(math.prod(map(int, sides.split(','))) for sides in re.findall(r'f32\[([\d,]+)\]', text))
   assert largest <= 64 * 256 // 8
 
 
-def test_host_arrays_are_put_in_parts():
+def test_host_arrays_are_copied_as_shards():
   mesh = mesh_of((1, 2, 2, 2))
   params = first_params(dataclasses.replace(CONFIG, dtype='float32'))
-  placed = put(params, mesh)
-  for name, sharding in arrays(place(params, mesh)).items():
-    assert arrays(placed)[name].sharding == sharding
-    np.testing.assert_array_equal(arrays(placed)[name], arrays(params)[name])
+  sharded = arrays(shard_params(params, mesh))
+  for name, sharding in arrays(param_shardings(params, mesh)).items():
+    assert sharded[name].sharding == sharding
+    np.testing.assert_array_equal(sharded[name], arrays(params)[name])

@@ -1,4 +1,4 @@
-"""Reading a compiled program's text, as CPUs, GPUs and TPUs write it."""
+"""Parsing HLO text, as the CPU, GPU and TPU compilers write it."""
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +26,12 @@ def program(*lines, before=''):
     ("replica_groups=mesh['a'=4] {'a':(2)2}", [[0, 1], [2, 3]]),
   ],
 )
-def test_groups(written, groups):
-  (found,) = program(f'%x = f32[4,2]{{1,0}} all-reduce(%p), channel_id=1, {written}, to_apply=%add').collectives
-  assert found.groups.tolist() == groups
-  assert (found.kind, found.shapes, found.size, found.times) == ('all-reduce', ((4, 2),), 32, 1)
+def test_replica_groups(written, groups):
+  (parsed,) = program(f'%x = f32[4,2]{{1,0}} all-reduce(%p), channel_id=1, {written}, to_apply=%add').collectives
+  assert parsed.groups.tolist() == groups
+  assert (parsed.kind, parsed.shapes, parsed.size, parsed.executions) == ('all-reduce', ((4, 2),), 32, 1)
   n = len(groups[0])
-  assert found.sent(n) == pytest.approx(2 * 32 * (n - 1) / n)
+  assert parsed.bytes_sent(n) == pytest.approx(2 * 32 * (n - 1) / n)
 
 
 @pytest.mark.parametrize(
@@ -45,22 +45,22 @@ def test_groups(written, groups):
     ('pred[6]{0} all-to-all(%a), replica_groups=[2,2]<=[4]', 'all-to-all', 6),
   ],
 )  # fmt: skip
-def test_sizes(line, kind, size):
-  (found,) = program(f'%x = {line}').collectives
-  assert (found.kind, found.size) == (kind, size)
+def test_collective_sizes(line, kind, size):
+  (parsed,) = program(f'%x = {line}').collectives
+  assert (parsed.kind, parsed.size) == (kind, size)
 
 
-def test_a_ring_sends_what_is_not_its_own():
+def test_bytes_sent_in_a_ring():
   (gather,) = program('%x = bf16[8]{0} all-gather(%a), replica_groups=[1,4]<=[4]').collectives
-  assert gather.sent(4) == 12
+  assert gather.bytes_sent(4) == 12
 
 
-def test_a_collective_in_pieces_is_counted_once_and_a_tpus_reduce_scatter_told():
+def test_async_collective_is_counted_once_and_tpu_reduce_scatter_is_recognized():
   gather = '%g = bf16[8]{0} all-gather(%p0), channel_id=7, replica_groups=[1,4]<=[4]'
   reduce = '%r = bf16[8]{0} all-reduce(%p0), channel_id=1, replica_groups=[1,4]<=[4]'
   pieces = {'start': gather, 'async_collective_fusion.2': gather, 'done': gather, 'never_called': gather}
-  pieces |= {'all-reduce-scatter.1': reduce, 'all-reduce-scatter.2': reduce}  # two, of one channel
-  found = program(
+  pieces |= {'all-reduce-scatter.1': reduce, 'all-reduce-scatter.2': reduce}  # two with the same channel id
+  parsed = program(
     '%async-collective-start.1 = bf16[8]{0} fusion(%p), kind=kCustom, calls=%start',
     '%c = bf16[8]{0} fusion(%p), kind=kCustom, calls=%async_collective_fusion.2',
     '%async-collective-done.1 = bf16[8]{0} fusion(%p), kind=kCustom, calls=%done',
@@ -68,12 +68,12 @@ def test_a_collective_in_pieces_is_counted_once_and_a_tpus_reduce_scatter_told()
     '%d = bf16[2]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.2',
     before='\n'.join(f'%{name} (p0: bf16[8]) -> bf16[8] {{\n  {line}\n}}\n' for name, line in pieces.items()),
   ).collectives
-  assert sorted((one.kind, one.size) for one in found) == [('all-gather', 16), *[('reduce-scatter', 16)] * 2]
+  assert sorted((item.kind, item.size) for item in parsed) == [('all-gather', 16), *[('reduce-scatter', 16)] * 2]
 
 
-def test_what_goes_between_slices():
-  """As libtpu writes it; scalars too, each as a register."""
-  (found,) = program(
+def test_collective_between_slices():
+  """In the notation of libtpu."""
+  (parsed,) = program(
     '%send = (f32[256,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%bitcast, %after-all), channel_id=2, '
     'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
     '_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2,3}x{0:3}",'
@@ -82,7 +82,7 @@ def test_what_goes_between_slices():
     'frontend_attributes={_xla_megascale_target="{1,2,3}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}',
     '%done = token[] send-done(%send), channel_id=2, is_host_transfer=true',
   ).collectives
-  assert (found.kind, found.slices, found.size) == ('all-reduce', 3, 4 * 256 * 8 * 128)
+  assert (parsed.kind, parsed.slices, parsed.size) == ('all-reduce', 3, 4 * 256 * 8 * 128)
 
 
 LOOP = """
@@ -104,52 +104,52 @@ LOOP = """
 """
 
 
-def test_a_loop_counts_as_often_as_it_runs():
+def test_loop_body_counts_once_per_iteration():
   add = '%a = f32[4]{0} fusion(%p), kind=kLoop, calls=%add, backend_config={"estimated_cycles":"3"}'
-  found = program('%w = (s32[], f32[4]) while(%t), condition=%condition, body=%body', add, before=LOOP)
-  assert found.cycles == {'matmul': 500, 'copies': 50, 'other fusions': 3}
-  assert [(one.kind, one.times) for one in found.collectives] == [('all-reduce', 5)]
-  assert found.open_loops == 0
+  parsed = program('%w = (s32[], f32[4]) while(%t), condition=%condition, body=%body', add, before=LOOP)
+  assert parsed.cycles == {'matmul': 500, 'copies': 50, 'other fusions': 3}
+  assert [(item.kind, item.executions) for item in parsed.collectives] == [('all-reduce', 5)]
+  assert parsed.unknown_loops == 0
   known = '%w = (s32[]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"7"}}'
   assert program(known, before=LOOP).cycles['matmul'] == 700
   unknown = program('%w = (s32[]) while(%t), condition=%c, body=%body', before=LOOP)
-  assert (unknown.cycles['matmul'], unknown.open_loops) == (100, 1)
+  assert (unknown.cycles['matmul'], unknown.unknown_loops) == (100, 1)
   never = known.replace('"7"', '"0"')
-  found = program(never, before=LOOP)
-  assert (found.cycles, found.collectives, found.open_loops) == ({}, (), 0)
-  assert program(never, known, before=LOOP).cycles['matmul'] == 700  # one body, that one of them runs
+  parsed = program(never, before=LOOP)
+  assert (parsed.cycles, parsed.collectives, parsed.unknown_loops) == ({}, (), 0)
+  assert program(never, known, before=LOOP).cycles['matmul'] == 700  # both loops have the same body; one of them runs
 
 
-def test_a_real_program_in_a_loop():
-  """XLA's own text, of this backend: an all-reduce in each of three runs of a loop."""
+def test_compiled_program_with_a_loop():
+  """HLO of this backend: an all-reduce in each of three iterations."""
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ('x',))
-  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'x'))
-  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  sharded = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'x'))
+  replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
   def sums(x):
-    return jax.lax.map(lambda one: jnp.sin(one).sum(axis=0), x)
+    return jax.lax.map(lambda row: jnp.sin(row).sum(axis=0), x)
 
-  shape = jax.ShapeDtypeStruct((3, 8, 5), jnp.float32, sharding=rows)
-  found = read_program(jax.jit(sums, out_shardings=whole).lower(shape).compile().as_text())
-  assert found.open_loops == 0
-  assert {(one.kind, one.groups.shape) for one in found.collectives} == {('all-reduce', (1, 4))}
-  assert sum(one.times * one.size for one in found.collectives) == 3 * 5 * 4
+  shape = jax.ShapeDtypeStruct((3, 8, 5), jnp.float32, sharding=sharded)
+  parsed = read_program(jax.jit(sums, out_shardings=replicated).lower(shape).compile().as_text())
+  assert parsed.unknown_loops == 0
+  assert {(item.kind, item.groups.shape) for item in parsed.collectives} == {('all-reduce', (1, 4))}
+  assert sum(item.executions * item.size for item in parsed.collectives) == 3 * 5 * 4
 
 
-@pytest.mark.parametrize(('said', 'flops', 'size'), [
+@pytest.mark.parametrize(('estimate', 'flops', 'size'), [
   ('', 0, 3 * 64 * 2 + 64 * 4),
   ('"cost_estimate":{"flops":"700","transcendentals":"5","bytes_accessed":"9999","remote_bytes_transferred":"0"}', 700,
    9999),
 ])  # fmt: skip
-def test_kernels_of_ones_own(said, flops, size):
-  """By their author's estimate, but never fewer bytes than of the arrays that go in and out; as often as they run."""
+def test_custom_kernels(estimate, flops, size):
+  """Costs are those of the `CostEstimate`, with at least the bytes of operands and outputs, per execution."""
   kernel = (
     '%fused_attention.7 = (bf16[8,8]{1,0:T(8,128)(2,1)}, f32[64]{0:T(128)}) custom-call(%a, %b), '
     'custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[8,8]{1,0}, bf16[64]{0}}, '
-    f'backend_config={{"custom_call_config":{{"body":"TUzv",{said}}}}}'
+    f'backend_config={{"custom_call_config":{{"body":"TUzv",{estimate}}}}}'
   )
-  (found,) = program(kernel).kernels
-  assert (found.name, found.flops, found.bytes, found.times) == ('fused_attention', flops, size, 1)
+  (parsed,) = program(kernel).kernels
+  assert (parsed.name, parsed.flops, parsed.bytes, parsed.executions) == ('fused_attention', flops, size, 1)
   body = LOOP.replace('%f = f32', f'{kernel}\n  %f = f32')
-  (found,) = program('%w = (s32[]) while(%t), condition=%condition, body=%body', before=body).kernels
-  assert found.times == 5
+  (parsed,) = program('%w = (s32[]) while(%t), condition=%condition, body=%body', before=body).kernels
+  assert parsed.executions == 5

@@ -15,7 +15,7 @@ from mevit_jax.config.model import MEViTConfig
 from mevit_jax.config.optimizer import OptimizerConfig
 from mevit_jax.models.functional import build_model, parameter_shapes
 from mevit_jax.parallel.mesh import make_mesh
-from mevit_jax.parallel.placement import batch_sharding, place
+from mevit_jax.parallel.placement import batch_sharding, param_shardings
 from mevit_jax.training.losses import count_correct, smooth_targets
 from mevit_jax.training.optimizer import make_optimizer
 from mevit_jax.training.state import create_state
@@ -46,7 +46,7 @@ def compiled_step(config, devices, accumulate, augmentation):
     build_model(config), OPTIMIZER, augmentation=augmentation, mirrors=(1, 0, 2, 3, -1), mean=MEAN, std=STD,
     label_smoothing=0.2, accumulate=accumulate, seed=4, sharding=rows,
   )  # fmt: skip
-  shardings = place(first_state(config), mesh)
+  shardings = param_shardings(first_state(config), mesh)
   step = jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, None))
   return step.lower(first_state(config), BATCHED).compile()
 
@@ -221,7 +221,7 @@ def test_ties_go_to_the_lowest_class():
 def test_evaluation_gives_the_logits_of_every_view(devices):
   video = VIDEO.reshape(-1, 2, *VIDEO.shape[1:])  # b v t h w 3
   mesh = make_mesh(MeshConfig(data=devices))
-  params = jax.device_put(first_state().params, place(first_state().params, mesh))
+  params = jax.device_put(first_state().params, param_shardings(first_state().params, mesh))
   step = jax.jit(make_evaluation_step(build_model(CONFIG), mean=MEAN, std=STD), out_shardings=batch_sharding(mesh))
   output = step(params, jax.device_put(video, batch_sharding(mesh)))
   pixels = ((VIDEO / 255 - np.asarray(MEAN)) / np.asarray(STD)).astype(np.float32)
