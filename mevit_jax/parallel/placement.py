@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mevit_jax.errors import UserError
 from mevit_jax.parallel.mesh import BATCH_AXES
+from mevit_jax.trees import path_name
 
 # (regular expression over a parameter's path, its partition): the first that matches (re.search) holds.
 Rules = Sequence[tuple[str, PartitionSpec]]
@@ -39,7 +40,7 @@ def place(tree, mesh: Mesh, rules: Rules = PARAMETERS):
   """
 
   def sharding(path, leaf) -> NamedSharding:
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    name = path_name(path)
     for pattern, spec in rules:
       if re.search(pattern, name):
         _check_divides(name, leaf.shape, mesh, spec)

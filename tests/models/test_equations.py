@@ -12,7 +12,7 @@ from tests.helpers.naive import assert_close, forward, random_params, random_vid
 
 def tiny(grid, frames, stages, block_size, **fields):
   """A config of a grid of patches, each 2x1 pixels: (space, motion, class) blocks, and M."""
-  space, motion, classify = stages
+  space, motion, class_blocks = stages
   sizes = {'classes': 5, 'width': 8, 'heads': 2, 'mlp_dim': 12, 'dtype': 'float32'}
   return MEViTConfig(
     **{**sizes, **fields},
@@ -21,7 +21,7 @@ def tiny(grid, frames, stages, block_size, **fields):
     patch_size=(2, 1),
     space_blocks=space,
     motion_blocks=motion,
-    class_blocks=classify,
+    class_blocks=class_blocks,
     block_size=block_size,
   )
 
