@@ -61,7 +61,7 @@ def dropped(without, update, trained):
   return np.abs(trained - without).max(1) < np.abs(update - without).max(1) / 2
 
 
-@pytest.mark.parametrize('class', [0, 1])
+@pytest.mark.parametrize('class_blocks', [0, 1])
 def test_drop_path_drops_whole_examples_and_keeps_the_expectation(class_blocks):
   for rate, without, update, trained in drawn(class_blocks):
     drop = dropped(without, update, trained)
@@ -74,7 +74,7 @@ def test_rates_rise_from_zero_at_the_first_block_to_the_configs_at_the_last():
   assert [float(rate) for rate, *_ in drawn(1)] == [0, 0, 0.25, 0.25, 0.25, 0.5, 0.5]
 
 
-@pytest.mark.parametrize('class', [0, 1])
+@pytest.mark.parametrize('class_blocks', [0, 1])
 def test_every_update_is_dropped_by_a_draw_of_its_own(class_blocks):
   drops = [dropped(*tokens) for rate, *tokens in drawn(class_blocks) if rate > 0]
   for a, b in itertools.permutations(drops, 2):

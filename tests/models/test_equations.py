@@ -28,11 +28,11 @@ def tiny(grid, frames, stages, block_size, **fields):
 
 READINGS = {
   'three stages, M=2 divides one side': tiny((5, 4), 3, (1, 2, 2), 2, drop_path=0.5),
-  'three stages, time first': tiny((3, 5), 2, (1, 1, 1), 2, order='time_space'),
+  'three stages, time first': tiny((3, 5), 2, (1, 1, 1), 2, attention_order='time_space'),
   'class token from the input, M=3 divides neither side': tiny((7, 4), 2, (1, 1, 0), 3, drop_path=0.5),
-  'time first, M=3 larger than one side': tiny((2, 4), 3, (0, 2, 0), 3, order='time_space'),
+  'time first, M=3 larger than one side': tiny((2, 4), 3, (0, 2, 0), 3, attention_order='time_space'),
   'class token left out of motion': tiny((4, 5), 3, (0, 2, 0), 2, class_token_in_motion=False),
-  'TimeSformer': tiny((3, 2), 3, (0, 2, 0), 1, order='time_space', class_token_in_motion=False),
+  'TimeSformer': tiny((3, 2), 3, (0, 2, 0), 1, attention_order='time_space', class_token_in_motion=False),
   'M is the whole grid': tiny((3, 2), 2, (0, 1, 1), 3),
   'space only, another eps': tiny((3, 5), 3, (2, 0, 0), 2, layer_norm_eps=0.1),
   'class attention only, another eps': tiny((3, 5), 1, (0, 0, 2), 1, layer_norm_eps=0.1),

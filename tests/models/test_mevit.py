@@ -131,13 +131,13 @@ def test_class_blocks_leave_the_patches_as_they_are():
 
 def test_order_matters():
   first, params, video = case()
-  second, _, _ = case(order='time_space')
+  second, _, _ = case(attention_order='time_space')
   assert parameter_shapes(first.abstract) == parameter_shapes(second.abstract)
   distance = jax.jit(first.apply)(params, video) - jax.jit(second.apply)(params, video)
   assert np.abs(distance).max() > 0.1
 
 
-@pytest.mark.parametrize('class', [0, 1])
+@pytest.mark.parametrize('class_blocks', [0, 1])
 def test_every_parameter_has_a_gradient_but_key_biases(class_blocks):
   model, params, video = case(class_blocks=class_blocks)
   _, gradients = jax.jit(functools.partial(value_and_grad, model))(params, video)
