@@ -27,7 +27,9 @@ import optax  # isort: skip
 
 from mevit_jax.augment.clip import normalize
 from mevit_jax.config.augment import AugmentConfig
+from mevit_jax.config.data import Normalization
 from mevit_jax.config.model import MEViTConfig, count_flops, variant
+from mevit_jax.config.training import TrainingConfig
 from mevit_jax.models.functional import build_model
 from mevit_jax.training.losses import cross_entropy
 from mevit_jax.training.malloc import configure_malloc
@@ -103,8 +105,8 @@ def our_case(name: str, config: MEViTConfig, params: dict | None, video, label, 
     off_by = turns.check(name, found, wanted, config.dtype)
   optimizer = optax.sgd(RATE, MOMENTUM, nesterov=True)
   step = make_train_step(
-    model, optimizer, augmentation=AugmentConfig(), mirrors=range(config.classes), mean=MEAN, std=STD,
-    label_smoothing=0.0, accumulate=1, seed=0,
+    model, optimizer, training=TrainingConfig(), augmentation=AugmentConfig(),
+    normalization=Normalization(MEAN, STD), mirrors=range(config.classes),
   )  # fmt: skip
   state = jax.jit(lambda params: create_state(optimizer, params))(params or model.init(jax.random.key(0)))
   batch = {'video': jnp.asarray(video), 'label': jnp.asarray(label)}

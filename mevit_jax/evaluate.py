@@ -26,7 +26,7 @@ from mevit_jax.report import heatmaps, page
 from mevit_jax.report import strips as report
 from mevit_jax.training.compilation_cache import enable_compilation_cache
 from mevit_jax.training.malloc import configure_malloc
-from mevit_jax.training.preemption import Stop, StopError
+from mevit_jax.training.preemption import PreemptionHandler, StopError
 from mevit_jax.training.steps import make_evaluation_step
 
 # (params, video uint8 `b v t h w 3`) -> logits `b v classes`
@@ -59,7 +59,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
   step_function = make_evaluation_step(model, config.data.normalization)
   predict = jax.jit(step_function, out_shardings=batch_sharding(mesh))
   try:
-    with Stop().during_evaluation() as check:  # not entered: a signal ends a process that is alone at once
+    with PreemptionHandler().during_evaluation() as check:  # not entered: a signal ends a process that is alone at once
       return evaluate_params(
         config,
         predict,

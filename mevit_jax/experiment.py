@@ -124,15 +124,11 @@ def build_run(config: Config, workdir: Path, split: datasets.Split, mesh: jax.sh
   step = make_train_step(
     model,
     optimizer,
+    training=training,
     augmentation=config.augment,
-    mirrors=mirror_labels(split.class_names),
     normalization=config.data.normalization,
-    label_smoothing=training.label_smoothing,
-    accumulate=training.accumulate,
-    seed=training.seed,
+    mirrors=mirror_labels(split.class_names),
     sharding=rows,
-    ema=training.ema,
-    stops=training.on_nonfinite == 'stop',
   )
   return Run(
     config, workdir, split, model, mesh, steps, steps_per_epoch, schedule,

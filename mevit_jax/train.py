@@ -32,14 +32,14 @@ from mevit_jax.parallel.hosts import global_batch, process_batch_slice
 from mevit_jax.parallel.placement import batch_sharding
 from mevit_jax.training.compilation_cache import enable_compilation_cache
 from mevit_jax.training.malloc import configure_malloc
-from mevit_jax.training.metrics import Progress, Writer
-from mevit_jax.training.nonfinite import NonFiniteError, Watch
-from mevit_jax.training.preemption import Stop, StopError
+from mevit_jax.training.metrics import MetricWriter, Throughput
+from mevit_jax.training.nonfinite import NonFiniteError, StepMonitor
+from mevit_jax.training.preemption import PreemptionHandler, StopError
 from mevit_jax.training.state import TrainState, select_params
-from mevit_jax.training.unreadable import Unreadable
+from mevit_jax.training.unreadable import UnreadableMonitor
 
-# Steps that may be under way at once: enough to keep the devices busy, and few enough to bound memory.
-_AHEAD = 2
+# Steps in flight: enough to keep the devices busy, few enough to bound memory.
+MAX_INFLIGHT_STEPS = 2
 
 
 def train(config: Config, workdir: str) -> dict[str, Any]:
@@ -65,7 +65,11 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
   checkpoints = CheckpointManager(run.workdir, config.training.keep, config.training.keep_best)
   try:
     # In this order: no second signal hurts what is being saved, and other hosts hear of a failure before that waits.
-    with Stop() as stop, contextlib.closing(checkpoints), propagate_failure(but=(StopError, NonFiniteError)):
+    with (
+      PreemptionHandler() as stop,
+      contextlib.closing(checkpoints),
+      propagate_failure(but=(StopError, NonFiniteError)),
+    ):
       saved = checkpoints.latest is not None
       state = restore_state(run, checkpoints) if saved else fresh or initial_state(run)
       stop.check()
@@ -97,40 +101,40 @@ def dry_run(config: Config, workdir: str) -> None:
   print(f'compiled and ran an evaluation step: {time.monotonic() - start:.1f} s with its data')
 
 
-def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: Stop) -> dict[str, Any]:
+def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: PreemptionHandler) -> dict[str, Any]:
   """Runs the steps from the state on; ends with a checkpoint and an evaluation."""
   training, rows = run.config.training, batch_sharding(run.mesh)
   first = int(state.step)
-  writer = Writer(run.workdir, first)
+  writer = MetricWriter(run.workdir, first)
   batches = _batches(run, first)
-  progress = Progress(first, run.steps, run.steps_per_epoch, training.batch_size)
+  throughput = Throughput(first, run.steps, run.steps_per_epoch, training.batch_size)
   profiled = _profiled(training.profile, first, run.steps)
-  unreadable = Unreadable()
-  watch = Watch(training.on_nonfinite == 'stop', partial(_ids, run))
+  unreadable = UnreadableMonitor()
+  monitor = StepMonitor(training.on_nonfinite == 'stop', partial(_ids, run))
   results: dict[str, Any] = {}
   try:
-    if first and _evaluation_is_due(run, first) and not writer.has(first, run.config.evaluation.name):
+    if first and _evaluation_is_due(run, first) and not writer.has_metrics(first, run.config.evaluation.name):
       results = _evaluate(run, state, first, checkpoints, writer, stop)  # it was killed before it had done so
     for step in range(first + 1, run.steps + 1):
       if profiled and step == profiled[0]:
         jax.profiler.start_trace(str(run.workdir / 'profile'))
       start = time.monotonic()
       batch = next(batches)
-      progress.waited(time.monotonic() - start)
-      unreadable.look(batch)
+      throughput.add_wait(time.monotonic() - start)
+      unreadable.add(batch)
       state, step_metrics = run.step(state, _inputs(batch, rows))
-      watch.add(step, batch['used'].copy(), step_metrics)
+      monitor.add(step, batch['used'].copy(), step_metrics)
       del batch  # memory that is shared with a worker goes back before the workers end
-      watch.settle(_AHEAD if step > first + 1 else 0)
+      monitor.drain(MAX_INFLIGHT_STEPS if step > first + 1 else 0)
       if step == first + 1:  # compiled now: the line of progress speaks of what comes after
-        progress.begin(step)
+        throughput.start(step)
       if profiled and step == profiled[-1]:
         _end_profile(run, profiled, step_metrics)
-      stops, evaluates = stop.asked(step), _evaluation_is_due(run, step)
+      stops, evaluates = stop.should_stop(step), _evaluation_is_due(run, step)
       saves = step % training.save_every == 0 or evaluates or stops
       if step % training.log_every == 0 or saves:  # a resumed run has the same lines: none spans a checkpoint
-        watch.settle()
-        _log(run, step, {**watch.means(), 'unreadable': unreadable.take()}, progress, writer)
+        monitor.drain()
+        _log(run, step, {**monitor.means(), 'unreadable': unreadable.take()}, throughput, writer)
       start = time.monotonic()
       if saves:
         checkpoints.save(state, run.metadata)
@@ -138,7 +142,7 @@ def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: Sto
         stop.check()
       if evaluates:
         results = _evaluate(run, state, step, checkpoints, writer, stop)
-        progress.apart(time.monotonic() - start)
+        throughput.add_pause(time.monotonic() - start)
     return results or _evaluate_params(run, state, run.steps, stop)
   except NonFiniteError:
     _save_before(state, checkpoints, run)
@@ -161,7 +165,7 @@ def _evaluation_is_due(run: Run, step: int) -> bool:
 
 
 def _evaluate(
-  run: Run, state: TrainState, step: int, checkpoints: CheckpointManager, writer: Writer, stop: Stop
+  run: Run, state: TrainState, step: int, checkpoints: CheckpointManager, writer: MetricWriter, stop: PreemptionHandler
 ) -> dict[str, Any]:
   """Evaluates the state that was saved, and writes the accuracy to the metrics too."""
   results = _evaluate_params(run, state, step, stop)
@@ -172,7 +176,7 @@ def _evaluate(
   return results
 
 
-def _evaluate_params(run: Run, state: TrainState, step: int, stop: Stop) -> dict[str, Any]:
+def _evaluate_params(run: Run, state: TrainState, step: int, stop: PreemptionHandler) -> dict[str, Any]:
   weights, params = select_params(state, run.config.evaluation.weights)
   with stop.during_evaluation(step) as check:
     return evaluate_params(
@@ -202,11 +206,11 @@ def _inputs(batch, sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
   return global_batch({'video': batch['video'], 'label': batch['label']}, sharding)
 
 
-def _log(run: Run, step: int, means: dict[str, float], progress: Progress, writer: Writer) -> None:
+def _log(run: Run, step: int, means: dict[str, float], throughput: Throughput, writer: MetricWriter) -> None:
   """Writes and prints the means over the steps since the last line."""
-  values = {**means, **progress.measure(step), 'learning_rate': float(run.schedule(step - 1))}
+  values = {**means, **throughput.measure(step), 'learning_rate': float(run.schedule(step - 1))}
   writer.write(step, values, 'train')
-  print(progress.line(step, values), flush=True)
+  print(throughput.line(step, values), flush=True)
 
 
 def _ids(run: Run, indices) -> list[str]:

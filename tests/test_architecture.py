@@ -26,7 +26,7 @@ RANKS = {
   'training': 3, 'checkpoint': 3,
   'models': 2, 'datasets': 2, 'data': 2, 'augment': 2, 'parallel': 2, 'planning': 2,
   'video': 1,
-  'config': 0, 'errors': 0, 'files': 0, 'progress': 0,
+  'config': 0, 'errors': 0, 'files': 0, 'progress': 0, 'trees': 0,
 }  # fmt: skip
 SIDEWAYS = {('data', 'datasets'), ('config', 'errors'), ('files', 'errors'), ('progress', 'errors')}
 ENTRY = {'', '__main__'}  # the package itself, which is lazy, and `python -m mevit_jax`

@@ -1,4 +1,4 @@
-"""What happens to clips on the device: uint8 pixels become normalised floats, augmented alike in all frames."""
+"""Augmentation and normalization of clips on the device; the same augmentation for all frames of a clip."""
 
 import re
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from mevit_jax.augment.randaugment import randaugment
 from mevit_jax.config.augment import AugmentConfig
 from mevit_jax.config.data import Normalization
 
-# What a horizontal flip turns into each other, in class names; datasets spell the other way round in two ways.
-_SIDES = {a + end: b + end for a, b in (('left', 'right'), ('right', 'left')) for end in ('', 'ward', 'wards')}
-_BACK = {'anticlockwise': 'clockwise', 'counterclockwise': 'clockwise'}
-_MIRRORS = tuple({**_SIDES, **_BACK, 'clockwise': other} for other in _BACK)
-_WORD = re.compile(r'[A-Z]+(?![a-z])|[A-Z]?[a-z]+')  # of 'turns_left', 'Turn Left', 'turnLeft', 'TURN LEFT'
+# Words in class names that a horizontal flip exchanges; 'clockwise' has two opposites.
+_LEFT_RIGHT = {a + end: b + end for a, b in (('left', 'right'), ('right', 'left')) for end in ('', 'ward', 'wards')}
+_COUNTERCLOCKWISE = {'anticlockwise': 'clockwise', 'counterclockwise': 'clockwise'}
+_MIRRORS = tuple({**_LEFT_RIGHT, **_COUNTERCLOCKWISE, 'clockwise': opposite} for opposite in _COUNTERCLOCKWISE)
+_WORD = re.compile(r'[A-Z]+(?![a-z])|[A-Z]?[a-z]+')  # splits 'turns_left', 'Turn Left', 'turnLeft', 'TURN LEFT'
 
 
 def normalize(video: jax.Array, normalization: Normalization, dtype: Any) -> jax.Array:
-  """uint8 `... 3` in [0, 255] -> `... 3` of `dtype`: (video / 255 - mean) / std, computed in float32."""
+  """Normalizes pixels, uint8 `... 3` -> `... 3` of `dtype`: (video / 255 - mean) / std, computed in float32."""
   mean, std = normalization
   scale = 1 / (255 * np.asarray(std, np.float32))
   shift = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
@@ -38,21 +38,21 @@ def augment(
   mirrors: Sequence[int],
   normalization: Normalization,
 ) -> tuple[jax.Array, jax.Array]:
-  """Augments clips, each with its own key, alike in all its frames.
+  """Augments clips, each with its own key; the same augmentation for all frames of a clip.
 
-  Clips are worked on one after the other, so that each costs what was drawn for it, and the memory is that of one. On
-  many devices this is to be called within `shard_map`, on each device's rows.
+  Clips are processed in sequence: only the operations drawn are computed, and the memory is that of one clip. On
+  several devices, call this within `shard_map`, on each device's shard of the batch.
 
   Args:
     video: uint8 `b t h w 3`.
     labels: `b`.
-    keys: `b`: one a row, so that a row does not depend on how the batch is spread over devices.
-    config: what to do.
-    mirrors: the label of each class's mirror image, -1 where there is none; see `mirror_labels`.
+    keys: PRNG keys `b`, one per clip, so that a clip does not depend on the batch sharding.
+    config: augmentation config.
+    mirrors: label of each class's mirror image, -1 if there is none; see `mirror_labels`.
     normalization: pixel mean and standard deviation, for erased boxes.
 
   Returns:
-    The clips, in [0, 255] but for the noise of erased boxes, float32 (uint8 if they were flipped at most), and labels.
+    Clips in [0, 255], except for the noise of erased boxes, float32 (uint8 if only flips are enabled), and labels.
   """
   flip_keys, clip_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
   if config.flip:
@@ -61,14 +61,14 @@ def augment(
     video = jnp.where(flips[:, None, None, None, None], pix.flip_left_right(video), video)
     labels = jnp.where(flips, mirrored, labels)
   if any((config.randaugment, config.color_jitter, config.grayscale, config.blur, config.erase)):
-    change = partial(_change, config=config, normalization=normalization)
-    with jax.default_matmul_precision('float32'):  # a TPU's default would round pixels to 8 bits and factors too
-      video = jax.lax.map(lambda row: change(*row), (video, clip_keys))
+    change = partial(_augment_pixels, config=config, normalization=normalization)
+    with jax.default_matmul_precision('float32'):  # the default of TPUs rounds pixels and factors to 8 bits
+      video = jax.lax.map(lambda clip_and_key: change(*clip_and_key), (video, clip_keys))
   return video, labels
 
 
-def _change(clip: jax.Array, key: jax.Array, config: AugmentConfig, normalization: Normalization) -> jax.Array:
-  """Changes the pixels of one clip: uint8 `t h w 3` -> float32."""
+def _augment_pixels(clip: jax.Array, key: jax.Array, config: AugmentConfig, normalization: Normalization) -> jax.Array:
+  """Augments the pixels of one clip: uint8 `t h w 3` -> float32."""
   first_key, *keys = jax.random.split(key, 5)
   if config.randaugment:
     levels = config.randaugment_magnitude, config.randaugment_std, config.randaugment_probability
@@ -92,22 +92,23 @@ def _change(clip: jax.Array, key: jax.Array, config: AugmentConfig, normalizatio
 
 
 def mirror_labels(class_names: Sequence[str]) -> tuple[int, ...]:
-  """Each class's label when its clip is flipped: its own for most, another's for a direction, -1 where none is."""
+  """Returns the label of each class's mirror image: its own without a direction, -1 if the dataset has no opposite."""
   ids = {name: label for label, name in enumerate(class_names)}
   return tuple(_mirror(name, ids) for name in class_names)
 
 
 def _mirror(name: str, ids: dict[str, int]) -> int:
-  directed = {word.lower() for word in _WORD.findall(name)} & set(_MIRRORS[0])
-  if not directed:
+  """Returns the label of the mirror image of one class, or -1."""
+  directions = {word.lower() for word in _WORD.findall(name)} & set(_MIRRORS[0])
+  if not directions:
     return ids[name]
   mirrored = (_WORD.sub(partial(_swap, words), name) for words in _MIRRORS)
-  return next((ids[other] for other in mirrored if other in ids), -1)
+  return next((ids[opposite] for opposite in mirrored if opposite in ids), -1)
 
 
-def _swap(others: dict[str, str], match: re.Match) -> str:
-  """The other word, written as this one: left, Left and LEFT become right, Right and RIGHT."""
-  word = others.get(match[0].lower(), '')
+def _swap(opposites: dict[str, str], match: re.Match) -> str:
+  """Replaces a word by its opposite in the same case: left, Left and LEFT become right, Right and RIGHT."""
+  word = opposites.get(match[0].lower(), '')
   if not word:
     return match[0]
   return word.upper() if match[0].isupper() else word.capitalize() if match[0][0].isupper() else word

@@ -1,4 +1,4 @@
-"""Colour, blur and erasing of one clip, float32 `t h w 3` in [0, 255]: one draw for all frames."""
+"""Color jitter, blur and random erasing of one clip, float32 `t h w 3` in [0, 255]; the same draw for all frames."""
 
 import math
 from collections.abc import Sequence
@@ -8,43 +8,43 @@ import jax
 import jax.numpy as jnp
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2
-_TRIES = 10  # boxes drawn for an erased one to fit, as timm
+_MAX_DRAWS = 10  # maximum number of boxes drawn until one fits, as in timm
 
 
 def jitter_color(
   clip: jax.Array, key: jax.Array, brightness: float, contrast: float, saturation: float, hue: float
 ) -> jax.Array:
-  """Adds to brightness, scales saturation and contrast, and turns the hue, in this order (DMVR's, TF's operations).
+  """Jitters brightness, saturation, contrast and hue, in this order (as DMVR does, with TensorFlow's operations).
 
   Args:
     clip: `t h w 3`.
-    key: of the draw.
-    brightness: the largest change, of pixels in [0, 1].
-    contrast: the largest change of the factor 1 about each frame's and channel's mean.
-    saturation: the largest change of the factor 1.
-    hue: the largest change, in turns.
+    key: PRNG key.
+    brightness: maximum shift, for pixels in [0, 1].
+    contrast: maximum deviation from 1 of the factor about each frame's and channel's mean.
+    saturation: maximum deviation from 1 of the factor.
+    hue: maximum shift as a fraction of the color circle.
   """
-  largest = jnp.asarray([brightness, contrast, saturation, hue])
-  brighter, contrasted, saturated, turned = jax.random.uniform(key, (4,), minval=-1) * largest
-  clip = pix.adjust_brightness(clip / 255, brighter)
-  clip = pix.adjust_saturation(clip, 1 + saturated)
-  clip = pix.adjust_contrast(clip, 1 + contrasted)
-  clip = pix.adjust_hue(clip, turned)
+  maximum = jnp.asarray([brightness, contrast, saturation, hue])
+  brightness_delta, contrast_delta, saturation_delta, hue_delta = jax.random.uniform(key, (4,), minval=-1) * maximum
+  clip = pix.adjust_brightness(clip / 255, brightness_delta)
+  clip = pix.adjust_saturation(clip, 1 + saturation_delta)
+  clip = pix.adjust_contrast(clip, 1 + contrast_delta)
+  clip = pix.adjust_hue(clip, hue_delta)
   return 255 * jnp.clip(clip, 0, 1)
 
 
 def drop_color(clip: jax.Array) -> jax.Array:
-  """The luma in all three channels."""
-  grey = (clip * jnp.asarray(_LUMA)).sum(-1, keepdims=True)
-  return jnp.broadcast_to(grey, clip.shape)
+  """Converts to grayscale (luma), with three channels."""
+  gray = (clip * jnp.asarray(_LUMA)).sum(-1, keepdims=True)
+  return jnp.broadcast_to(gray, clip.shape)
 
 
 def blur(clip: jax.Array, key: jax.Array, sigmas: Sequence[float]) -> jax.Array:
-  """Gaussian blur with a standard deviation drawn between two, in pixels; frames are mirrored at their edges."""
+  """Applies a Gaussian blur with a random standard deviation between two values, in pixels; reflects at edges."""
   radius = math.ceil(3 * sigmas[1])
   sigma = jax.random.uniform(key, minval=sigmas[0], maxval=sigmas[1])
-  around = ((0, 0), (radius, radius), (radius, radius), (0, 0))
-  return pix.gaussian_blur(jnp.pad(clip, around, 'reflect'), sigma, 2 * radius + 1, padding='VALID')
+  padding = ((0, 0), (radius, radius), (radius, radius), (0, 0))
+  return pix.gaussian_blur(jnp.pad(clip, padding, 'reflect'), sigma, 2 * radius + 1, padding='VALID')
 
 
 def erase(
@@ -55,21 +55,21 @@ def erase(
   mean: Sequence[float],
   std: Sequence[float],
 ) -> jax.Array:
-  """Puts noise into one box of all frames (Zhong et al. 2020; the box as timm draws it).
+  """Fills the same box of all frames with noise: random erasing (Zhong et al. 2020; boxes drawn as in timm).
 
   Args:
     clip: `t h w 3`.
-    key: of the draw.
-    areas: the box's smallest and largest share of the frame.
-    aspects: its smallest and largest height over width, drawn evenly in the logarithm.
-    mean: of the noise, for pixels in [0, 1], by channel.
-    std: likewise. All 0 fills the box with the mean.
+    key: PRNG key.
+    areas: minimum and maximum area of the box, as a fraction of the frame.
+    aspects: minimum and maximum aspect ratio (height over width), uniform in the logarithm.
+    mean: mean of the noise per channel, for pixels in [0, 1].
+    std: standard deviation of the noise per channel, for pixels in [0, 1]; 0 fills the box with the mean.
   """
   h, w = clip.shape[1:3]
   area_key, aspect_key, y_key, x_key, noise_key = jax.random.split(key, 5)
-  area = h * w * jax.random.uniform(area_key, (_TRIES,), minval=areas[0], maxval=areas[1])
+  area = h * w * jax.random.uniform(area_key, (_MAX_DRAWS,), minval=areas[0], maxval=areas[1])
   low, high = (math.log(aspect) for aspect in aspects)
-  aspect = jnp.exp(jax.random.uniform(aspect_key, (_TRIES,), minval=low, maxval=high))
+  aspect = jnp.exp(jax.random.uniform(aspect_key, (_MAX_DRAWS,), minval=low, maxval=high))
   heights, widths = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
   fits = (heights < h) & (widths < w)
   first = jnp.argmax(fits)
@@ -82,6 +82,6 @@ def erase(
 
 
 def in_box(h: int, w: int, top: jax.Array, bottom: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
-  """Which pixels `h w` are in the box of rows [top, bottom) and columns [left, right)."""
+  """Returns a mask `h w` of the box of rows [top, bottom) and columns [left, right)."""
   y, x = jnp.arange(h)[:, None], jnp.arange(w)
   return (y >= top) & (y < bottom) & (x >= left) & (x < right)

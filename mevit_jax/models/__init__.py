@@ -1,1 +1,1 @@
-"""The model: needs jax and flax alone, and knows no mesh, no data and no training."""
+"""The model. Depends on jax and flax only; independent of meshes, data and training."""

@@ -1,4 +1,4 @@
-"""From a module to functions of plain params: the one place that knows how NNX keeps its state."""
+"""Functional interface of the model: pure functions of a nested dict of params. The only user of NNX state."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,28 +11,30 @@ from flax import nnx
 
 from mevit_jax.config.model import MEViTConfig
 from mevit_jax.errors import UserError
-from mevit_jax.models.blocks import Keep, Traced, identity
+from mevit_jax.models.blocks import Constraint, Traced, identity
 from mevit_jax.models.mevit import STAGES, MEViT
-from mevit_jax.models.platforms import Each
+from mevit_jax.models.platforms import ShardMapWrapper
+from mevit_jax.trees import path_name
 
-# A nested dict of arrays, keyed by the parameters' names.
+# Nested dict of arrays, keyed by parameter name.
 Params = dict
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """A model as functions of its params.
+  """A model as pure functions of its params.
 
   Attributes:
-    config: what it is.
-    abstract: names, shapes and dtypes of the params.
+    config: model config.
+    abstract: params as `jax.ShapeDtypeStruct`s.
     init: key -> params.
     apply: (params, video `b t h w 3`, key=None) -> logits `b classes` float32; key=None means evaluation.
-    tokens: likewise -> patches `b t n d` in block order and class token `b d` after the last block.
-    trace: (params, video, block) -> queries, keys and values of that block's attentions, see `blocks.Traced`; the
-      block is an index over all stages' blocks, negative from the end, or a slice for a list of them.
-    unstack: params -> the same, each block's apart, which the functions above take as well: for inference, where a
-      program would else copy every block's weights out of the stack at each call (unless `config.unroll` is set).
+    tokens: (params, video, key=None) -> patches `b t n d` in block order and class token `b d` after the last block.
+    trace: (params, video, block) -> queries, keys and values of the block's attentions, see `blocks.Traced`; `block`
+      is an index over the blocks of all stages, negative from the end, or a slice, which returns a list.
+    unstack: params -> params with a tuple of arrays, one per block, for each stacked parameter; the functions above
+      accept both. For inference: a program otherwise copies the weights of each block out of the stack at every call
+      (unless `config.unroll` is set).
   """
 
   config: MEViTConfig
@@ -44,18 +46,21 @@ class Model:
   unstack: Callable[[Params], Params]
 
 
-def build_model(config: MEViTConfig, keep: Keep = identity, each: Each = identity) -> Model:
-  """The model of a config; a UserError where the number of classes is still open.
+def build_model(config: MEViTConfig, constrain: Constraint = identity, wrap: ShardMapWrapper = identity) -> Model:
+  """Builds the model of a config.
 
   Args:
-    config: what it is.
-    keep: what the tokens go through before every block and at the end: on many devices, a function that holds them
-      where they are to be (see `parallel/placement.constrain_batch`); the model itself knows no devices.
-    each: on many devices, makes of an attention of all rows and heads one in which each device has its own (see
-      `parallel/placement.shard_attention`): the compiler does not part kernels that are not its own.
+    config: model config.
+    constrain: sharding constraint of activations, applied to the input of every block and of the head, see
+      `parallel.placement.constrain_batch`. The model itself does not know the mesh.
+    wrap: wraps an attention function in `jax.shard_map`, so that each device computes its shard of the batch and heads,
+      see `parallel.placement.shard_attention`. The SPMD partitioner cannot partition custom kernels.
+
+  Raises:
+    UserError: the config does not have a number of classes.
   """
   if not config.classes:
-    raise UserError('classes is 0: say how many labels the model tells apart')
+    raise UserError('`model.classes` is 0; set the number of classes')
   graphdef, state = nnx.split(nnx.eval_shape(lambda: MEViT(config, nnx.Rngs(0))))
   abstract = nnx.to_pure_dict(state)
 
@@ -69,10 +74,10 @@ def build_model(config: MEViTConfig, keep: Keep = identity, each: Each = identit
     return nnx.merge(graphdef, params)
 
   def apply(params: Params, video: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    return bind(params, video)(video, key, keep, each)
+    return bind(params, video)(video, key, constrain, wrap)
 
   def tokens(params: Params, video: jax.Array, key: jax.Array | None = None):
-    return bind(params, video).tokens(video, key, keep, each)
+    return bind(params, video).tokens(video, key, constrain, wrap)
 
   def trace(params: Params, video: jax.Array, block: int | slice) -> Traced | list[Traced]:
     return bind(params, video).trace(video)[block]
@@ -90,45 +95,44 @@ def _is_stacked(params: Params) -> bool:
   return not any(isinstance(leaf, tuple) for leaf in leaves)
 
 
-def init_motion(params: Params, start: str) -> Params:
-  """Sets how motion attention starts: as it is ('random'), from space attention ('copy'), or that and mute ('zero')."""
-  if start == 'random' or 'motion' not in params:
+def init_motion(params: Params, method: str) -> Params:
+  """Initializes motion attention: 'random' keeps it, 'copy' copies space attention, 'zero' also zeroes the output."""
+  if method == 'random' or 'motion' not in params:
     return params
   blocks = params['motion']['blocks']
   motion = jax.tree.map(jnp.copy, blocks['space_attention'])  # a copy: donated buffers must not be shared
-  if start == 'zero':
+  if method == 'zero':
     motion = {**motion, 'out': jax.tree.map(jnp.zeros_like, motion['out'])}
   return {**params, 'motion': {'blocks': {**blocks, 'motion_attention': motion}}}
 
 
 def count_parameters(params: Params) -> int:
-  """How many numbers the params hold; abstract params will do."""
+  """Returns the number of parameters of (abstract) params."""
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
 def parameter_shapes(params: Params) -> dict[str, tuple[int, ...]]:
-  """Every parameter's path, 'motion/blocks/mlp/up/kernel', and shape."""
+  """Returns the shape of every parameter by name, as 'motion/blocks/mlp/up/kernel'."""
   leaves = jax.tree_util.tree_leaves_with_path(params)
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape) for path, leaf in leaves}
+  return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def check_params(params: Params, abstract: Params) -> None:
-  """Raises a ValueError that names what differs: NNX itself would match parameters by position."""
-  given, wanted = parameter_shapes(params), parameter_shapes(abstract)
-  if given == wanted:
+  """Raises a ValueError if names or shapes differ: NNX itself matches parameters by position."""
+  actual, expected = parameter_shapes(params), parameter_shapes(abstract)
+  if actual == expected:
     return
-  missing = [name for name in wanted if name not in given]
-  unknown = [name for name in given if name not in wanted]
-  shapes = [f'{n}: {given[n]}, not {wanted[n]}' for n in wanted if n in given and given[n] != wanted[n]]
+  missing = [name for name in expected if name not in actual]
+  unknown = [name for name in actual if name not in expected]
+  shapes = [f'{n}: {actual[n]}, not {s}' for n, s in expected.items() if n in actual and actual[n] != s]
   raise ValueError(
-    'these are not the parameters of this model: '
-    f'missing {missing[:3]}, unknown {unknown[:3]}, of another shape {shapes[:3]}'
+    f'the params do not match the model: missing {missing[:3]}, unknown {unknown[:3]}, different shape {shapes[:3]}'
   )
 
 
 def _check_video(video: jax.Array, config: MEViTConfig) -> None:
   expected = (config.frames, *config.image_size, 3)
   if video.ndim != 5 or video.shape[1:] != expected:
-    raise ValueError(f'the video must be b t h w 3 = (b, {", ".join(map(str, expected))}), not {video.shape}')
+    raise ValueError(f'the video must have shape b t h w 3 = (b, {", ".join(map(str, expected))}), not {video.shape}')
   if not jnp.issubdtype(video.dtype, jnp.floating):
-    raise ValueError(f'the video must be normalised floating point, not {video.dtype}')
+    raise ValueError(f'the video must be normalized floating point, not {video.dtype}')

@@ -1,4 +1,4 @@
-"""Layers of which the gradient, or the compiler, wants more than the library's have."""
+"""Linear, GELU and LayerNorm with custom gradients, which need less memory or compile faster than the library's."""
 
 import math
 from functools import partial
@@ -12,7 +12,7 @@ from mevit_jax.models.platforms import sum_over_tokens
 
 
 def linear(layer: nnx.Linear | nnx.LinearGeneral, x: jax.Array) -> jax.Array:
-  """A linear layer, `... i` -> `... o`; the heads that its kernel may have, `d h k` or `h k d`, stand side by side."""
+  """Applies a linear layer, `... i` -> `... o`, with the heads of its kernel (`d h k` or `h k d`) concatenated."""
   assert layer.bias is not None
   kernel, bias = layer.kernel[...].astype(x.dtype), layer.bias[...].astype(x.dtype)
   return add_bias(x @ kernel.reshape(x.shape[-1], -1), bias.reshape(-1))
@@ -20,7 +20,7 @@ def linear(layer: nnx.Linear | nnx.LinearGeneral, x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-  """`... d` plus `d`; its gradient is summed as the platform does it fastest."""
+  """Adds `d` to `... d`; the gradient uses the fastest sum of the platform."""
   return x + bias
 
 
@@ -37,12 +37,13 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-  """The exact GELU, x Φ(x), in float32 at least; by erf: by erfc a TPU's compiler takes 40 s more for every block.
+  """Computes the exact GELU, x Φ(x), in at least float32.
 
-  Backwards has `x` alone: a loop over blocks would keep what is between in float32.
+  Uses erf, because erfc takes the TPU compiler 40 s longer per block. The backward pass saves only `x`: a scan over
+  blocks would otherwise save float32 intermediates.
   """
-  wide = _wide(x)
-  return (wide * _normal(wide)).astype(x.dtype)
+  x32 = _upcast(x)
+  return (x32 * _normal_cdf(x32)).astype(x.dtype)
 
 
 def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -50,70 +51,70 @@ def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-  wide = _wide(x)
-  density = jnp.exp(-0.5 * wide**2) * (2 * math.pi) ** -0.5
-  return (((_normal(wide) + wide * density) * gradient).astype(x.dtype),)
+  x32 = _upcast(x)
+  density = jnp.exp(-0.5 * x32**2) * (2 * math.pi) ** -0.5
+  return (((_normal_cdf(x32) + x32 * density) * gradient).astype(x.dtype),)
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def _normal(x: jax.Array) -> jax.Array:
-  """Φ, the normal distribution's."""
+def _normal_cdf(x: jax.Array) -> jax.Array:
+  """Computes Φ, the CDF of the normal distribution."""
   return 0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5)
 
 
-def _wide(x: jax.Array) -> jax.Array:
-  """As float32, or float64 as it is."""
+def _upcast(x: jax.Array) -> jax.Array:
+  """Converts to at least float32."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class LayerNorm(nnx.LayerNorm):
-  """LayerNorm over `d`, of which backwards has the tokens and their statistics alone (see `gelu`)."""
+  """LayerNorm over `d`; the backward pass saves only the tokens and their statistics (see `gelu`)."""
 
   def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
     assert mask is None
     assert self.scale is not None
     assert self.bias is not None
-    return normalised(x, self.scale[...], self.bias[...], self.epsilon)
+    return normalize(x, self.scale[...], self.bias[...], self.epsilon)
 
 
 def layer_norm(config: MEViTConfig, rngs: nnx.Rngs) -> LayerNorm:
-  """The LayerNorm of a config."""
+  """Builds the LayerNorm of a config."""
   return LayerNorm(config.width, epsilon=config.layer_norm_eps, rngs=rngs)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalised(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-  """`... d` less its mean, over its deviation, times and plus `d`; all in float32 at least.
+def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+  """Normalizes `... d` to zero mean and unit variance, then applies scale and bias `d`, in at least float32.
 
-  The variance of bfloat16 tokens is E[x²] - E[x]², which XLA has beside the product before it for nothing: what that
-  loses is far below what such tokens have lost already.
+  The variance of bfloat16 tokens is E[x²] - E[x]², which XLA fuses into the preceding matrix product: the loss of
+  precision is far below that of bfloat16.
   """
-  return _normalised_forward(x, scale, bias, eps)[0]
+  return _normalize_forward(x, scale, bias, eps)[0]
 
 
-def _normalised_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float):
-  wide = _wide(x)
-  mean = wide.mean(axis=-1, keepdims=True)
+def _normalize_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float):
+  x32 = _upcast(x)
+  mean = x32.mean(axis=-1, keepdims=True)
   if x.dtype == jnp.bfloat16:
-    variance = jnp.maximum((wide**2).mean(axis=-1, keepdims=True) - mean**2, 0)
+    variance = jnp.maximum((x32**2).mean(axis=-1, keepdims=True) - mean**2, 0)
   else:
-    variance = ((wide - mean) ** 2).mean(axis=-1, keepdims=True)
+    variance = ((x32 - mean) ** 2).mean(axis=-1, keepdims=True)
   inverse = jax.lax.rsqrt(variance + eps)
-  return ((wide - mean) * inverse * scale + bias).astype(x.dtype), (x, scale, mean, inverse)
+  return ((x32 - mean) * inverse * scale + bias).astype(x.dtype), (x, scale, mean, inverse)
 
 
-def _normalised_backward(eps: float, kept: tuple, gradient: jax.Array) -> tuple[jax.Array, ...]:
+def _normalize_backward(eps: float, residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, ...]:
   del eps
-  x, scale, mean, inverse = kept
-  unit, wide = (_wide(x) - mean) * inverse, _wide(gradient)
+  x, scale, mean, inverse = residuals
+  unit, gradient32 = (_upcast(x) - mean) * inverse, _upcast(gradient)
   tokens = tuple(range(x.ndim - 1))
-  scaled = wide * scale
-  along = (scaled * unit).mean(axis=-1, keepdims=True)
-  back = inverse * (scaled - scaled.mean(axis=-1, keepdims=True) - unit * along)
-  sums = ((wide * unit).sum(axis=tokens), wide.sum(axis=tokens))  # d
-  return back.astype(x.dtype), *(one.astype(scale.dtype) for one in sums)
+  scaled = gradient32 * scale
+  projection = (scaled * unit).mean(axis=-1, keepdims=True)
+  input_gradient = inverse * (scaled - scaled.mean(axis=-1, keepdims=True) - unit * projection)
+  sums = ((gradient32 * unit).sum(axis=tokens), gradient32.sum(axis=tokens))  # d
+  return input_gradient.astype(x.dtype), *(x.astype(scale.dtype) for x in sums)
 
 
-normalised.defvjp(_normalised_forward, _normalised_backward)
+normalize.defvjp(_normalize_forward, _normalize_backward)

@@ -1,4 +1,4 @@
-"""Block order: the patches of a frame, block by block, so that a block is a slice."""
+"""Block order: the patches of a frame sorted by block, so that a block is a contiguous slice."""
 
 import jax
 import jax.numpy as jnp
@@ -7,14 +7,14 @@ from mevit_jax.config.model import MEViTConfig
 
 
 def to_block_order(grid: jax.Array, config: MEViTConfig) -> jax.Array:
-  """Patches of a raster grid, block by block; each block's patches stand together in raster order.
+  """Sorts the patches of a grid by block; within a block they are in raster order.
 
-  Blocks of one size form a region of the grid (one region where the block size divides it), and regions follow each
-  other, so that a region is a slice and its blocks are a reshape: no gather, no padding.
+  Blocks of equal size form a region of the grid (a single region if the block size divides the grid). A region is a
+  slice and its blocks are a reshape: no gather, no padding.
 
   Args:
     grid: `... rows columns c`.
-    config: its grid and block size.
+    config: model config with the grid and the block size.
 
   Returns:
     `... n c`.
@@ -30,7 +30,7 @@ def to_block_order(grid: jax.Array, config: MEViTConfig) -> jax.Array:
 
 
 def from_block_order(patches: jax.Array, config: MEViTConfig) -> jax.Array:
-  """The inverse of `to_block_order`: `... n c` -> `... rows columns c`."""
+  """Inverts `to_block_order`: `... n c` -> `... rows columns c`."""
   lead, channels = patches.shape[:-2], patches.shape[-1]
   grid, start = jnp.zeros((*lead, *config.grid, channels), patches.dtype), 0
   for nh, nw, mh, mw, top, left in _regions(config):
@@ -43,7 +43,7 @@ def from_block_order(patches: jax.Array, config: MEViTConfig) -> jax.Array:
 
 
 def _regions(config: MEViTConfig):
-  """Yields each region of equal blocks with the row and the column where it starts."""
+  """Yields each region of equal blocks with its first row and column."""
   for nh, nw, mh, mw in config.blocks:
     full_height, full_width = (
       mh == min(config.block_size, config.grid[0]),

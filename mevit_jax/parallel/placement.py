@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mevit_jax.errors import UserError
 from mevit_jax.parallel.mesh import BATCH_AXES
+from mevit_jax.trees import path_name
 
 # (regular expression, PartitionSpec) pairs; the first expression that matches a parameter's path (re.search) applies.
 Rules = Sequence[tuple[str, PartitionSpec]]
@@ -42,7 +43,7 @@ def param_shardings(params: Any, mesh: Mesh, rules: Rules = PARAMETERS) -> Any:
   """
 
   def sharding(path: Any, leaf: Any) -> NamedSharding:
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    name = path_name(path)
     for pattern, spec in rules:
       if re.search(pattern, name):
         _check_divisible(name, leaf.shape, mesh, spec)

@@ -57,7 +57,7 @@ class Assignment:
   def _parameter(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
     stage, blocks, _ = name.partition('/blocks/')
     if blocks:
-      return self._stacked(name, shape, self._class_block if stage == 'classify' else self._patch_block)
+      return self._stacked(name, shape, self._class_block if stage == 'class' else self._patch_block)
     if name.startswith('head/'):
       return self._head_parameter(name, shape)
     if name == 'embedding/space':

@@ -219,7 +219,7 @@ def unstack_blocks(params: Params) -> tuple[dict[str, np.ndarray], dict[str, tup
   """
   arrays: dict[str, np.ndarray] = {}
   origin: dict[str, tuple[str, ...]] = {}
-  first = {'space': 0, 'motion': 0, 'classify': 0}
+  first = {'space': 0, 'motion': 0, 'class': 0}
   if 'space' in params:
     first['motion'] = len(params['space']['blocks']['mlp']['up']['bias'])
   for name in parameter_shapes(params):
@@ -231,7 +231,7 @@ def unstack_blocks(params: Params) -> tuple[dict[str, np.ndarray], dict[str, tup
       leaf = leaf.reshape(-1, leaf.shape[-1]) if name == 'embedding/space' else leaf
       arrays[name], origin[name] = leaf, (name,)
       continue
-    row = 'class_blocks' if stage == 'classify' else 'blocks'
+    row = 'class_blocks' if stage == 'class' else 'blocks'
     for i, array in enumerate(leaf):
       ours = f'{row}/{first[stage] + i}/{rest}'
       arrays[ours], origin[ours] = array, (f'{stage}/blocks[{i}]/{rest}',)

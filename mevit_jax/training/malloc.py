@@ -1,18 +1,18 @@
-"""The memory of a step on CPUs, which glibc would give back to the system after every step."""
+"""Memory allocation on CPUs: glibc returns the memory of a step to the system after every step."""
 
 import ctypes
 
 import jax
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # from malloc.h
 
 
 def configure_malloc() -> None:
-  """Keeps what a step has taken for the next one, where CPUs compute and glibc allocates.
+  """Makes glibc reuse the memory of a step for the next one, on CPUs.
 
-  XLA takes a step's temporaries anew at every step. From fresh memory each page of them costs a fault, which for B/16
-  is a tenth of a training step and more. To be called before JAX is asked for its devices; too late it changes nothing.
-  One thread must allocate them all, the main one: the others' arenas have no room for arrays of this size.
+  XLA allocates temporaries anew at every step. Each page of fresh memory costs a page fault: at least a tenth of a
+  training step for B/16. Call this before JAX initializes its devices; later it has no effect. Dispatch is synchronous,
+  so that the main thread allocates everything: the arenas of other threads are too small for these arrays.
   """
   jax.config.update('jax_cpu_enable_async_dispatch', False)
   libc = ctypes.CDLL(None)

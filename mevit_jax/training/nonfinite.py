@@ -1,6 +1,7 @@
-"""A look at every step's metrics once it is done; training runs a few steps ahead of it."""
+"""Monitoring of step metrics, a few steps behind dispatch; handling of non-finite losses and gradients."""
 
 import collections
+import logging
 import math
 from collections.abc import Callable, Mapping
 
@@ -9,60 +10,65 @@ import numpy as np
 
 from mevit_jax.errors import UserError
 
-# Updates dropped in a row, after which even a run that goes on ends.
-_IN_A_ROW = 10
+_logger = logging.getLogger(__name__)
+
+# Consecutive dropped updates that end any run.
+_MAX_CONSECUTIVE = 10
 
 
 class NonFiniteError(UserError):
-  """The loss or its gradient is not finite: training must end."""
+  """The loss or its gradient is not finite, and training must end."""
 
 
-class Watch:
-  """Waits for steps, collects their metrics, and finds those whose update was dropped.
+class StepMonitor:
+  """Waits for steps, collects their metrics, and reports dropped updates.
 
   Args:
-    stops: whether the first of these ends the run (or ten in a row do).
-    name: the ids of the videos of a batch's `used`.
+    stop: whether the first dropped update ends the run; otherwise ten consecutive ones do.
+    video_ids: maps the dataset indices of a batch to video ids.
   """
 
-  def __init__(self, stops: bool, name: Callable[[np.ndarray], list[str]]):
-    self._stops, self._name = stops, name
-    self._under_way: collections.deque[tuple[int, np.ndarray, Mapping[str, jax.Array]]] = collections.deque()
-    self._done: list[dict[str, float]] = []
-    self._in_a_row = 0
+  def __init__(self, stop: bool, video_ids: Callable[[np.ndarray], list[str]]):
+    self._stop, self._video_ids = stop, video_ids
+    self._pending: collections.deque[tuple[int, np.ndarray, Mapping[str, jax.Array]]] = collections.deque()
+    self._completed: list[dict[str, float]] = []
+    self._consecutive = 0
 
-  def add(self, step: int, used: np.ndarray, metrics: Mapping[str, jax.Array]) -> None:
-    """A step that has begun, and which videos it was given."""
-    self._under_way.append((step, used, metrics))
+  def add(self, step: int, indices: np.ndarray, metrics: Mapping[str, jax.Array]) -> None:
+    """Adds a dispatched step, the dataset indices of its batch, and its metrics."""
+    self._pending.append((step, indices, metrics))
 
-  def settle(self, ahead: int = 0) -> None:
-    """Waits until at most so many steps are under way.
+  def drain(self, max_pending: int = 0) -> None:
+    """Waits until at most `max_pending` steps are in flight.
 
     Raises:
-      NonFiniteError: one's loss or gradient is not finite, and the run must end.
+      NonFiniteError: the loss or gradient of a step is not finite, and the run must end.
     """
-    while len(self._under_way) > ahead:
-      step, used, metrics = self._under_way.popleft()
+    while len(self._pending) > max_pending:
+      step, indices, metrics = self._pending.popleft()
       values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-      self._done.append(values)
-      self._in_a_row = self._in_a_row + 1 if values['skipped'] else 0
+      self._completed.append(values)
+      self._consecutive = self._consecutive + 1 if values['skipped'] else 0
       if values['skipped']:
-        self._say(step, used, values)
+        self._report(step, indices, values)
 
   def means(self) -> dict[str, float]:
-    """The metrics' means over the steps since the last call, and how many are left out: their update was dropped."""
-    done, self._done = self._done, []
-    used = [one for one in done if not one['skipped']]
-    means = {name: float(np.mean([one[name] for one in used])) if used else math.nan for name in done[0]}
-    return {**means, 'skipped': len(done) - len(used)}
+    """Returns mean metrics over the applied updates since the last call, and the number of dropped ones."""
+    completed, self._completed = self._completed, []
+    applied = [values for values in completed if not values['skipped']]
+    means = {
+      name: float(np.mean([values[name] for values in applied])) if applied else math.nan for name in completed[0]
+    }
+    return {**means, 'skipped': len(completed) - len(applied)}
 
-  def _say(self, step: int, used: np.ndarray, values: dict[str, float]) -> None:
-    what = f'loss {values["loss"]:g}, gradient norm {values["gradient_norm"]:g}'
-    print(f'step {step}: {what}: its update was dropped; its videos: {" ".join(self._name(used))}', flush=True)
-    if self._stops:
+  def _report(self, step: int, indices: np.ndarray, values: dict[str, float]) -> None:
+    """Logs a dropped update, and raises a NonFiniteError if it ends the run."""
+    cause = f'loss {values["loss"]:g}, gradient norm {values["gradient_norm"]:g}'
+    _logger.warning('step %d: %s: update dropped; videos: %s', step, cause, ' '.join(self._video_ids(indices)))
+    if self._stop:
       raise NonFiniteError(
-        f'{what} at step {step}: the state before it is saved, and the same command takes the same step again; lower '
-        'optimizer.learning_rate, set optimizer.clip_norm, or go on without such batches: training.on_nonfinite=skip'
+        f'{cause} at step {step}; the state before it is saved, and the same command repeats it: lower '
+        '`optimizer.learning_rate`, set `optimizer.clip_norm`, or skip such batches with training.on_nonfinite=skip'
       )
-    if self._in_a_row == _IN_A_ROW:
-      raise NonFiniteError(f'{what} at step {step}, the last of {_IN_A_ROW} in a row that were dropped')
+    if self._consecutive == _MAX_CONSECUTIVE:
+      raise NonFiniteError(f'{cause} at step {step}, the last of {_MAX_CONSECUTIVE} consecutive dropped updates')

@@ -1,4 +1,4 @@
-"""Optimisers and schedules: TimeSformer's SGD in steps, and AdamW with a cosine."""
+"""Optimizers and learning rate schedules: SGD or AdamW, with step or cosine decay."""
 
 import re
 
@@ -8,27 +8,26 @@ import optax
 
 from mevit_jax.config.optimizer import OptimizerConfig
 from mevit_jax.errors import UserError
-
-# The model's stages, in the order of their blocks.
-_STAGES = ('space', 'motion', 'classify')
+from mevit_jax.models.mevit import STAGES
+from mevit_jax.trees import path_name
 
 
 def make_schedule(config: OptimizerConfig, batch_size: int, steps_per_epoch: float, steps: int) -> optax.Schedule:
-  """The learning rate of each step, for this global batch."""
+  """Builds the learning rate schedule for a global batch size."""
   peak = config.learning_rate * batch_size / config.base_batch_size
   warmup = round(config.warmup_epochs * steps_per_epoch)
   if config.schedule == 'cosine':
-    after = optax.cosine_decay_schedule(peak, max(1, steps - warmup))
+    decay = optax.cosine_decay_schedule(peak, max(1, steps - warmup))
   else:
-    falls = {round(epoch * steps_per_epoch) - warmup: config.decay_factor for epoch in config.decay_epochs}
-    after = optax.piecewise_constant_schedule(peak, falls)
-  # The first step already moves: with `warmup` steps the rate is peak / warmup, then 2 peak / warmup, ...
-  rise = optax.linear_schedule(peak / max(1, warmup), peak, max(1, warmup - 1))
-  return optax.join_schedules([rise, after], [warmup])
+    boundaries = {round(epoch * steps_per_epoch) - warmup: config.decay_factor for epoch in config.decay_epochs}
+    decay = optax.piecewise_constant_schedule(peak, boundaries)
+  # The first step is not 0: with `warmup` steps the rate is peak / warmup, then 2 peak / warmup, ...
+  warmup_schedule = optax.linear_schedule(peak / max(1, warmup), peak, max(1, warmup - 1))
+  return optax.join_schedules([warmup_schedule, decay], [warmup])
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-  """The optimiser of a config, with this learning rate; frozen parameters have no state and no part in the norm."""
+  """Builds the optimizer of a config; frozen parameters have no state and are excluded from the gradient norm."""
   parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
   decay = optax.add_decayed_weights(config.weight_decay, mask=lambda params: unmatched(params, config.no_decay))
   if config.name == 'sgd':
@@ -37,40 +36,40 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
     parts += [optax.scale_by_adam(config.beta1, config.beta2), decay]
   optimizer = optax.chain(*parts, optax.scale_by_learning_rate(schedule))
   if config.freeze:
-    kinds = {True: optimizer, False: optax.set_to_zero()}
-    optimizer = optax.partition(kinds, lambda params: unmatched(params, config.freeze))
-  # Scaled last, where every stage is there, frozen or not.
+    partitions = {True: optimizer, False: optax.set_to_zero()}
+    optimizer = optax.partition(partitions, lambda params: unmatched(params, config.freeze))
+  # Layer decay comes last, where the updates of all stages are present, frozen or not.
   return optax.chain(optimizer, _scale_by_layer(config.layer_decay)) if config.layer_decay < 1 else optimizer
 
 
 def check_patterns(config: OptimizerConfig, params) -> None:
-  """Raises a UserError if a regular expression matches no parameter, or freezes all: a typo, most likely."""
+  """Raises a UserError if a pattern matches no parameter, or freezes all: most likely a typo."""
   for field in ('no_decay', 'freeze'):
     pattern = getattr(config, field)
     trained = jax.tree.leaves(unmatched(params, pattern))
     if pattern and (all(trained) or (field == 'freeze' and not any(trained))):
-      names = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in jax.tree.leaves_with_path(params)]
+      names = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
       what = 'no parameter' if all(trained) else 'every parameter'
-      raise UserError(f'optimizer.{field} {pattern!r} matches {what}; their paths are like {names[0]}, {names[-1]}')
+      raise UserError(f'`optimizer.{field}` {pattern!r} matches {what}; examples of names: {names[0]}, {names[-1]}')
 
 
 def unmatched(params, pattern: str):
-  """Which parameters a regular expression does not match (re.search in their paths): a tree of booleans."""
+  """Returns a tree of booleans: True if the regular expression does not match the parameter's name (re.search)."""
 
-  def other(path, _):
-    return not (pattern and re.search(pattern, jax.tree_util.keystr(path, simple=True, separator='/')))
+  def is_unmatched(path, _):
+    return not (pattern and re.search(pattern, path_name(path)))
 
-  return jax.tree_util.tree_map_with_path(other, params)
+  return jax.tree_util.tree_map_with_path(is_unmatched, params)
 
 
 def _scale_by_layer(decay: float) -> optax.GradientTransformation:
-  """Scales updates by decay ** (blocks above): 1 for norm and head, the last block by `decay`, the embedding least."""
+  """Builds layer-wise decay: scales updates by 1 for norm and head, `decay` for the last block, decay² for the next."""
 
   def update(updates, state, params=None):
     del params
     first, scaled = 1, {}
-    depth = sum(jax.tree.leaves(updates[stage])[0].shape[0] for stage in _STAGES if stage in updates)
-    for stage in _STAGES:
+    depth = sum(jax.tree.leaves(updates[stage])[0].shape[0] for stage in STAGES if stage in updates)
+    for stage in STAGES:
       if stage in updates:
         blocks = jax.tree.leaves(updates[stage])[0].shape[0]
         scales = decay ** (depth + 1 - np.arange(first, first + blocks, dtype=np.float32))

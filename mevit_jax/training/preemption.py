@@ -1,4 +1,4 @@
-"""Asked to stop: signals and notices of pre-emption, heard between two steps."""
+"""Preemption: stops training after a step on SIGTERM or SIGINT."""
 
 import contextlib
 import itertools
@@ -13,67 +13,68 @@ from jax.experimental import multihost_utils
 
 
 class StopError(Exception):
-  """Training was asked to stop by a signal, and all that it needs to go on is saved."""
+  """Training stops because of a signal; its state is saved."""
 
   def __init__(self, number: signal.Signals):
     super().__init__(number.name)
     self.signal = number
 
 
-class Stop:
-  """Hears SIGTERM and SIGINT while it is entered; a second SIGINT (Ctrl-C) ends the process at once.
+class PreemptionHandler:
+  """Handles SIGTERM and SIGINT within its context; a second SIGINT (Ctrl-C) ends the process at once.
 
-  With several processes, jax hears SIGTERM, entered or not: a notice to any of them becomes one step at which all stop.
+  With several processes, JAX handles SIGTERM, also outside the context: a signal to any of them makes all stop at the
+  same step.
 
   Attributes:
-    signal: that came, or None.
+    signal: signal received, or None.
   """
 
   def __init__(self):
     self.signal: signal.Signals | None = None
-    self._many = jax.process_count() > 1
-    self._before: dict[signal.Signals, Any] = {}
+    self._multiprocess = jax.process_count() > 1
+    self._previous: dict[signal.Signals, Any] = {}
 
-  def __enter__(self) -> 'Stop':
-    if threading.current_thread() is threading.main_thread():  # Python lets no other set them
-      for number in (signal.SIGINT,) if self._many else (signal.SIGINT, signal.SIGTERM):
-        self._before[number] = signal.signal(number, self._hear)
+  def __enter__(self) -> 'PreemptionHandler':
+    if threading.current_thread() is threading.main_thread():  # signals can only be set there
+      for number in (signal.SIGINT,) if self._multiprocess else (signal.SIGINT, signal.SIGTERM):
+        self._previous[number] = signal.signal(number, self._handle)
     return self
 
   def __exit__(self, *_) -> None:
-    for number, handler in self._before.items():
+    for number, handler in self._previous.items():
       signal.signal(number, handler)
 
-  def asked(self, step: int) -> bool:
-    """Whether to save after this step, and stop; every process asks after every step, and gets the same answer."""
-    if self._many and multihost_utils.reached_preemption_sync_point(step):
+  def should_stop(self, step: int) -> bool:
+    """Returns whether to save and stop after this step; call it on every process after every step."""
+    if self._multiprocess and multihost_utils.reached_preemption_sync_point(step):
       self.signal = signal.SIGTERM
     return self.signal is not None
 
   def check(self) -> None:
-    """Raises StopError if a signal came: for where all is saved."""
+    """Raises StopError if a signal was received; call it once the state is saved."""
     if self.signal is not None:
       raise StopError(self.signal)
 
   @contextlib.contextmanager
   def during_evaluation(self, step: int = 0) -> Iterator[Callable[[], None]]:
-    """Gives what every process is to call after every batch of an evaluation after this step; it is `check`."""
+    """Yields a function to call on every process after every batch of the evaluation after this step; it may raise."""
     batches = itertools.count(step + 1)
 
     def check() -> None:
-      self.asked(next(batches))
+      self.should_stop(next(batches))
       self.check()
 
     yield check
-    self.asked(step)  # jax stops all at the number after the largest that it was asked last: steps count on from here
+    self.should_stop(step)  # JAX stops at the number after the largest last call: go back to steps
 
-  def _hear(self, number: int, frame) -> None:
+  def _handle(self, number: int, frame) -> None:
     del frame
-    os.write(2, b'stopping after this step, once it is saved\n')  # print() could be what the signal interrupted
+    os.write(2, b'stopping after this step; saving a checkpoint\n')  # print() is not reentrant
     if number == signal.SIGINT:
-      os.write(2, b'Ctrl-C again ends it at once\n')
+      os.write(2, b'press Ctrl-C again to exit at once\n')
       signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if self._many:
+    if self._multiprocess:
       signal.raise_signal(signal.SIGTERM)
     else:
       self.signal = signal.Signals(number)

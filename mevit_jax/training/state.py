@@ -1,4 +1,4 @@
-"""Everything that training changes, as one tree."""
+"""Training state as one tree."""
 
 import dataclasses
 from typing import Any, Literal
@@ -13,14 +13,14 @@ from mevit_jax.models.functional import Model, Params
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """The state after `step` batches, which is also the position in the data: batch `step` is next.
+  """Training state after `step` batches; `step` is also the position in the data.
 
   Attributes:
-    step: int32, a scalar.
-    params: of the model.
-    opt_state: of the optimiser.
-    ema: the params' running mean, or None.
-    skipped: int32, a scalar: of the last batches, how many in a row have left no trace: their update was dropped.
+    step: number of batches, int32 scalar.
+    params: model parameters.
+    opt_state: optimizer state.
+    ema: EMA of the parameters, or None.
+    skipped: number of consecutive most recent updates that were dropped, int32 scalar.
   """
 
   step: jax.Array
@@ -44,19 +44,22 @@ class TrainState:
 
 
 def create_state(optimizer: optax.GradientTransformation, params: Params, ema: bool = False) -> TrainState:
-  """The state before the first step, with these params, whose running mean they are too."""
+  """Builds the state before the first step from params, which are also the initial EMA."""
   zero = jnp.zeros((), jnp.int32)
-  mean = jax.tree.map(jnp.copy, params) if ema else None  # a copy: donated buffers must not be shared
-  return TrainState(zero, params, optimizer.init(params), mean, jnp.copy(zero))
+  ema_params = jax.tree.map(jnp.copy, params) if ema else None  # a copy: donated buffers must not be shared
+  return TrainState(zero, params, optimizer.init(params), ema_params, jnp.copy(zero))
 
 
 def init_state(model: Model, optimizer: optax.GradientTransformation, key: jax.Array, ema: bool = False) -> TrainState:
-  """Likewise, from scratch; jit it with output shardings, and no parameter is ever whole on one device."""
+  """Builds the state before the first step from random params.
+
+  Jit it with output shardings to initialize every shard on its own device.
+  """
   return create_state(optimizer, model.init(key), ema)
 
 
-def select_params(state: TrainState, wanted: str = 'auto') -> tuple[Literal['ema', 'raw'], Params]:
-  """The params that 'ema' (their running mean), 'raw', or 'auto' (the mean if there is one) means, and which."""
-  if state.ema is None or wanted == 'raw':
+def select_params(state: TrainState, weights: str = 'auto') -> tuple[Literal['ema', 'raw'], Params]:
+  """Returns the params selected by 'ema', 'raw' or 'auto' (EMA if available), and which of 'ema' and 'raw' they are."""
+  if state.ema is None or weights == 'raw':
     return 'raw', state.params
   return 'ema', state.ema

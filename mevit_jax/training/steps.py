@@ -1,4 +1,4 @@
-"""The step functions: pure, jitted by the caller with donated state."""
+"""Training and evaluation step: pure functions, jitted by the caller with donated state."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,6 +12,7 @@ from mevit_jax.augment.clip import augment, normalize
 from mevit_jax.augment.mixing import mix
 from mevit_jax.config.augment import AugmentConfig
 from mevit_jax.config.data import Normalization
+from mevit_jax.config.training import TrainingConfig
 from mevit_jax.models.functional import Model, Params
 from mevit_jax.training.losses import count_correct, cross_entropy, smooth_targets
 from mevit_jax.training.state import TrainState
@@ -23,73 +24,77 @@ def make_train_step(
   model: Model,
   optimizer: optax.GradientTransformation,
   *,
+  training: TrainingConfig,
   augmentation: AugmentConfig,
-  mirrors: Sequence[int],
   normalization: Normalization,
-  label_smoothing: float,
-  accumulate: int,
-  seed: int,
+  mirrors: Sequence[int],
   sharding: NamedSharding | None = None,
-  ema: float = 0.0,
-  stops: bool = True,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
-  """The training step: (state, batch) -> (state, metrics).
+  """Builds the training step: (state, batch) -> (state, metrics).
 
-  A batch is `video` uint8 `b t h w 3` and `label` int32 `b`. Randomness is keyed by (seed, step, row), so that it does
-  not depend on devices or hosts. With `accumulate` = k the gradient is the mean over k parts of the batch, part i being
-  rows i, i + k, ..., or pairs of rows where neighbours are mixed: each device works on its own rows in every part. With
-  `sharding`, how rows are spread over devices, each augments its own and nothing is sent. Metrics are sums over the
-  batch and scalars; under mixup and cutmix the accuracy is that of the label with the larger share.
+  A batch is `video` uint8 `b t h w 3` and `label` int32 `b`. Randomness is keyed by (seed, step, example), so it does
+  not depend on devices or hosts. With k microbatches (`training.accumulate`) the gradient is the mean over them;
+  microbatch i is examples i, i + k, ... (pairs of examples with mixup or CutMix), so that every microbatch is spread
+  over all devices. Metrics are scalars over the batch; with mixup or CutMix the accuracy is that of the label with the
+  larger weight.
 
-  Where loss or gradient are not finite the update is dropped, and the metric `skipped` is 1. With `stops` so are all
-  that follow, since the host, which is to end the run, looks at them late. `ema` is the decay of the params' running
-  mean, if the state has one.
+  If the loss or the gradient is not finite, the update is dropped and the metric `skipped` is 1. If
+  `training.on_nonfinite` is 'stop', all following updates are dropped too, since the host reads metrics late.
+
+  Args:
+    model: model to train.
+    optimizer: optimizer of `state.opt_state`.
+    training: training config: label smoothing, accumulation, seed, EMA decay, handling of non-finite values.
+    augmentation: augmentation config.
+    normalization: pixel mean and standard deviation.
+    mirrors: label of each class's mirror image, see `mirror_labels`.
+    sharding: batch sharding; each device augments its shard without communication.
   """
-
-  prepare = _make_inputs(model, augmentation, mirrors, normalization, label_smoothing, sharding)
-  gradient_of = _make_gradient(model, prepare, accumulate, unit=2 if augmentation.mixes else 1)
+  stop = training.on_nonfinite == 'stop'
+  prepare = _make_prepare(model, augmentation, mirrors, normalization, training.label_smoothing, sharding)
+  compute_gradient = _make_gradient(model, prepare, training.accumulate, unit=2 if augmentation.mixes else 1)
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
-    (loss, correct), gradient = gradient_of(state.params, batch, key)
+    key = jax.random.fold_in(jax.random.key(training.seed), state.step)
+    (loss, correct), gradient = compute_gradient(state.params, batch, key)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     norm = optax.tree.norm(gradient)
-    applied = jnp.isfinite(loss) & jnp.isfinite(norm) & ((state.skipped == 0) | (not stops))
+    applied = jnp.isfinite(loss) & jnp.isfinite(norm) & ((state.skipped == 0) | (not stop))
     accuracy = correct / batch['label'].shape[0]
     metrics = {'loss': loss, 'accuracy': accuracy, 'gradient_norm': norm, 'skipped': ~applied}
-    return _advanced(state, params, opt_state, ema, applied), metrics
+    return _next_state(state, params, opt_state, training.ema, applied), metrics
 
   return step
 
 
-def _advanced(state: TrainState, params: Params, opt_state, ema: float, applied: jax.Array) -> TrainState:
-  """The state after a batch: these params and this optimiser's state if they are to be applied, else what it was.
+def _next_state(state: TrainState, params: Params, opt_state, ema: float, applied: jax.Array) -> TrainState:
+  """Builds the state after a batch: new params and optimizer state if the update is applied, else the old ones.
 
-  The running mean's decay is min(ema, (1 + step) / (10 + step)), as TensorFlow's ExponentialMovingAverage has it: it
-  soon forgets where training began.
+  The EMA decay is min(ema, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage, so that the initial
+  params are soon forgotten.
   """
   decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
-  mean = None if state.ema is None else optax.incremental_update(params, state.ema, 1 - decay)
-  old, new = (state.params, state.opt_state, state.ema), (params, opt_state, mean)
-  params, opt_state, mean = jax.tree.map(partial(jnp.where, applied), new, old)
-  return TrainState(state.step + 1, params, opt_state, mean, jnp.where(applied, 0, state.skipped + 1))
+  ema_params = None if state.ema is None else optax.incremental_update(params, state.ema, 1 - decay)
+  old, new = (state.params, state.opt_state, state.ema), (params, opt_state, ema_params)
+  params, opt_state, ema_params = jax.tree.map(partial(jnp.where, applied), new, old)
+  return TrainState(state.step + 1, params, opt_state, ema_params, jnp.where(applied, 0, state.skipped + 1))
 
 
 def make_evaluation_step(model: Model, normalization: Normalization) -> Callable[[Params, jax.Array], jax.Array]:
-  """The evaluation step: (params, video uint8 `b v t h w 3`) -> logits `b v classes`, float32."""
+  """Builds the evaluation step: (params, video uint8 `b v t h w 3`) -> logits `b v classes`, float32."""
 
   def step(params: Params, video: jax.Array) -> jax.Array:
     def logits(view: jax.Array) -> jax.Array:
       return model.apply(params, normalize(view, normalization, model.config.dtype))
 
-    # One view after the other: memory is that of one, for any number of them.
+    # Views in sequence: the memory is that of one view.
     return jax.lax.map(logits, video.swapaxes(0, 1)).swapaxes(0, 1)  # b v classes
 
   return step
 
 
-def _make_inputs(
+def _make_prepare(
   model: Model,
   augmentation: AugmentConfig,
   mirrors: Sequence[int],
@@ -97,11 +102,11 @@ def _make_inputs(
   label_smoothing: float,
   sharding: NamedSharding | None,
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  """(video, labels, the rows' numbers in the batch, key) -> what the model is given, and its targets `b classes`."""
+  """Builds preprocessing: (video, labels, indices in the batch, key) -> (model input, targets `b classes`)."""
   config, a = model.config, augmentation
 
-  def inputs(video: jax.Array, labels: jax.Array, rows: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+  def prepare(video: jax.Array, labels: jax.Array, indices: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
     augment_keys, mix_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
     video, labels = augment(video, labels, augment_keys, a, mirrors, normalization)
     targets = smooth_targets(labels, config.classes, label_smoothing)
@@ -110,41 +115,41 @@ def _make_inputs(
     return normalize(video, normalization, config.dtype), targets
 
   if sharding is None:
-    return inputs
-  rows = sharding.spec
-  return jax.shard_map(inputs, mesh=sharding.mesh, in_specs=(rows, rows, rows, PartitionSpec()), out_specs=rows)
+    return prepare
+  batch = sharding.spec
+  return jax.shard_map(prepare, mesh=sharding.mesh, in_specs=(batch, batch, batch, PartitionSpec()), out_specs=batch)
 
 
 def _make_gradient(model: Model, prepare: Callable, accumulate: int, unit: int) -> Callable:
-  """(params, batch, key) -> (the mean loss, how many are correct), gradient; `prepare` is of `_make_inputs`."""
+  """Builds the gradient: (params, batch, key) -> ((mean loss, number correct), gradient)."""
 
-  def loss_of(params: Params, video: jax.Array, labels: jax.Array, rows: jax.Array, key: jax.Array):
+  def compute_loss(params: Params, video: jax.Array, labels: jax.Array, indices: jax.Array, key: jax.Array):
     augment_key, model_key = jax.random.split(key)
-    video, targets = prepare(video, labels, rows, augment_key)
-    logits = model.apply(params, video, jax.random.fold_in(model_key, rows[0]))  # b classes
+    video, targets = prepare(video, labels, indices, augment_key)
+    logits = model.apply(params, video, jax.random.fold_in(model_key, indices[0]))  # b classes
     return cross_entropy(logits, targets), count_correct(logits, targets.argmax(-1))
 
-  def gradient_of(params: Params, batch: Batch, key: jax.Array):
+  def compute_gradient(params: Params, batch: Batch, key: jax.Array):
     inputs = (batch['video'], batch['label'], jnp.arange(batch['label'].shape[0]))
-    grad_of = jax.value_and_grad(loss_of, has_aux=True)
+    value_and_grad_of = jax.value_and_grad(compute_loss, has_aux=True)
     if accumulate == 1:
-      return grad_of(params, *inputs, key)
-    return _accumulated(lambda part: grad_of(params, *part, key), inputs, accumulate, unit)
+      return value_and_grad_of(params, *inputs, key)
+    return _accumulate(lambda microbatch: value_and_grad_of(params, *microbatch, key), inputs, accumulate, unit)
 
-  return gradient_of
+  return compute_gradient
 
 
-def _accumulated(grad_of: Callable, inputs: tuple, parts: int, unit: int):
-  """The mean loss and gradient, and the sum of what is correct, over parts of a batch; a loop, compiled once."""
+def _accumulate(value_and_grad_of: Callable, inputs: tuple, microbatches: int, unit: int):
+  """Returns the mean loss and gradient, and the number correct, over microbatches of whole units of examples."""
 
-  def part(x: jax.Array) -> jax.Array:
-    units = x.reshape(-1, parts, unit, *x.shape[1:])  # b/ku k u ...
-    return units.swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])  # k b/k ...
+  def to_microbatches(x: jax.Array) -> jax.Array:
+    units = x.reshape(-1, microbatches, unit, *x.shape[1:])  # b/ku k u ...
+    return units.swapaxes(0, 1).reshape(microbatches, -1, *x.shape[1:])  # k b/k ...
 
-  split = jax.tree.map(part, inputs)
+  split = jax.tree.map(to_microbatches, inputs)
   zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad_of, jax.tree.map(lambda x: x[0], split))
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad_of, jax.tree.map(lambda x: x[0], split))
   )
-  summed, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, grad_of(part)), None), zeros, split)
+  summed, _ = jax.lax.scan(lambda total, x: (jax.tree.map(jnp.add, total, value_and_grad_of(x)), None), zeros, split)
   (loss, correct), gradient = summed
-  return (loss / parts, correct), jax.tree.map(lambda x: x / parts, gradient)
+  return (loss / microbatches, correct), jax.tree.map(lambda x: x / microbatches, gradient)

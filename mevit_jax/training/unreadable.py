@@ -1,51 +1,49 @@
-"""Videos that turn out unreadable while training: counted, named once each, and an end where there are too many."""
+"""Unreadable videos during training: counts and logs them, and ends training if there are too many."""
 
 import collections
-import sys
+import logging
 from collections.abc import Mapping
 
 import numpy as np
 
 from mevit_jax.errors import UserError
-from mevit_jax.parallel.distributed import allgather_bytes, is_main_process
+from mevit_jax.parallel.distributed import allgather_bytes
 
-# Preparation has decoded every video: so many that are unreadable now are a damaged disk, not a few bad videos.
-_WINDOW, _MOST = 1000, 100  # clips
+_logger = logging.getLogger(__name__)
+
+# Every video was decoded during preparation; this many unreadable ones now mean a damaged disk.
+_WINDOW, _MAX_UNREADABLE = 1000, 100  # clips
 
 
-class Unreadable:
-  """Looks at the batches of a run."""
+class UnreadableMonitor:
+  """Monitors the batches of a run for clips that replace unreadable videos."""
 
   def __init__(self):
-    self._named: set[str] = set()
+    self._logged: set[str] = set()
     self._recent: collections.deque[bool] = collections.deque(maxlen=_WINDOW)
     self._count = 0
 
-  def look(self, batch: Mapping[str, np.ndarray]) -> None:
-    """Counts the clips of a batch that stand in for an unreadable video, and names those that are new.
+  def add(self, batch: Mapping[str, np.ndarray]) -> None:
+    """Counts the clips of a batch that replace unreadable videos, and logs each video once.
 
     Raises:
-      UserError: there are more than 100 among the last 1,000 clips.
+      UserError: more than 100 of the last 1,000 clips replace unreadable videos.
     """
     errors = batch['error'].tolist()
     for line in (line for error in errors for line in error.splitlines()):
-      if line not in self._named:
-        self._named.add(line)
-        print(
-          f'unreadable, and another one was taken: {line}',
-          file=sys.stdout if is_main_process() else sys.stderr,
-          flush=True,
-        )
+      if line not in self._logged:
+        self._logged.add(line)
+        _logger.warning('unreadable video, replaced by another one: %s', line)
     replaced = [bool(error) for error in errors]
     self._count += sum(replaced)
     self._recent.extend(replaced)
-    if sum(self._recent) > _MOST:
+    if sum(self._recent) > _MAX_UNREADABLE:
       raise UserError(
-        f'{sum(self._recent)} of the last {len(self._recent):,} clips were of unreadable videos, named above: '
-        'the dataset is damaged; see to its disk, or prepare it again'
+        f'{sum(self._recent)} of the last {len(self._recent):,} clips were unreadable, see the log above: '
+        'the dataset is damaged; check its disk, or prepare it again'
       )
 
   def take(self) -> int:
-    """How many clips were replaced since the last call, on all hosts; all of them call it."""
+    """Returns the number of replaced clips on all hosts since the last call; call it on all hosts."""
     count, self._count = self._count, 0
-    return sum(int(each) for each in allgather_bytes(str(count).encode()))
+    return sum(int(host_count) for host_count in allgather_bytes(str(count).encode()))

@@ -1,4 +1,4 @@
-"""Small models with random params: what tests of MEViT share."""
+"""Small models with random params for tests of MEViT."""
 
 import dataclasses
 import functools
@@ -26,13 +26,13 @@ TINY = MEViTConfig(
 
 @functools.cache
 def case(**fields):
-  """A model, random params and a video; the same params wherever their names and shapes are."""
+  """Builds a model, random params and a video; equal abstract params give equal params."""
   model = build_model(dataclasses.replace(TINY, **fields))
   return model, random_params(model), random_video(model.config)
 
 
 def edited(params, path, change):
-  """Params with a change at a path, which may stop at a branch."""
+  """Applies `change` to the params at a path, which may name a subtree."""
   name, _, rest = path.partition('/')
   new = edited(params[name], rest, change) if rest else jax.tree.map(change, params[name])
   return {**params, name: new}

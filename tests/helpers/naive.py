@@ -1,17 +1,17 @@
-"""The paper read literally in float64: one clip, one token at a time, each keyed by its place."""
+"""Literal implementation of the paper in float64: one clip, one token at a time, tokens keyed by position."""
 
 import math
 
 import jax
 import numpy as np
 
-CLASS = 'class token'  # the paper's (0, 0); a patch's place is (row, column, frame)
+CLASS = 'class token'  # the paper's (0, 0); the key of a patch is (row, column, frame)
 
 
-def forward(config, params, video, seen=None):
-  """A clip `t h w 3` -> {place: token `d`} of the patches, the class token `d`, and the logits.
+def forward(config, params, video, traces=None):
+  """Runs the model on a clip `t h w 3`; returns {position: token `d`} of the patches, the class token `d`, the logits.
 
-  `seen`, a list, is given a dict a block: by kind of attention, {place: `h k`} of its queries, keys and values.
+  Appends to the list `traces`, per block, a dict of the {position: `h k`} of queries, keys and values by attention.
   """
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   z = embed(config, params['embedding'], np.asarray(video, np.float64))
@@ -20,12 +20,12 @@ def forward(config, params, video, seen=None):
     z[CLASS] = start
   orders = {
     'space': ['space'],
-    'motion': ['space', 'motion'] if config.order == 'space_time' else ['motion', 'space'],
-    'classify': ['class'],
+    'motion': ['space', 'motion'] if config.attention_order == 'space_time' else ['motion', 'space'],
+    'class': ['class'],
   }
   depths = (config.space_blocks, config.motion_blocks, config.class_blocks)
   for (stage, order), depth in zip(orders.items(), depths, strict=True):
-    if stage == 'classify' and depth:
+    if stage == 'class' and depth:
       z[CLASS] = start
     for i in range(depth):
       block = jax.tree.map(lambda x, i=i: x[i], params[stage]['blocks'])
@@ -33,16 +33,16 @@ def forward(config, params, video, seen=None):
       for kind in order:  # residual connections of eq. 5
         new = attention(config, kind, block[f'{kind}_attention'], z, traced)
         z = {x: z[x] + new[x] if x in new else z[x] for x in z}
-      if seen is not None:
-        seen.append(traced)
-      changes = [CLASS] if stage == 'classify' else z
+      if traces is not None:
+        traces.append(traced)
+      changes = [CLASS] if stage == 'class' else z
       z = {x: z[x] + ffn(config, block['mlp'], z[x]) if x in changes else z[x] for x in z}
   token = z.pop(CLASS)
   return z, token, linear(params['head'], layer_norm(config, params['norm'], token))  # eq. 9
 
 
 def embed(config, p, video):
-  """Eq. 1, with e(p, t) = e_space(p) + e_time(t)."""
+  """Embeds a clip by eq. 1, with e(p, t) = e_space(p) + e_time(t)."""
   (rows, columns), (height, width) = config.grid, config.patch_size
   z = {}
   for t in range(config.frames):
@@ -57,7 +57,7 @@ def embed(config, p, video):
 
 
 def attention(config, kind, p, z, traced):
-  """Eqs. 2, 6, 8, 10, 4 and W_O of 5: what an attention adds to each of its queries."""
+  """Computes the update of each query by eqs. 2, 6, 8, 10, 4 and W_O of 5."""
   size = config.block_size
   group = {
     'space': lambda row, column, t: t,  # eq. 6: the query's frame
@@ -75,24 +75,24 @@ def attention(config, kind, p, z, traced):
 
   traced[kind] = q, k, v
 
-  def read(query, place):
-    same = [x for x in patches if group(*x) == place]
+  def read(query, position):
+    same = [x for x in patches if group(*x) == position]
     return attend(q[query], k, v, same if kind == 'class' else token + same)
 
   new = {} if kind == 'class' else {x: read(x, group(*x)) for x in patches}
-  if joins:  # a query of every group; each group counts the same
-    new[CLASS] = np.mean([read(CLASS, place) for place in {group(*x) for x in patches}], axis=0)
+  if joins:  # a query of every group; groups are averaged
+    new[CLASS] = np.mean([read(CLASS, position) for position in {group(*x) for x in patches}], axis=0)
   return {x: np.einsum('hk,hkd->d', new[x], p['out']['kernel']) + p['out']['bias'] for x in new}
 
 
-def attend(q, k, v, places):
-  """Eqs. 3 and 4 of one query `h k` over the keys at these places, head by head -> `h k`."""
+def attend(q, k, v, positions):
+  """Computes eqs. 3 and 4 for one query `h k` over the keys at `positions`, head by head: `h k`."""
   s = np.zeros_like(q)
   for a in range(len(q)):
-    logits = np.array([q[a] @ k[x][a] / math.sqrt(len(q[a])) for x in places])
+    logits = np.array([q[a] @ k[x][a] / math.sqrt(len(q[a])) for x in positions])
     alpha = np.exp(logits - logits.max())
     alpha /= alpha.sum()
-    s[a] = sum(weight * v[x][a] for weight, x in zip(alpha, places, strict=True))
+    s[a] = sum(weight * v[x][a] for weight, x in zip(alpha, positions, strict=True))
   return s
 
 
@@ -112,19 +112,19 @@ def linear(p, x):
 
 
 def random_params(model, seed=0):
-  """Random values for every parameter: the constants of an initialisation hide what is swapped."""
+  """Random values for every parameter: constant initializations hide swapped parameters."""
   rng = np.random.default_rng(seed)
   return jax.tree.map(lambda x: (0.5 * rng.standard_normal(x.shape)).astype(np.float32), model.abstract)
 
 
 def random_video(config, batch=2, seed=0):
-  """Normalised clips `b t h w 3`."""
+  """Random normalized clips `b t h w 3`."""
   shape = (batch, config.frames, *config.image_size, 3)
   return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def assert_close(actual, expected, tolerance):
-  """Compares each array of two trees, in units of its largest number."""
+  """Compares two trees; the tolerance is relative to the largest number of each array."""
   jax.tree.map(
     lambda a, e: np.testing.assert_allclose(
       np.asarray(a, np.float64), e, rtol=0, atol=tolerance * np.abs(np.asarray(e)).max()

@@ -13,7 +13,7 @@ from tests.helpers.cases import case, edited
 UPDATES = {
   'space': ('space_attention', 'mlp'),
   'motion': ('space_attention', 'motion_attention', 'mlp'),
-  'classify': ('class_attention', 'mlp'),
+  'class': ('class_attention', 'mlp'),
 }
 EXAMPLES = 400
 
@@ -37,9 +37,9 @@ def alone(config, params, path, i):
 
 
 @functools.cache
-def drawn(classify):
+def drawn(class_blocks):
   """Of every update: its rate, the tokens `example, number` without it, with it and trained."""
-  stages = {'space_blocks': classify, 'motion_blocks': 2 - classify, 'class_blocks': classify}
+  stages = {'space_blocks': class_blocks, 'motion_blocks': 2 - class_blocks, 'class_blocks': class_blocks}
   model, params, video = case(**stages, image_size=(2, 1), drop_path=0.5)
   video, key = np.repeat(video[:1], EXAMPLES, axis=0), jax.random.key(0)
 
@@ -61,9 +61,9 @@ def dropped(without, update, trained):
   return np.abs(trained - without).max(1) < np.abs(update - without).max(1) / 2
 
 
-@pytest.mark.parametrize('classify', [0, 1])
-def test_drop_path_drops_whole_examples_and_keeps_the_expectation(classify):
-  for rate, without, update, trained in drawn(classify):
+@pytest.mark.parametrize('class_blocks', [0, 1])
+def test_drop_path_drops_whole_examples_and_keeps_the_expectation(class_blocks):
+  for rate, without, update, trained in drawn(class_blocks):
     drop = dropped(without, update, trained)
     assert np.abs(drop.mean() - rate) <= 4 * np.sqrt(rate * (1 - rate) / EXAMPLES)
     scaled = without + (update - without) / (1 - rate)
@@ -74,8 +74,8 @@ def test_rates_rise_from_zero_at_the_first_block_to_the_configs_at_the_last():
   assert [float(rate) for rate, *_ in drawn(1)] == [0, 0, 0.25, 0.25, 0.25, 0.5, 0.5]
 
 
-@pytest.mark.parametrize('classify', [0, 1])
-def test_every_update_is_dropped_by_a_draw_of_its_own(classify):
-  drops = [dropped(*tokens) for rate, *tokens in drawn(classify) if rate > 0]
+@pytest.mark.parametrize('class_blocks', [0, 1])
+def test_every_update_is_dropped_by_a_draw_of_its_own(class_blocks):
+  drops = [dropped(*tokens) for rate, *tokens in drawn(class_blocks) if rate > 0]
   for a, b in itertools.permutations(drops, 2):
     assert np.any(a & ~b)  # of one draw, the lower rate's examples are among the higher's

@@ -12,7 +12,7 @@ from tests.helpers.naive import assert_close, forward, random_params, random_vid
 
 def tiny(grid, frames, stages, block_size, **fields):
   """A config of a grid of patches, each 2x1 pixels: (space, motion, class) blocks, and M."""
-  space, motion, classify = stages
+  space, motion, class_blocks = stages
   sizes = {'classes': 5, 'width': 8, 'heads': 2, 'mlp_dim': 12, 'dtype': 'float32'}
   return MEViTConfig(
     **{**sizes, **fields},
@@ -21,18 +21,18 @@ def tiny(grid, frames, stages, block_size, **fields):
     patch_size=(2, 1),
     space_blocks=space,
     motion_blocks=motion,
-    class_blocks=classify,
+    class_blocks=class_blocks,
     block_size=block_size,
   )
 
 
 READINGS = {
   'three stages, M=2 divides one side': tiny((5, 4), 3, (1, 2, 2), 2, drop_path=0.5),
-  'three stages, time first': tiny((3, 5), 2, (1, 1, 1), 2, order='time_space'),
+  'three stages, time first': tiny((3, 5), 2, (1, 1, 1), 2, attention_order='time_space'),
   'class token from the input, M=3 divides neither side': tiny((7, 4), 2, (1, 1, 0), 3, drop_path=0.5),
-  'time first, M=3 larger than one side': tiny((2, 4), 3, (0, 2, 0), 3, order='time_space'),
+  'time first, M=3 larger than one side': tiny((2, 4), 3, (0, 2, 0), 3, attention_order='time_space'),
   'class token left out of motion': tiny((4, 5), 3, (0, 2, 0), 2, class_token_in_motion=False),
-  'TimeSformer': tiny((3, 2), 3, (0, 2, 0), 1, order='time_space', class_token_in_motion=False),
+  'TimeSformer': tiny((3, 2), 3, (0, 2, 0), 1, attention_order='time_space', class_token_in_motion=False),
   'M is the whole grid': tiny((3, 2), 2, (0, 1, 1), 3),
   'space only, another eps': tiny((3, 5), 3, (2, 0, 0), 2, layer_norm_eps=0.1),
   'class attention only, another eps': tiny((3, 5), 1, (0, 0, 2), 1, layer_norm_eps=0.1),

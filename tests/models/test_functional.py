@@ -63,10 +63,10 @@ def test_blocks_may_lie_apart(unroll):
 def test_a_stage_without_blocks_has_no_params():
   def stages(**blocks):
     fields = {'space_blocks': 0, 'motion_blocks': 0, 'class_blocks': 0, **blocks}
-    return set(build_model(MEViTConfig(classes=5, **fields)).abstract) & {'space', 'motion', 'classify'}
+    return set(build_model(MEViTConfig(classes=5, **fields)).abstract) & {'space', 'motion', 'class'}
 
   assert stages(space_blocks=1) == {'space'}
-  assert stages(motion_blocks=1, class_blocks=1) == {'motion', 'classify'}
+  assert stages(motion_blocks=1, class_blocks=1) == {'motion', 'class'}
 
 
 def test_a_model_without_classes_is_an_error():
@@ -115,7 +115,7 @@ def test_params_of_another_model_are_refused_by_name(function, how, words):
     (VIDEO[0], ['b t h w 3', '(b, 2, 2, 3, 3)', '(2, 2, 3, 3)']),
     (VIDEO[:, :1], ['(b, 2, 2, 3, 3)', '(2, 1, 2, 3, 3)']),
     (VIDEO.swapaxes(2, 3), ['(b, 2, 2, 3, 3)', '(2, 2, 3, 2, 3)']),
-    (VIDEO.astype('uint8'), ['normalised', 'uint8']),
+    (VIDEO.astype('uint8'), ['normalized', 'uint8']),
   ],
   ids=['one clip', 'frames', 'sides swapped', 'uint8'],
 )

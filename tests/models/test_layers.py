@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mevit_jax.models.layers import add_bias, gelu, normalised
+from mevit_jax.models.layers import add_bias, gelu, normalize
 
 RNG = np.random.default_rng(0)
 X, GRADIENT = RNG.normal(1.0, 3.0, (2, 3, 5, 16)), RNG.normal(size=(2, 3, 5, 16))
@@ -19,7 +19,7 @@ def standard(x, scale, bias):
 PAIRS = {
   'gelu': (gelu, lambda x: jax.nn.gelu(x, approximate=False), (X,)),
   'bias': (add_bias, lambda x, bias: x + bias, (X, BIAS)),
-  'norm': (lambda *args: normalised(*args, 1e-6), standard, (X, SCALE, BIAS)),
+  'norm': (lambda *args: normalize(*args, 1e-6), standard, (X, SCALE, BIAS)),
 }
 
 

@@ -99,7 +99,7 @@ def test_every_kernel_is_a_draw_of_its_own():
   params = jax.jit(model.init)(jax.random.key(0))
   kernels = [
     np.ravel(kernel)
-    for stage in ('space', 'motion', 'classify')
+    for stage in ('space', 'motion', 'class')
     for path, leaf in jax.tree_util.tree_leaves_with_path(params[stage])
     if 'kernel' in jax.tree_util.keystr(path)
     for kernel in leaf
@@ -124,22 +124,22 @@ def test_class_blocks_leave_the_patches_as_they_are():
   model, params, video = case()
   tokens = jax.jit(model.tokens)
   patches, token = tokens(params, video)
-  other_patches, other_token = tokens(edited(params, 'classify', lambda x: 2 * x), video)
+  other_patches, other_token = tokens(edited(params, 'class', lambda x: 2 * x), video)
   np.testing.assert_array_equal(patches, other_patches)
   assert np.abs(token - other_token).max() > 0.1
 
 
 def test_order_matters():
   first, params, video = case()
-  second, _, _ = case(order='time_space')
+  second, _, _ = case(attention_order='time_space')
   assert parameter_shapes(first.abstract) == parameter_shapes(second.abstract)
   distance = jax.jit(first.apply)(params, video) - jax.jit(second.apply)(params, video)
   assert np.abs(distance).max() > 0.1
 
 
-@pytest.mark.parametrize('classify', [0, 1])
-def test_every_parameter_has_a_gradient_but_key_biases(classify):
-  model, params, video = case(class_blocks=classify)
+@pytest.mark.parametrize('class_blocks', [0, 1])
+def test_every_parameter_has_a_gradient_but_key_biases(class_blocks):
+  model, params, video = case(class_blocks=class_blocks)
   _, gradients = jax.jit(functools.partial(value_and_grad, model))(params, video)
   names = parameter_shapes(gradients)
   for name, gradient in zip(names, jax.tree.leaves(gradients), strict=True):
@@ -175,13 +175,13 @@ ROWS = {
 
 @pytest.mark.parametrize('row', ROWS.values(), ids=ROWS.keys())
 def test_every_row_of_the_papers_tables_builds(row):
-  space, motion, classify, size, frames = row
+  space, motion, class_blocks, size, frames = row
   config = MEViTConfig(
     classes=400,
     frames=frames,
     space_blocks=space,
     motion_blocks=motion,
-    class_blocks=classify,
+    class_blocks=class_blocks,
     block_size=size,
     unroll=1,
   )

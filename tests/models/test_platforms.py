@@ -109,7 +109,7 @@ def attended(config, name, dtype, token):
   one = Heads(*jnp.asarray(rng.normal(size=(3, 2, config.width)), dtype)) if token else None
 
   def weighed(patches, one):
-    outputs = platforms.grouped(name, patches, one, config, lambda attention: attention)
+    outputs = platforms.dispatch_attention(name, patches, one, config, lambda attention: attention)
     return sum((jnp.sin(jnp.arange(x.size).reshape(x.shape)) * x).sum() for x in jax.tree.leaves(outputs)), outputs
 
   (_, outputs), gradients = jax.jit(jax.value_and_grad(weighed, (0, 1), has_aux=True))(patches, one)

@@ -16,6 +16,7 @@ from mevit_jax.config.data import Normalization
 from mevit_jax.config.mesh import MeshConfig
 from mevit_jax.config.model import MEViTConfig, variant
 from mevit_jax.config.optimizer import OptimizerConfig
+from mevit_jax.config.training import TrainingConfig
 from mevit_jax.models.functional import build_model, parameter_shapes
 from mevit_jax.parallel.hosts import global_batch
 from mevit_jax.parallel.mesh import AXES, make_mesh
@@ -71,9 +72,9 @@ def trained(shape, **changes):
   with jax.enable_x64(config.dtype == 'float64'):
     mesh = mesh_of(shape)
     step = make_train_step(
-      build_model(config, constrain_batch(mesh)), OPTIMIZER, augmentation=AugmentConfig(), mirrors=range(CLASSES),
-      normalization=Normalization((0.5,) * 3, (0.25,) * 3), label_smoothing=0.1,
-      accumulate=changes.get('accumulate', 1), seed=0,
+      build_model(config, constrain_batch(mesh)), OPTIMIZER, augmentation=AugmentConfig(),
+      training=TrainingConfig(label_smoothing=0.1, accumulate=changes.get('accumulate', 1), batch_size=BATCH),
+      normalization=Normalization((0.5,) * 3, (0.25,) * 3), mirrors=range(CLASSES),
     )  # fmt: skip
     begin = functools.partial(create_state, OPTIMIZER)
     params = first_params(config)

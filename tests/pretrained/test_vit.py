@@ -93,12 +93,12 @@ def test_class_blocks(hf_vit, images, tmp_path, torch, stages):
   for frame in range(config.frames):
     assert_close(ours[:, frame, 1:], tokens)
   source = theirs.vit.layers[min(before, DEPTH - 1)]
-  block = loaded.params['classify']['blocks']
+  block = loaded.params['class']['blocks']
   np.testing.assert_array_equal(block['mlp']['up']['kernel'][0], source.mlp.fc1.weight.detach().numpy().T)
   np.testing.assert_array_equal(
     block['class_attention']['value']['bias'][0].ravel(), source.attention.v_proj.bias.detach().numpy()
   )
-  copied = 'classify/blocks/class_attention/query/kernel'
+  copied = 'class/blocks/class_attention/query/kernel'
   assert copied in rows_of(loaded, 'loaded' if before < DEPTH else 'copied')
 
 

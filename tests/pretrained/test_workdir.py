@@ -97,11 +97,11 @@ def test_other_stages(workdir):
   np.testing.assert_array_equal(motion['query']['bias'][0], blocks['space_attention']['query']['bias'][0])
   assert not np.any(motion['out']['kernel'][0])
   np.testing.assert_array_equal(motion['out']['kernel'][1], theirs['motion_attention']['out']['kernel'][0])
-  classify = result.params['classify']['blocks']['class_attention']['out']['kernel']
+  classify = result.params['class']['blocks']['class_attention']['out']['kernel']
   for i in range(2):  # its own, and that again
-    np.testing.assert_array_equal(classify[i], params['classify']['blocks']['class_attention']['out']['kernel'][0])
+    np.testing.assert_array_equal(classify[i], params['class']['blocks']['class_attention']['out']['kernel'][0])
   rows = {row.name: (row.status, row.note) for row in result.table}
-  assert rows['classify/blocks/class_attention/out/kernel'][0] == 'copied'
+  assert rows['class/blocks/class_attention/out/kernel'][0] == 'copied'
   assert rows['motion/blocks/motion_attention/out/kernel'][1].endswith('; blocks 1 are loaded')
 
 

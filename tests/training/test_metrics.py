@@ -1,4 +1,4 @@
-"""Metrics: what is written once, whatever was killed, and the numbers of a line of progress."""
+"""Metric output: no duplicates after a kill, and the numbers of a log line."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from mevit_jax.training import metrics as module
-from mevit_jax.training.metrics import Progress, Writer
+from mevit_jax.training.metrics import MetricWriter, Throughput
 
 
 def lines(workdir):
@@ -16,25 +16,25 @@ def lines(workdir):
 
 
 def write(workdir, first, *steps):
-  writer = Writer(workdir, first)
+  writer = MetricWriter(workdir, first)
   for step in steps:
     writer.write(step, {'loss': step / 10}, 'train')
   writer.close()
 
 
-def test_a_line_a_step(tmp_path):
+def test_one_line_per_step(tmp_path):
   write(tmp_path, 0, 1, 2)
   assert lines(tmp_path) == [{'step': 1, 'train/loss': 0.1}, {'step': 2, 'train/loss': 0.2}]
 
 
-def test_what_comes_after_the_checkpoint_is_taken_back(tmp_path):
+def test_metrics_after_the_checkpoint_are_removed(tmp_path):
   write(tmp_path, 0, 1, 2, 3, 4)
   write(tmp_path, 2, 3)
   assert [line['step'] for line in lines(tmp_path)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize('rest', ['{"step": 3, "train/l', '{"step": 3', '{', '\n'])
-def test_a_line_that_was_cut_is_dropped(tmp_path, rest):
+def test_a_truncated_line_is_removed(tmp_path, rest):
   write(tmp_path, 0, 1, 2)
   with (tmp_path / 'metrics.jsonl').open('a') as file:
     file.write(rest)
@@ -42,44 +42,44 @@ def test_a_line_that_was_cut_is_dropped(tmp_path, rest):
   assert [line['step'] for line in lines(tmp_path)] == [1, 2, 3]
 
 
-def test_each_line_is_there_at_once(tmp_path):
-  writer = Writer(tmp_path, 0)
+def test_lines_are_flushed(tmp_path):
+  writer = MetricWriter(tmp_path, 0)
   writer.write(1, {'loss': 1.0}, 'train')
   assert len(lines(tmp_path)) == 1
   writer.close()
 
 
-def test_what_is_no_number_is_null(tmp_path):
-  writer = Writer(tmp_path, 0)
+def test_non_finite_values_are_null(tmp_path):
+  writer = MetricWriter(tmp_path, 0)
   writer.write(1, {'loss': math.nan, 'norm': math.inf, 'accuracy': 0.5}, 'train')
   writer.close()
 
   def refuse(constant):
-    raise AssertionError(f'{constant} is no JSON')
+    raise AssertionError(f'{constant} is not JSON')
 
   line = json.loads((tmp_path / 'metrics.jsonl').read_text(), parse_constant=refuse)
   assert line == {'step': 1, 'train/loss': None, 'train/norm': None, 'train/accuracy': 0.5}
 
 
-def test_it_knows_what_the_killed_run_wrote_last(tmp_path):
-  writer = Writer(tmp_path, 0)
+def test_has_metrics_of_the_killed_run(tmp_path):
+  writer = MetricWriter(tmp_path, 0)
   writer.write(2, {'loss': 1.0}, 'train')
   writer.write(2, {'top1': 1.0}, 'validation-1x1')
   writer.write(4, {'loss': 1.0}, 'train')
   writer.close()
-  at_two = Writer(tmp_path, 2)
-  assert at_two.has(2, 'validation-1x1')
-  assert at_two.has(2, 'train')
-  assert not at_two.has(2, 'validation-1x3')
+  at_two = MetricWriter(tmp_path, 2)
+  assert at_two.has_metrics(2, 'validation-1x1')
+  assert at_two.has_metrics(2, 'train')
+  assert not at_two.has_metrics(2, 'validation-1x3')
   at_two.close()
   write(tmp_path, 2, 4)
-  at_four = Writer(tmp_path, 4)
-  assert not at_four.has(4, 'validation-1x1')
+  at_four = MetricWriter(tmp_path, 4)
+  assert not at_four.has_metrics(4, 'validation-1x1')
   at_four.close()
 
 
 def events(workdir):
-  """TensorBoard's own format: each record is its length, a checksum of that, the event, a checksum."""
+  """Reads TFRecords: length, checksum, event, checksum."""
   for path in sorted((workdir / 'tensorboard').iterdir()):
     data = path.read_bytes()
     while data:
@@ -95,7 +95,7 @@ def test_tensorboard_events(tmp_path):
 
 
 @pytest.mark.parametrize('first', [0, 2])
-def test_tensorboard_forgets_what_comes_after_the_checkpoint(tmp_path, first):
+def test_tensorboard_purges_steps_after_the_checkpoint(tmp_path, first):
   write(tmp_path, first, 3)
   restarts = [event.step for event in events(tmp_path) if event.HasField('session_log')]
   assert restarts == [first + 1]
@@ -103,7 +103,7 @@ def test_tensorboard_forgets_what_comes_after_the_checkpoint(tmp_path, first):
 
 @pytest.fixture
 def clock(monkeypatch):
-  """A clock that stands still; set `now` to move it."""
+  """Fake clock, set by `now`."""
   clock = SimpleNamespace(now=1000.0)
   fake = SimpleNamespace(
     monotonic=lambda: clock.now, time=lambda: 0.0, localtime=lambda _: (0,) * 9, strftime=lambda *_: '12:00'
@@ -115,41 +115,41 @@ def clock(monkeypatch):
 MEANS = {'loss': 1.25, 'accuracy': 0.5, 'skipped': 0}
 
 
-def test_progress(clock):
-  progress = Progress(first=10, last=40, steps_per_epoch=20, batch_size=8)
-  progress.waited(30.0)  # the first batch
+def test_throughput(clock):
+  progress = Throughput(first=10, last=40, steps_per_epoch=20, batch_size=8)
+  progress.add_wait(30.0)  # the first batch
   clock.now += 60
-  progress.begin(11)  # compiled
-  progress.waited(1.0)
+  progress.start(11)  # compiled
+  progress.add_wait(1.0)
   clock.now += 4
   values = progress.measure(15)
   assert values == {'clips_per_second': 8.0, 'data_wait': 0.25, 'epoch': 0.75}
   line = progress.line(15, {**MEANS, **values})
-  for part in ('step 15/40', 'epoch 0.8', 'loss 1.2500', 'accuracy 50.0 %', '8 clips/s', 'waited for data 25 %'):
+  for part in ('step 15/40', 'epoch 0.8', 'loss 1.2500', 'accuracy 50.0 %', '8 clips/s', 'data wait 25 %'):
     assert part in line
-  assert '(in 25 s)' in line  # 25 steps at a second each
-  assert 'dropped' not in line
-  assert 'dropped 3 ' in progress.line(15, {**MEANS, **values, 'skipped': 3})
+  assert '(25 s)' in line  # 25 steps at a second each
+  assert 'skipped' not in line
+  assert 'skipped 3 ' in progress.line(15, {**MEANS, **values, 'skipped': 3})
 
 
-def test_an_evaluation_is_no_training(clock):
-  progress = Progress(first=0, last=20, steps_per_epoch=20, batch_size=8)
-  progress.begin(1)
+def test_evaluation_is_excluded(clock):
+  progress = Throughput(first=0, last=20, steps_per_epoch=20, batch_size=8)
+  progress.start(1)
   clock.now += 2
   progress.measure(5)
   clock.now += 100
-  progress.apart(100)
+  progress.add_pause(100)
   clock.now += 2
   values = progress.measure(9)
   assert values['clips_per_second'] == 16
-  assert '(in 6 s)' in progress.line(9, {**MEANS, **values})
+  assert '(6 s)' in progress.line(9, {**MEANS, **values})
 
 
 def test_the_step_that_compiles_has_no_speed(clock):
-  progress = Progress(first=0, last=20, steps_per_epoch=20, batch_size=8)
-  progress.waited(1.0)
+  progress = Throughput(first=0, last=20, steps_per_epoch=20, batch_size=8)
+  progress.add_wait(1.0)
   clock.now += 60
-  progress.begin(1)
+  progress.start(1)
   values = progress.measure(1)
   assert math.isnan(values['clips_per_second'])
   assert values['data_wait'] == 0
@@ -158,6 +158,6 @@ def test_the_step_that_compiles_has_no_speed(clock):
 
 @pytest.mark.parametrize(('seconds', 'text'), [(3, '3 s'), (89, '89 s'), (600, '10 min'), (3 * 3600, '3.0 h')])
 def test_durations(clock, seconds, text):
-  progress = Progress(first=0, last=2, steps_per_epoch=20, batch_size=8)
+  progress = Throughput(first=0, last=2, steps_per_epoch=20, batch_size=8)
   clock.now += seconds
-  assert f'(in {text})' in progress.line(1, {**MEANS, **progress.measure(1)})
+  assert f'({text})' in progress.line(1, {**MEANS, **progress.measure(1)})

@@ -1,4 +1,4 @@
-"""Optimisers against their papers, step by step in float64, and learning rates against the calendar."""
+"""Optimizers against their papers in float64, and learning rate schedules against their definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from mevit_jax.config.optimizer import OptimizerConfig
 from mevit_jax.errors import UserError
 from mevit_jax.training.optimizer import check_patterns, make_optimizer, make_schedule
 
-RATES = (0.1, 0.1, 0.02, 0.3)  # of the steps below
+RATES = (0.1, 0.1, 0.02, 0.3)  # of the steps
 
 
 def schedule(step):
@@ -25,7 +25,7 @@ def problem():
 
 
 def run(config, params, gradients):
-  """The params after each step."""
+  """Yields the params after each step."""
   optimizer = make_optimizer(config, schedule)
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
   state = optimizer.init(params)
@@ -41,7 +41,7 @@ def clipped(gradient, limit):
 
 
 def sgd(params, gradients, momentum, decay):
-  """torch.optim.SGD(nesterov=True): weight decay is a part of the gradient."""
+  """torch.optim.SGD(nesterov=True): weight decay is added to the gradient."""
   buffers = dict.fromkeys(params, 0.0)
   for rate, gradient in zip(RATES, gradients, strict=True):
     for name in params:
@@ -83,7 +83,7 @@ def test_adamw(problem, no_decay):
   assert_same_path(run(config, *problem), adamw(*problem, 0.7, 0.9, decay))
 
 
-def test_clipping_is_of_the_whole_gradient_before_weight_decay(problem):
+def test_global_norm_clipping_precedes_weight_decay(problem):
   params, gradients = problem
   config = OptimizerConfig(momentum=0.8, weight_decay=0.3, clip_norm=2.0)
   cut = [clipped(gradient, 2.0) for gradient in gradients]
@@ -97,7 +97,7 @@ def test_a_small_gradient_is_not_clipped(problem):
   assert_same_path(limited, plain)
 
 
-def test_no_decay_is_searched_in_the_whole_path():
+def test_no_decay_searches_full_names():
   params = {'motion': {'mlp': {'kernel': 1.0, 'bias': 1.0}}, 'embedding': {'time': 1.0, 'patch': 1.0}}
   config = OptimizerConfig(weight_decay=0.5, momentum=0.0, no_decay='bias$|embedding/(space|time)')
   after = next(run(config, params, [jax.tree.map(lambda x: 0.0, params)]))  # the rate is 0.1
@@ -105,7 +105,7 @@ def test_no_decay_is_searched_in_the_whole_path():
   assert jax.tree.map(float, after) == jax.tree.map(pytest.approx, expected)
 
 
-def test_what_is_frozen_stays_and_has_no_part_in_the_norm(problem):
+def test_frozen_parameters_are_constant_and_excluded_from_the_norm(problem):
   params, gradients = problem
   config = OptimizerConfig(weight_decay=0.3, clip_norm=2.0, freeze='^kernel')
   alone = [[{'bias': x['bias']} for x in one] for one in ([params], gradients)]
@@ -115,12 +115,12 @@ def test_what_is_frozen_stays_and_has_no_part_in_the_norm(problem):
     np.testing.assert_allclose(after['bias'], other['bias'], rtol=2e-5, atol=2e-6)
 
 
-def test_layer_decay_is_a_power_of_the_blocks_above():
-  stages = {'space': np.zeros((2, 3)), 'motion': np.zeros((1, 3)), 'classify': np.zeros((2, 3))}
+def test_layer_decay_is_a_power_of_the_distance_to_the_head():
+  stages = {'space': np.zeros((2, 3)), 'motion': np.zeros((1, 3)), 'class': np.zeros((2, 3))}
   params = {'embedding': {'patch': np.zeros(3)}, **{name: {'x': x} for name, x in stages.items()}, 'head': np.zeros(3)}
   config = OptimizerConfig(weight_decay=0.0, momentum=0.0, layer_decay=0.5)
   after = next(run(config, params, [jax.tree.map(np.ones_like, params)]))  # the rate is 0.1
-  powers = {'embedding': 6, 'space': (5, 4), 'motion': (3,), 'classify': (2, 1), 'head': 0}
+  powers = {'embedding': 6, 'space': (5, 4), 'motion': (3,), 'class': (2, 1), 'head': 0}
   for name, power in powers.items():
     (value,) = jax.tree.leaves(after[name])
     expected = -0.1 * 0.5 ** np.asarray(power, np.float32)
@@ -131,20 +131,20 @@ def rates(config, batch_size=64, steps_per_epoch=10, steps=150):
   return np.asarray(jax.vmap(make_schedule(config, batch_size, steps_per_epoch, steps))(jnp.arange(steps + 1)))
 
 
-def test_steps_fall_at_the_epochs():
+def test_step_decay():
   values = rates(OptimizerConfig())
   np.testing.assert_allclose(values[:110], 0.005, rtol=1e-6)
   np.testing.assert_allclose(values[110:140], 0.0005, rtol=1e-6)
   np.testing.assert_allclose(values[140:150], 0.00005, rtol=1e-6)
 
 
-def test_epochs_need_not_be_whole_steps():
+def test_fractional_epochs():
   values = rates(OptimizerConfig(decay_epochs=(0.5, 1.0)), steps_per_epoch=2.6, steps=4)  # at 1.3 and 2.6 steps
   np.testing.assert_allclose(values, [0.005, 0.0005, 0.0005, 0.00005, 0.00005], rtol=1e-6)
 
 
 @pytest.mark.parametrize('schedule', ['steps', 'cosine'])
-def test_the_learning_rate_is_proportional_to_the_global_batch(schedule):
+def test_linear_scaling_with_the_global_batch_size(schedule):
   config = OptimizerConfig(schedule=schedule, warmup_epochs=1.0)
   np.testing.assert_allclose(rates(config, batch_size=1024), 16 * rates(config), rtol=1e-6)
 
@@ -155,14 +155,14 @@ def test_cosine():
   assert values[150] == 0
 
 
-def test_cosine_after_a_warm_up_ends_at_zero_too():
+def test_cosine_with_warmup_ends_at_zero():
   values = rates(OptimizerConfig(schedule='cosine', warmup_epochs=5.0))
   np.testing.assert_allclose(values[:51], 0.005 * np.minimum(1, np.arange(1, 52) / 50), rtol=1e-5)
   assert (np.diff(values[50:]) < 0).all()
   assert values[150] == 0
 
 
-def test_a_warm_up_does_not_move_the_falls():
+def test_warmup_does_not_shift_step_decay():
   plain, warm = rates(OptimizerConfig()), rates(OptimizerConfig(warmup_epochs=2.0))
   np.testing.assert_allclose(warm[:20], 0.005 * np.arange(1, 21) / 20, rtol=1e-5)
   np.testing.assert_array_equal(warm[20:], plain[20:])
@@ -172,8 +172,8 @@ def test_a_warm_up_does_not_move_the_falls():
   ('field', 'pattern', 'what'),
   [('freeze', '^heads', 'no parameter'), ('no_decay', 'biases', 'no parameter'), ('freeze', '.', 'every parameter')],
 )
-def test_a_pattern_that_is_a_typo(field, pattern, what):
+def test_patterns_without_effect_are_rejected(field, pattern, what):
   params = {'head': {'kernel': 0.0, 'bias': 0.0}, 'norm': {'scale': 0.0}}
   check_patterns(OptimizerConfig(freeze='^(?!head)', no_decay='bias$'), params)
-  with pytest.raises(UserError, match=rf'optimizer\.{field} .* matches {what}; their paths are like head/'):
+  with pytest.raises(UserError, match=rf'optimizer\.{field} .* matches {what}; examples of names: head/'):
     check_patterns(OptimizerConfig(**{field: pattern}), params)

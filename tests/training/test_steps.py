@@ -1,4 +1,4 @@
-"""The step functions: the gradient of the mean loss, however the batch is cut up and wherever it lies."""
+"""Step functions: the gradient of the mean loss for any number of microbatches and devices."""
 
 import dataclasses
 import functools
@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from mevit_jax.config.augment import AugmentConfig
+from mevit_jax.config.data import Normalization
 from mevit_jax.config.mesh import MeshConfig
 from mevit_jax.config.model import MEViTConfig
 from mevit_jax.config.optimizer import OptimizerConfig
+from mevit_jax.config.training import TrainingConfig
 from mevit_jax.models.functional import build_model, parameter_shapes
 from mevit_jax.parallel.mesh import make_mesh
 from mevit_jax.parallel.placement import batch_sharding, param_shardings
@@ -25,6 +27,7 @@ pytestmark = pytest.mark.usefixtures('compile_once')
 
 CLASSES, BATCH, RATE = 5, 32, 0.1
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+NORMALIZATION = Normalization(MEAN, STD)
 CONFIG = MEViTConfig(
   classes=CLASSES, frames=2, image_size=(8, 8), patch_size=(4, 4), width=8, heads=2, mlp_dim=16,
   space_blocks=0, motion_blocks=1, class_blocks=0, dtype='float32',
@@ -43,8 +46,9 @@ def compiled_step(config, devices, accumulate, augmentation):
   mesh = make_mesh(MeshConfig(data=devices))
   rows = batch_sharding(mesh)
   step = make_train_step(
-    build_model(config), OPTIMIZER, augmentation=augmentation, mirrors=(1, 0, 2, 3, -1), mean=MEAN, std=STD,
-    label_smoothing=0.2, accumulate=accumulate, seed=4, sharding=rows,
+    build_model(config), OPTIMIZER,
+    training=TrainingConfig(label_smoothing=0.2, accumulate=accumulate, seed=4, batch_size=BATCH),
+    augmentation=augmentation, normalization=NORMALIZATION, mirrors=(1, 0, 2, 3, -1), sharding=rows,
   )  # fmt: skip
   shardings = param_shardings(first_state(config), mesh)
   step = jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, None))
@@ -53,7 +57,7 @@ def compiled_step(config, devices, accumulate, augmentation):
 
 @functools.cache
 def step_once(config=CONFIG, devices=1, accumulate=1, augmentation=FLIPS, step=0):
-  """The state after one step on this many devices and in as many parts, and its metrics."""
+  """Runs one step on `devices` devices with `accumulate` microbatches; returns state and metrics."""
   state = dataclasses.replace(first_state(config), step=np.int32(step))
   compiled = compiled_step(config, devices, accumulate, augmentation)
   return compiled(*jax.device_put((state, BATCHED), compiled.input_shardings[0]))
@@ -61,20 +65,20 @@ def step_once(config=CONFIG, devices=1, accumulate=1, augmentation=FLIPS, step=0
 
 @functools.cache
 def first_state(config=CONFIG, ema=False):
-  """Random everywhere: a head that starts at zero would let no gradient through."""
+  """Builds a state with random params: a zero head would stop the gradient."""
   rng = np.random.default_rng(2)
   params = jax.tree.map(lambda x: np.float32(0.3 * rng.normal(size=x.shape)), build_model(config).abstract)
   return create_state(OPTIMIZER, params, ema)
 
 
 def named(params):
-  """Params by name, but for key biases: their gradient is zero in exact arithmetic, and nothing but rounding here."""
+  """Returns params by name, except for key biases, whose exact gradient is zero."""
   leaves = zip(parameter_shapes(params), jax.tree.leaves(params), strict=True)
   return {name: np.asarray(x) for name, x in leaves if not name.endswith('key/bias')}
 
 
 def assert_same_update(params, others, tolerance=2e-6):
-  """As close as `tolerance` of the largest parameter."""
+  """Compares params; `tolerance` is relative to the largest parameter."""
   largest = max(np.abs(x).max() for x in named(others).values())
   for name, other in named(others).items():
     np.testing.assert_allclose(named(params)[name], other, rtol=1e-6, atol=tolerance * largest, err_msg=name)
@@ -92,7 +96,7 @@ def test_a_step_is_sgd_on_the_mean_cross_entropy():
     return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean(), logits
 
   (loss, logits), gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(before)
-  # The first step of Nesterov's momentum: 1.9 times the gradient, of which weight decay is a part.
+  # The first step of Nesterov's momentum: 1.9 times the gradient, including weight decay.
   expected = jax.tree.map(lambda p, g: p - RATE * 1.9 * (g + 0.01 * p), before, gradient)
   assert_same_update(state.params, expected)
   assert int(state.step) == 1
@@ -103,8 +107,8 @@ def test_a_step_is_sgd_on_the_mean_cross_entropy():
 
 
 @pytest.mark.parametrize(('devices', 'accumulate'), [(8, 1), (8, 2), (1, 4)])
-def test_devices_and_parts_of_a_batch_change_nothing(devices, accumulate):
-  """Flips among it: a row's randomness is its own."""
+def test_sharding_and_accumulation_do_not_change_the_update(devices, accumulate):
+  """Including flips: randomness is keyed by example."""
   state, metrics = step_once(CONFIG, devices, accumulate)
   expected, others = step_once()
   assert_same_update(state.params, expected.params)
@@ -114,8 +118,8 @@ def test_devices_and_parts_of_a_batch_change_nothing(devices, accumulate):
   np.testing.assert_allclose(metrics['gradient_norm'], others['gradient_norm'], rtol=1e-5)
 
 
-def test_devices_and_parts_of_a_batch_change_nothing_of_augmentation():
-  """Nor of what is mixed: neighbours stay together. No device is sent another's clips."""
+def test_sharding_and_accumulation_do_not_change_augmentation():
+  """Mixed pairs stay together, and clips are not communicated between devices."""
   state, metrics = step_once(CONFIG, 8, 2, ALL)
   expected, others = step_once(augmentation=ALL)
   assert_same_update(state.params, expected.params)
@@ -124,26 +128,26 @@ def test_devices_and_parts_of_a_batch_change_nothing_of_augmentation():
   compiled = compiled_step(CONFIG, 8, 2, ALL).as_text()
   sent = re.findall(r' (all-gather|all-to-all|collective-permute|all-reduce)(?:-start)?\(', compiled)
   assert set(sent) == {'all-reduce'}
-  assert 'u8[4,2,8,8,3]' in compiled  # a device's clips
+  assert 'u8[4,2,8,8,3]' in compiled  # clips of one device
 
 
-def test_flips_happen():
+def test_flips_change_the_loss():
   assert abs(step_once()[1]['loss'] - step_once(augmentation=PLAIN)[1]['loss']) > 1e-4
 
 
-def test_drop_path_is_the_same_on_many_devices():
+def test_sharding_does_not_change_drop_path():
   one, many = (step_once(DROPPING, devices, augmentation=PLAIN) for devices in (1, 8))
   assert_same_update(many[0].params, one[0].params)
 
 
-def test_another_step_drops_others():
+def test_drop_path_depends_on_the_step():
   one, other = (step_once(DROPPING, augmentation=PLAIN, step=step)[1]['loss'] for step in (0, 1))
   assert abs(one - other) > 1e-4
 
 
 @functools.cache
-def poisoned_step(stops):
-  """A step, with a running mean, whose loss is NaN for a batch that is black."""
+def poisoned_step(stop):
+  """Builds a step with EMA whose loss is NaN for a black batch."""
   model = build_model(CONFIG)
 
   def apply(params, video, key=None):
@@ -151,19 +155,20 @@ def poisoned_step(stops):
 
   return jax.jit(
     make_train_step(
-      dataclasses.replace(model, apply=apply), OPTIMIZER, augmentation=AugmentConfig(), mirrors=range(CLASSES),
-      mean=MEAN, std=STD, label_smoothing=0.2, accumulate=1, seed=4, ema=0.9, stops=stops,
+      dataclasses.replace(model, apply=apply), OPTIMIZER,
+      training=TrainingConfig(label_smoothing=0.2, seed=4, ema=0.9, on_nonfinite='stop' if stop else 'skip'),
+      augmentation=AugmentConfig(), normalization=NORMALIZATION, mirrors=range(CLASSES),
     ),
     donate_argnums=0,
   )  # fmt: skip
 
 
-def run_steps(batches, stops=False):
-  """The state after good ('g') and poisoned ('p') batches, and which of them were dropped."""
+def run_steps(batches, stop=False):
+  """Runs good ('g') and poisoned ('p') batches; returns the state and a string of dropped updates."""
   state, skipped = jax.tree.map(jnp.copy, first_state(ema=True)), ''  # it is donated
   for kind in batches:
     video = VIDEO if kind == 'g' else np.zeros_like(VIDEO)
-    state, metrics = poisoned_step(stops)(state, {'video': video, 'label': LABELS})
+    state, metrics = poisoned_step(stop)(state, {'video': video, 'label': LABELS})
     skipped += str(int(metrics['skipped']))
   return state, skipped
 
@@ -174,7 +179,7 @@ def assert_same_bits(one, other):
     assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def test_an_update_that_is_not_finite_leaves_no_trace_but_its_step():
+def test_a_non_finite_update_changes_only_the_step():
   (state, skipped), (expected, none) = run_steps('gp'), run_steps('g')
   assert (skipped, none) == ('01', '0')
   assert (int(state.step), int(state.skipped)) == (2, 1)
@@ -184,16 +189,16 @@ def test_an_update_that_is_not_finite_leaves_no_trace_but_its_step():
   assert np.isfinite(np.concatenate([np.ravel(x) for x in jax.tree.leaves(state)])).all()
 
 
-def test_a_run_that_is_to_stop_stands_still_from_there():
-  """The host looks late: what it then saves is what it would have saved had it looked at once."""
-  (state, skipped), (expected, _) = run_steps('gpgg', stops=True), run_steps('g', stops=True)
+def test_updates_after_a_stop_are_dropped():
+  """The host reads metrics late, and still saves the state before the non-finite step."""
+  (state, skipped), (expected, _) = run_steps('gpgg', stop=True), run_steps('g', stop=True)
   assert skipped == '0111'
   found = dataclasses.replace(state, step=state.step - state.skipped, skipped=jnp.zeros_like(state.skipped))
   assert_same_bits(found, expected)
 
 
-def test_the_running_mean():
-  """TensorFlow's: decay min(0.9, (1 + n) / (10 + n)) after n updates; it starts as the parameters."""
+def test_ema():
+  """Decay as in TensorFlow: min(0.9, (1 + n) / (10 + n)) after n updates, initialized with the parameters."""
   mean = named(first_state(ema=True).ema)
   for n in range(3):
     decay = min(0.9, (1 + n) / (10 + n))
@@ -222,7 +227,7 @@ def test_evaluation_gives_the_logits_of_every_view(devices):
   video = VIDEO.reshape(-1, 2, *VIDEO.shape[1:])  # b v t h w 3
   mesh = make_mesh(MeshConfig(data=devices))
   params = jax.device_put(first_state().params, param_shardings(first_state().params, mesh))
-  step = jax.jit(make_evaluation_step(build_model(CONFIG), mean=MEAN, std=STD), out_shardings=batch_sharding(mesh))
+  step = jax.jit(make_evaluation_step(build_model(CONFIG), NORMALIZATION), out_shardings=batch_sharding(mesh))
   output = step(params, jax.device_put(video, batch_sharding(mesh)))
   pixels = ((VIDEO / 255 - np.asarray(MEAN)) / np.asarray(STD)).astype(np.float32)
   expected = np.asarray(jax.jit(build_model(CONFIG).apply)(first_state().params, pixels)).reshape(-1, 2, CLASSES)

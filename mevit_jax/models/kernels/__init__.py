@@ -1,4 +1,4 @@
-"""Attention as one kernel: what the plain path of `attention.py` does, without its logits and layouts in memory."""
+"""Fused grouped attention: `attention.py` as one kernel, without logits or transposed copies in memory."""
 
 import functools
 
@@ -9,7 +9,7 @@ from mevit_jax.models.kernels import tpu
 from mevit_jax.models.kernels.cost import ROWS, VMEM, Cost, cost, vmem_bytes
 from mevit_jax.models.kernels.windows import Blocks, Plan, plan_motion, plan_space
 
-# The class token's query, key and value, each `b d`.
+# Query, key and value of the class token, each `b d`.
 Token = tuple[jax.Array, jax.Array, jax.Array]
 
 
@@ -23,29 +23,29 @@ def fused_attention(
   blocks: Blocks | None,
   interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
-  """Attention within groups of patches, which the class token may join as a key and as a query (eqs. 6 and 8).
+  """Computes attention within groups of patches, with the class token as an additional key and query (eqs. 6, 8).
 
   Args:
     query: `b t n d`, n in block order, d = h·k with heads outermost.
-    key: likewise.
-    value: likewise.
-    token: the class token's query, key and value `b d`, or None.
-    heads: `h`.
-    blocks: the blocks of a frame by region, `MEViTConfig.blocks`: a group is a block in all frames. None: a frame.
-    interpret: whether to run it step by step on any device, for tests.
+    key: `b t n d`.
+    value: `b t n d`.
+    token: query, key and value of the class token, `b d` each, or None.
+    heads: number of heads, `h`.
+    blocks: blocks of a frame by region, `MEViTConfig.blocks`: a group is a block in all frames. None: a frame.
+    interpret: run the kernel in Pallas' interpreter, on any device, for tests.
 
   Returns:
-    `b t n d`, and the mean over groups of the class token's outputs `b d`, or None.
+    Outputs of the patches `b t n d`, and of the class token, averaged over groups, `b d` or None.
   """
-  one = None if token is None else jnp.stack(token, axis=1)  # b 3 d
-  output, token_output = _attention(query, key, value, one, heads, blocks, interpret)
+  stacked = None if token is None else jnp.stack(token, axis=1)  # b 3 d
+  output, token_output = _attention(query, key, value, stacked, heads, blocks, interpret)
   return output, None if token_output is None else token_output.astype(query.dtype)
 
 
 def supported(
   shape: tuple[int, int, int, int], *, heads: int, blocks: Blocks | None, token: bool, dtype: jnp.dtype
 ) -> bool:
-  """Whether `fused_attention` takes `b t n d` of this dtype: at most four bytes a number, windows that fit in VMEM."""
+  """Returns whether `fused_attention` supports `b t n d`: a dtype of at most four bytes, windows that fit in VMEM."""
   itemsize = jnp.dtype(dtype).itemsize
   if itemsize > 4:
     return False
@@ -56,7 +56,7 @@ def supported(
 def fused_cost(
   shape: tuple[int, int, int, int], *, heads: int, blocks: Blocks | None, token: bool, dtype: jnp.dtype
 ) -> tuple[Cost, Cost]:
-  """What `fused_attention` of `b t n d` costs, forward and backward."""
+  """Estimates the forward and backward cost of `fused_attention` for `b t n d`."""
   plan, itemsize = _plan(shape, blocks, token), jnp.dtype(dtype).itemsize
   return cost(shape, heads, plan, token, False, itemsize), cost(shape, heads, plan, token, True, itemsize)
 
@@ -68,19 +68,19 @@ def _attention(query, key, value, token, heads, blocks, interpret):
 
 def _attention_forward(query, key, value, token, heads, blocks, interpret):
   plan = _plan(query.shape, blocks, token is not None)
-  output, *sums = tpu.forward(query, key, value, token, plan, heads, interpret)
+  output, *sums = tpu.forward((query, key, value, token), plan, heads, interpret)
   token_output = sums[0][:, 0] / sum(plan.groups) if sums else None
   return (output, token_output), (query, key, value, token)
 
 
-def _attention_backward(heads, blocks, interpret, kept, gradients):
-  query, key, value, token = kept
+def _attention_backward(heads, blocks, interpret, residuals, gradients):
+  query, key, value, token = residuals
   gradient, token_gradient = gradients
   plan = _plan(query.shape, blocks, token is not None)
   if token is not None:
     token_gradient = token_gradient.astype(query.dtype)[:, None]  # b 1 d
-  found = tpu.backward(query, key, value, token, gradient, token_gradient, plan, heads, interpret)
-  return *found[:3], None if token is None else found[3].astype(token.dtype)
+  outputs = tpu.backward((query, key, value, token), (gradient, token_gradient), plan, heads, interpret)
+  return *outputs[:3], None if token is None else outputs[3].astype(token.dtype)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)

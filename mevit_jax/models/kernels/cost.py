@@ -1,20 +1,20 @@
-"""What the kernels cost, and which shapes they take."""
+"""Cost and memory of the kernels."""
 
 from typing import NamedTuple
 
 from mevit_jax.models.kernels.windows import LANES, Plan, lanes_of, registers_of, round_up
 
-ROWS = 1024  # of a window: all its logits stand in VMEM at once
-VMEM = 40 * 2**20  # of the smallest chip's 64 MiB, the compiler's own needs aside
+ROWS = 1024  # maximum rows of a window, whose logits are all in VMEM at once
+VMEM = 40 * 2**20  # bytes; the smallest chip has 64 MiB, part of which the compiler needs
 
 
 class Cost(NamedTuple):
-  """Of one call.
+  """Cost of one call.
 
   Attributes:
-    flops: of the matrix units, their 128 x 128 tiles padded; a multiply-add is two.
-    bytes: to and from the chip's memory.
-    exponentials: padding among them.
+    flops: matrix unit FLOPs, including the padding of 128 x 128 tiles; a multiply-add is two.
+    bytes: HBM traffic.
+    exponentials: number of exponentials, including padding.
   """
 
   flops: int
@@ -23,11 +23,11 @@ class Cost(NamedTuple):
 
 
 def cost(shape: tuple[int, int, int, int], heads: int, plan: Plan, token: bool, backward: bool, itemsize: int) -> Cost:
-  """Counts a forward or a backward pass over `b t n d`: what the kernel does, not what attention needs."""
+  """Counts what the kernel executes, padding included, in a forward or backward pass over `b t n d`."""
   b, t, n, d = shape
   lanes, width = lanes_of(d, heads), d // heads
-  down, across = plan.rows, -(-plan.rows // LANES)  # keys, and tiles of queries or of keys
-  tiles = 0  # rows that go through a tile, of one window and of all heads
+  down, across = plan.rows, -(-plan.rows // LANES)  # keys; tiles of queries or keys
+  tiles = 0  # rows passed through a tile, for one window and all heads
   for head in range(lanes // width):
     first, last = registers_of(head, width, lanes)
     registers = -(-(last - first) // LANES)
@@ -45,7 +45,7 @@ def cost(shape: tuple[int, int, int, int], heads: int, plan: Plan, token: bool, 
 
 
 def vmem_bytes(shape: tuple[int, int, int, int], heads: int, plan: Plan, itemsize: int) -> int:
-  """What the backward pass, the larger one, holds in VMEM: its arrays twice, as the next ones are on their way."""
+  """Estimates the VMEM of the backward pass, the larger one; its arrays are double-buffered."""
   _, t, _, d = shape
   lanes = lanes_of(d, heads)
   array = t * round_up(plan.padded, 8) * round_up(lanes, LANES) * itemsize

@@ -1,13 +1,14 @@
-"""Fused attention within groups for TPU (Pallas, Mosaic): no layout is moved, and no logits leave the chip's VMEM.
+"""Fused grouped attention for TPU (Pallas, Mosaic): nothing is transposed in HBM, and logits stay in VMEM.
 
-A program reads all frames and patches of one example and some heads (128 lanes, mostly two heads) and goes through
-them window by window (windows.py). Logits stand transposed, keys down and queries across, so that the softmax reduces
-along sublanes, which is cheap; heads are told apart by zeros in the lanes of the others, which costs a matrix unit
-nothing and moves nothing. The backward pass keeps only the inputs: the probabilities are computed again.
+A program reads all frames and patches of one example and some heads (128 lanes, usually two heads) and processes them
+window by window (windows.py). Logits are transposed, `keys queries`, so that the softmax reduces along sublanes, which
+is cheap. A head is selected by zeroing the lanes of the others, which is free in the matrix unit. The backward pass
+saves only the inputs and recomputes the probabilities.
 """
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,17 @@ from mevit_jax.models.kernels.windows import PACKED, Plan, lanes_of, registers_o
 _ROWS_AND_LANES = (((1,), (1,)), ((), ()))  # x @ y.T
 
 
-@functools.partial(jax.jit, static_argnames=('plan', 'heads', 'interpret'))  # traced once for all blocks
-def forward(query, key, value, token, plan: Plan, heads: int, interpret: bool):
-  """Queries, keys, values `b t n d`, token's `b 3 d` or None -> `b t n d` and the token's, over groups, `b 1 d`."""
+@functools.partial(jax.jit, static_argnames=('plan', 'heads', 'interpret'))  # traced once for all blocks of the model
+def forward(inputs: tuple, plan: Plan, heads: int, interpret: bool):
+  """Computes the outputs of the patches `b t n d`, and of the class token, summed over groups, `b 1 d`.
+
+  Args:
+    inputs: queries, keys and values `b t n d`, and those of the class token `b 3 d` or None.
+    plan: windows.
+    heads: number of heads, `h`.
+    interpret: run in Pallas' interpreter.
+  """
+  query, key, value, token = inputs
   b, d = query.shape[0], query.shape[-1]
   outputs = [jax.ShapeDtypeStruct(query.shape, query.dtype)]
   if token is not None:
@@ -31,8 +40,17 @@ def forward(query, key, value, token, plan: Plan, heads: int, interpret: bool):
 
 
 @functools.partial(jax.jit, static_argnames=('plan', 'heads', 'interpret'))
-def backward(query, key, value, token, gradient, token_gradient, plan: Plan, heads: int, interpret: bool):
-  """Gradients of `forward`'s query, key, value, and of the token's `b 3 d`; `token_gradient` is its mean's, `b 1 d`."""
+def backward(inputs: tuple, gradients: tuple, plan: Plan, heads: int, interpret: bool):
+  """Computes the gradients of the inputs of `forward`.
+
+  Args:
+    inputs: inputs of `forward`.
+    gradients: gradients of the patches' outputs `b t n d` and of the class token's, averaged over groups, `b 1 d`.
+    plan: windows.
+    heads: number of heads, `h`.
+    interpret: run in Pallas' interpreter.
+  """
+  (query, key, value, token), (gradient, token_gradient) = inputs, gradients
   b, d = query.shape[0], query.shape[-1]
   outputs = [jax.ShapeDtypeStruct(query.shape, query.dtype)] * 3
   if token is not None:
@@ -40,7 +58,8 @@ def backward(query, key, value, token, gradient, token_gradient, plan: Plan, hea
   return _call(_backward, [query, key, value, gradient], [token, token_gradient], outputs, plan, heads, interpret)
 
 
-def _call(kernel, patches, tokens, outputs, plan, heads, interpret):
+def _call(kernel: Callable, patches: list, tokens: list, outputs: list, plan: Plan, heads: int, interpret: bool):
+  """Calls a kernel with a grid of (examples, groups of heads)."""
   b, t, _, d = patches[0].shape
   lanes, size = lanes_of(d, heads), patches[0].dtype.itemsize
   count = cost(patches[0].shape, heads, plan, tokens[0] is not None, kernel is _backward, size)
@@ -70,32 +89,36 @@ def _call(kernel, patches, tokens, outputs, plan, heads, interpret):
   )(table, jnp.asarray(plan.bias), *patches, *tokens)
 
 
-def _forward(table, bias, query, key, value, *refs, plan, width, token):
+def _forward(table, bias, *refs, plan: Plan, width: int, token: bool):
+  """Kernel of `forward`; `width` is the head width."""
+  query, key, value, *refs = refs
   token_ref, output, token_output = refs if token else (None, *refs, None)
   heads = range(query.shape[-1] // width)
   if token:
     token_output[...] = jnp.zeros_like(token_output)
 
   def windows(ws, ragged):
-    rows = [_Window(plan, table, w, ragged) for w in ws]
-    read = [[one.read(ref, token_ref, i) for i, ref in enumerate((query, key, value))] for one in rows]
-    logits = [[_heads_dot(k, q, head, width) for head in heads] for q, k, _ in read]
-    weights = [[_softmax(x, bias[one.pattern], width) for x in xs] for one, xs in zip(rows, logits, strict=True)]
-    values = [v.T for _, _, v in read]  # lanes keys
+    batch = [_Window(plan, table, w, ragged) for w in ws]
+    inputs = [[window.read(ref, token_ref, i) for i, ref in enumerate((query, key, value))] for window in batch]
+    logits = [[_heads_dot(k, q, head, width) for head in heads] for q, k, _ in inputs]
+    weights = [[_softmax(x, bias[window.pattern], width) for x in xs] for window, xs in zip(batch, logits, strict=True)]
+    values = [v.T for _, _, v in inputs]  # lanes keys
     parts = [
       [_dot(v[head * width : (head + 1) * width], x.astype(v.dtype)) / total for head, (x, total) in enumerate(xs)]
       for v, xs in zip(values, weights, strict=True)
     ]
-    for one, xs in zip(rows, parts, strict=True):
+    for window, xs in zip(batch, parts, strict=True):
       result = jnp.concatenate(xs, axis=0).T  # queries lanes
-      one.write(output, result.astype(query.dtype))
+      window.write(output, result.astype(query.dtype))
       if token:
-        token_output[0] += one.token_sum(result, True)
+        token_output[0] += window.token_sum(result, True)
 
-  _each_window(plan, windows)
+  _for_each_window(plan, windows)
 
 
-def _backward(table, bias, query, key, value, gradient, *refs, plan, width, token):
+def _backward(table, bias, *refs, plan: Plan, width: int, token: bool):
+  """Kernel of `backward`; `width` is the head width."""
+  query, key, value, gradient, *refs = refs
   token_ref, token_gradient, *outputs = refs if token else (None, None, *refs)
   heads = range(query.shape[-1] // width)
   scale = width**-0.5
@@ -103,43 +126,43 @@ def _backward(table, bias, query, key, value, gradient, *refs, plan, width, toke
     outputs[3][...] = jnp.zeros_like(outputs[3])
 
   def windows(ws, ragged):
-    rows = [_Window(plan, table, w, ragged) for w in ws]
-    read = [
+    batch = [_Window(plan, table, w, ragged) for w in ws]
+    inputs = [
       [
-        *(one.read(ref, token_ref, i) for i, ref in enumerate((query, key, value))),
-        one.read_gradient(gradient, token_gradient),
+        *(window.read(ref, token_ref, i) for i, ref in enumerate((query, key, value))),
+        window.read_gradient(gradient, token_gradient),
       ]
-      for one in rows
+      for window in batch
     ]
-    logits = [[_heads_dot(k, q, head, width) for head in heads] for q, k, _, _ in read]
-    dweights = [[_heads_dot(v, do, head, width) for head in heads] for _, _, v, do in read]
-    both = []
-    for one, xs, ys in zip(rows, logits, dweights, strict=True):
+    logits = [[_heads_dot(k, q, head, width) for head in heads] for q, k, _, _ in inputs]
+    dweights = [[_heads_dot(v, do, head, width) for head in heads] for _, _, v, do in inputs]
+    both = []  # weights and gradients of logits, by window and head
+    for window, xs, ys in zip(batch, logits, dweights, strict=True):
       for x, y in zip(xs, ys, strict=True):
-        weights, total = _softmax(x, bias[one.pattern], width)
-        share = one.share(x.shape[1])
-        weights = weights * (share / total)
-        dlogits = weights * (y - jnp.sum(weights * y, axis=0, keepdims=True) / share)
+        weights, total = _softmax(x, bias[window.pattern], width)
+        factor = window.output_factor(x.shape[1])
+        weights = weights * (factor / total)
+        dlogits = weights * (y - jnp.sum(weights * y, axis=0, keepdims=True) / factor)
         both.append((weights.astype(query.dtype), dlogits.astype(query.dtype)))
-    for i, (one, (q, k, _, do)) in enumerate(zip(rows, read, strict=True)):
-      across = [x.T for x in (k, q, do)]  # lanes rows: a head is rows of it
+    for i, (window, (q, k, _, do)) in enumerate(zip(batch, inputs, strict=True)):
+      transposed = [x.T for x in (k, q, do)]  # lanes rows: a head is a range of rows
       parts: list[list[jax.Array]] = [[], [], []]
       for head, (weights, dlogits) in enumerate(both[i * len(heads) : (i + 1) * len(heads)]):
-        keys, queries, gradients = (x[head * width : (head + 1) * width] for x in across)
+        keys, queries, gradients = (x[head * width : (head + 1) * width] for x in transposed)
         parts[0].append(_dot(keys, dlogits) * scale)  # k queries
         parts[1].append(_dot(queries, dlogits, _ROWS_AND_LANES) * scale)  # k keys
         parts[2].append(_dot(gradients, weights, _ROWS_AND_LANES))  # k keys
       for j, xs in enumerate(parts):
         x = jnp.concatenate(xs, axis=0).T  # rows lanes
-        one.write(outputs[j], x.astype(q.dtype))
+        window.write(outputs[j], x.astype(q.dtype))
         if token:
-          outputs[3][0, j : j + 1] += one.token_sum(x, j == 0)
+          outputs[3][0, j : j + 1] += window.token_sum(x, j == 0)
 
-  _each_window(plan, windows)
+  _for_each_window(plan, windows)
 
 
 def _softmax(logits, bias, width):
-  """The exponentials of a head's logits `keys queries`, at most 1, and their sums `1 queries`."""
+  """Returns unnormalized softmax weights `keys queries`, at most 1, and their sums `1 queries`."""
   logits = logits + jnp.concatenate([bias] * math.ceil(logits.shape[1] / bias.shape[1]), axis=1)[:, : logits.shape[1]]
   largest = jnp.max(logits, axis=0, keepdims=True)
   weights = jnp.exp2((logits - largest) * (width**-0.5 * math.log2(math.e)))
@@ -147,13 +170,13 @@ def _softmax(logits, bias, width):
 
 
 def _heads_dot(x, y, head, width):
-  """`rows lanes` and `columns lanes` of all heads -> the products of one head `rows columns`."""
+  """Multiplies `rows lanes` and `columns lanes` for one head: `rows columns`."""
   first, last = registers_of(head, width, x.shape[1])
-  return _dot(x[:, first:last], _only(y, head, width), _ROWS_AND_LANES)
+  return _dot(x[:, first:last], _select_head(y, head, width), _ROWS_AND_LANES)
 
 
-def _only(x, head, width):
-  """The registers of a head, with zeros for other heads."""
+def _select_head(x, head, width):
+  """Returns the registers of a head, with the lanes of other heads zeroed."""
   first, last = registers_of(head, width, x.shape[1])
   if last - first == width:
     return x[:, first:last]
@@ -166,13 +189,13 @@ def _dot(x, y, dimensions=(((1,), (0,)), ((), ()))):
   return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _choose(mask, x, y):
-  """Where rows are chosen; in float32, as Mosaic has no masks of rows for registers that pack two of them."""
+def _where(mask, x, y):
+  """Selects rows like `jnp.where`, in float32: Mosaic has no row masks for packed (16-bit) registers."""
   return jnp.where(mask, x.astype(jnp.float32), y.astype(jnp.float32)).astype(x.dtype)
 
 
-def _each_window(plan: Plan, windows):
-  """Runs `windows(ws, ragged)` for all; some at once, as one's matrix products hide behind another's softmax."""
+def _for_each_window(plan: Plan, windows):
+  """Runs `windows(ws, ragged)` for all windows, several at once to overlap matrix products with softmax."""
 
   def loop(first, last, ragged):
     at_once = min(plan.at_once, last - first)
@@ -195,43 +218,43 @@ def _each_window(plan: Plan, windows):
 
 
 class _Window:
-  """A window's rows: read with the class token's in their place, and written back."""
+  """Reads and writes the rows of a window, with the class token's rows inserted."""
 
   def __init__(self, plan: Plan, table, w, ragged: bool):
     self.plan, self.w, self.ragged = plan, w, ragged
     start, self.first, self.last, self.groups, self.pattern = (table[i, w] for i in range(5))
     self.start = pl.multiple_of(start, 8)
 
-  def _at(self):
+  def _index(self):
     plan = self.plan
     if plan.space:
       return 0, self.w
     return 0, slice(None), pl.ds(self.start, plan.size)
 
   def _mask(self, lanes, first, last):
-    """Which rows are of the patches from `first` to `last`."""
+    """Returns a mask of the rows of patches from `first` to `last`."""
     plan = self.plan
     patch = jax.lax.broadcasted_iota(jnp.int32, (plan.frames, plan.size, lanes), 1)
     patch = patch.reshape(plan.frames * plan.size, lanes)
     return (patch >= first) & (patch < last)
 
   def _join(self, x, filler):
-    """Rows of patches, then the class token's (or zeros)."""
+    """Appends the class token's rows (or zeros) to rows of patches."""
     plan = self.plan
     tail = plan.first_token_row // PACKED * PACKED
     if tail < len(x):
       row = tail + jax.lax.broadcasted_iota(jnp.int32, (len(x) - tail, x.shape[1]), 0)
-      last = _choose(row < plan.first_token_row, x[tail:], filler(len(x) - tail, tail))
+      last = _where(row < plan.first_token_row, x[tail:], filler(len(x) - tail, tail))
       x = last if tail == 0 else jnp.concatenate([x[:tail], last], axis=0)
     if len(x) < plan.rows:
       x = jnp.concatenate([x, filler(plan.rows - len(x), len(x))], axis=0)
     return x
 
   def read(self, ref, token_ref, i):
-    """`rows lanes` of queries, keys or values; `i` is the row of the token's."""
+    """Reads queries, keys or values, `rows lanes`; `i` is their row in `token_ref`."""
     x = self._patches(ref)
-    if self.ragged and not self.plan.space:  # what lies after the last patch may be anything
-      x = _choose(self._mask(x.shape[1], 0, self.plan.patches - self.start), x, jnp.zeros_like(x))
+    if self.ragged and not self.plan.space:  # memory after the last patch is undefined
+      x = _where(self._mask(x.shape[1], 0, self.plan.patches - self.start), x, jnp.zeros_like(x))
 
     def filler(count, _):
       if token_ref is None:
@@ -241,41 +264,41 @@ class _Window:
     return self._join(x, filler)
 
   def read_gradient(self, ref, token_ref):
-    """`rows lanes` of an output's gradient, 0 for rows that are not the window's own."""
+    """Reads the gradient of the output, `rows lanes`, 0 for rows that belong to other windows."""
     x = self._patches(ref)
     if self.ragged and not self.plan.space:
-      x = _choose(self._mask(x.shape[1], self.first, self.last), x, jnp.zeros_like(x))
+      x = _where(self._mask(x.shape[1], self.first, self.last), x, jnp.zeros_like(x))
 
     def filler(count, first):
       zeros = jnp.zeros((count, x.shape[1]), x.dtype)
       if token_ref is None:
         return zeros
       row = first + jax.lax.broadcasted_iota(jnp.int32, zeros.shape, 0)
-      return _choose(row < self.plan.first_token_row + self.groups, jnp.broadcast_to(token_ref[0], zeros.shape), zeros)
+      return _where(row < self.plan.first_token_row + self.groups, jnp.broadcast_to(token_ref[0], zeros.shape), zeros)
 
     return self._join(x, filler)
 
   def write(self, ref, x):
-    """Writes the patches' rows."""
+    """Writes the rows of the patches."""
     plan = self.plan
     x = x[: plan.frames * plan.size]
     if self.ragged and not plan.space:
-      x = _choose(self._mask(x.shape[1], self.first, self.last), x, self._patches(ref))
-    ref[self._at()] = x if plan.space else x.reshape(plan.frames, plan.size, x.shape[1])
+      x = _where(self._mask(x.shape[1], self.first, self.last), x, self._patches(ref))
+    ref[self._index()] = x if plan.space else x.reshape(plan.frames, plan.size, x.shape[1])
 
-  def share(self, queries):
-    """What a query's output counts for, `1 queries`: the class token's outputs are averaged over all groups."""
+  def output_factor(self, queries):
+    """Returns the weight of each query's output, `1 queries`: the class token's are averaged over all groups."""
     query = jax.lax.broadcasted_iota(jnp.int32, (1, queries), 1)
     return jnp.where(query < self.plan.first_token_row, 1.0, 1 / sum(self.plan.groups))
 
-  def token_sum(self, x, of_groups):
-    """The sum of the class token's rows, one a group of the window (or the first alone): `1 lanes`, float32."""
+  def token_sum(self, x, all_groups):
+    """Sums the class token's rows, one per group of the window, or takes only the first: `1 lanes`, float32."""
     tail = self.plan.first_token_row // PACKED * PACKED
     x = x[tail:].astype(jnp.float32)
     row = tail - self.plan.first_token_row + jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
-    count = self.groups if of_groups else 1
+    count = self.groups if all_groups else 1
     return jnp.sum(jnp.where((row >= 0) & (row < count), x, 0), axis=0, keepdims=True)
 
   def _patches(self, ref):
-    x = ref[self._at()]
+    x = ref[self._index()]
     return x if self.plan.space else x.reshape(-1, x.shape[-1])

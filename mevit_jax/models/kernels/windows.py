@@ -1,4 +1,4 @@
-"""Which rows of a clip a kernel reads at once: windows of patches that hold whole groups."""
+"""Windows of patches that a kernel processes at once; each contains complete groups."""
 
 import dataclasses
 import functools
@@ -6,38 +6,38 @@ import math
 
 import numpy as np
 
-# Regions of equal blocks, each (blocks down, blocks across, block height, block width): `MEViTConfig.blocks`.
+# `MEViTConfig.blocks`: regions of equal blocks, each (blocks down, blocks across, block height, block width).
 Blocks = tuple[tuple[int, int, int, int], ...]
 
-SUBLANES = 8  # rows of a register of float32: windows start at multiples of them
-PACKED = 16  # rows of a register of bfloat16
+SUBLANES = 8  # rows of a float32 register; windows start at multiples
+PACKED = 16  # rows of a bfloat16 register
 LANES = 128
-MASKED = -1e30  # added to a logit whose key is of another group; finite, so that a difference of two is a number
+MASKED = -1e30  # added to logits of keys in other groups; finite, so that differences are not NaN
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-  """The windows of an attention.
+  """Windows of an attention.
 
-  A window is `size` patches of `frames` frames, flattened to rows; the class token's rows follow, one a group of the
-  window: each is a query of its own group, and the first is a key of every group. Space attention's windows are the
-  frames (`frames` is 1), and the class token stands where the padding of the last register would. Motion attention's
-  windows are patches in all frames, `starts` the first of each.
+  A window is `size` patches of `frames` frames, flattened to rows. The class token's rows follow, one per group of the
+  window: each is a query of its group, and the first is a key of every group. In space attention a window is a frame
+  (`frames` is 1), and the class token takes the place of the last register's padding. In motion attention a window is
+  a range of patches in all frames.
 
   Attributes:
-    space: whether a window is a frame.
-    frames: frames of a window.
-    size: patches of a window in each frame.
-    starts: the first patch of each window; of space attention 0, once a frame.
-    own: the patches of each window, from and to, that are its own; the others are of its neighbours' groups.
-    groups: groups of each window.
-    patterns: which bias each window has.
-    bias: `patterns keys queries`: what is added to logits; 128 queries where all see the same keys.
-    first_token_row: where the class token's rows begin.
-    rows: rows of a window, the class token's and padding among them.
-    plain: how many windows, the first ones, are all their own and hold no padding.
-    patches: `n`.
-    padded: patches of a frame up to the last window's end.
+    space: True if windows are frames (space attention).
+    frames: frames per window.
+    size: patches per window and frame.
+    starts: first patch of each window; 0 for each frame in space attention.
+    own: range of the patches of each window that belong to its groups; the others belong to adjacent windows.
+    groups: number of groups in each window.
+    patterns: index into `bias` of each window.
+    bias: `patterns keys queries`, added to logits; 128 queries if all queries have the same keys.
+    first_token_row: first row of the class token.
+    rows: rows of a window, including the class token's and padding.
+    plain: number of leading windows without padding or patches of other windows.
+    patches: patches per frame, `n`.
+    padded: patches per frame up to the end of the last window.
   """
 
   space: bool
@@ -56,13 +56,13 @@ class Plan:
 
   @property
   def at_once(self) -> int:
-    """Windows that a loop's body takes on: more fill the gaps between an instruction and its result."""
+    """Windows per loop iteration; several hide instruction latency."""
     return max(1, min(4, 512 // self.rows))
 
 
 @functools.lru_cache(maxsize=64)
 def plan_space(frames: int, patches: int, token: bool) -> Plan:
-  """The windows of space attention over `t` frames of `n` patches."""
+  """Plans the windows of space attention over `t` frames of `n` patches."""
   size = round_up(patches, PACKED)
   rows = round_up(patches + token, PACKED)
   bias = np.where(np.arange(rows)[:, None] < patches + token, 0, MASKED) + np.zeros((1, LANES))
@@ -85,18 +85,19 @@ def plan_space(frames: int, patches: int, token: bool) -> Plan:
 
 @functools.lru_cache(maxsize=64)
 def plan_motion(frames: int, blocks: Blocks, token: bool) -> Plan:
-  """The windows of motion attention over `t` frames, of the size that has the fewest logits."""
+  """Plans the windows of motion attention over `t` frames, with the size that minimizes the number of logits."""
   sizes = [mh * mw for nh, nw, mh, mw in blocks for _ in range(nh * nw)]
   ends = np.cumsum(sizes)
   spans = [(int(end) - size, int(end)) for end, size in zip(ends, sizes, strict=True)]
   step = SUBLANES if frames % 2 == 0 else PACKED
   least = max(round_up(last - first // step * step, step) for first, last in spans)
-  choices = [_motion(frames, spans, size, step, token) for size in range(least, least + 3 * step, step)]
-  beside = 2 * SUBLANES * LANES  # what a window costs beside its logits, in logits (by the compiler's schedules)
-  return min(choices, key=lambda plan: len(plan.starts) * (plan.rows * round_up(plan.rows, LANES) + beside))
+  choices = [_plan_windows(frames, spans, size, step, token) for size in range(least, least + 3 * step, step)]
+  overhead = 2 * SUBLANES * LANES  # fixed cost of a window, in logits (from the compiler's schedules)
+  return min(choices, key=lambda plan: len(plan.starts) * (plan.rows * round_up(plan.rows, LANES) + overhead))
 
 
-def _motion(frames: int, spans: list[tuple[int, int]], size: int, step: int, token: bool) -> Plan:
+def _plan_windows(frames: int, spans: list[tuple[int, int]], size: int, step: int, token: bool) -> Plan:
+  """Assigns groups, given by their patch ranges, to windows of `size` patches that start at multiples of `step`."""
   windows: list[tuple[int, list[tuple[int, int]]]] = []
   for first, last in spans:
     if windows and last <= windows[-1][0] + size:
@@ -107,12 +108,12 @@ def _motion(frames: int, spans: list[tuple[int, int]], size: int, step: int, tok
   patch_rows = frames * size
   rows = round_up(patch_rows + most * token, PACKED)
   own = tuple((groups[0][0] - start, groups[-1][1] - start) for start, groups in windows)
-  found: dict[tuple, int] = {}
+  indices: dict[tuple, int] = {}
   patterns = []
   for start, groups in windows:
-    inside = tuple((first - start, last - start) for first, last in groups)
-    patterns.append(found.setdefault(inside, len(found)))
-  bias = np.stack([_bias(frames, size, inside, rows, most, token) for inside in found])
+    ranges = tuple((first - start, last - start) for first, last in groups)
+    patterns.append(indices.setdefault(ranges, len(indices)))
+  bias = np.stack([_bias(frames, size, ranges, rows, most, token) for ranges in indices])
   full = [ends == (0, size) for ends in own]
   return Plan(
     space=False,
@@ -131,13 +132,13 @@ def _motion(frames: int, spans: list[tuple[int, int]], size: int, step: int, tok
   )
 
 
-def _bias(frames, size, inside, rows, most, token) -> np.ndarray:
-  """`keys queries` of one window: queries of no group see every key, so that their softmax is finite."""
+def _bias(frames: int, size: int, ranges: tuple[tuple[int, int], ...], rows: int, most: int, token: bool) -> np.ndarray:
+  """Builds the bias `keys queries` of a window; padding queries attend to every key, for a finite softmax."""
   group = np.full(size, -1)
-  for i, (first, last) in enumerate(inside):
+  for i, (first, last) in enumerate(ranges):
     group[first:last] = i
   padding = rows - frames * size
-  extra = np.where(np.arange(padding) < len(inside) * token, np.arange(padding), -1)
+  extra = np.where(np.arange(padding) < len(ranges) * token, np.arange(padding), -1)
   queries = np.concatenate([np.tile(group, frames), extra])
   keys = np.concatenate([np.tile(group, frames), np.full(padding, -1)])
   allowed = (keys[:, None] == queries[None]) & (keys[:, None] >= 0) | ((keys[:, None] >= 0) & (queries[None] < 0))
@@ -148,16 +149,16 @@ def _bias(frames, size, inside, rows, most, token) -> np.ndarray:
 
 
 def lanes_of(width: int, heads: int) -> int:
-  """Lanes of a program: whole heads and whole registers, or the whole width `d`."""
+  """Returns the lanes of a program: a multiple of both a head and a register, or the model width `d`."""
   lanes = math.lcm(width // heads, LANES)
   return lanes if width % lanes == 0 else width
 
 
 def registers_of(head: int, width: int, lanes: int) -> tuple[int, int]:
-  """The lanes of the registers that hold a head of this width, from and to."""
+  """Returns the range of lanes of the registers that hold a head of this width."""
   return head * width // LANES * LANES, min(round_up((head + 1) * width, LANES), lanes)
 
 
 def round_up(number: int, multiple: int) -> int:
-  """The next multiple."""
+  """Rounds up to a multiple."""
   return math.ceil(number / multiple) * multiple
