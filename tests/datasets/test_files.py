@@ -61,7 +61,7 @@ def test_what_is_there_and_what_is_not(root):
   gone = [ListedVideo('gone', str(root / 'gone.mp4'), 'cats', 'train'), ListedVideo('never', '', 'dogs', 'test')]
   what = Listing([*listing(root).videos, *gone, ListedVideo('in', str(root / '0.mp4' / 'x.mp4'), '', 'test')], NAMES)
   items, missing = files.find_files(what)
-  assert [each.videos.id for each in items] == [f'v{i}' for i in range(10)]
+  assert [each.video.id for each in items] == [f'v{i}' for i in range(10)]
   assert [each.num_bytes for each in items] == [(root / f'{i}.mp4').stat().st_size for i in range(10)]
   assert [each.id for each in missing] == ['gone', 'never', 'in']
 
@@ -69,7 +69,10 @@ def test_what_is_there_and_what_is_not(root):
 @pytest.mark.parametrize(
   ('found', 'message'),
   [
-    ([ListedVideo('a', '/x', 'cats', ''), ListedVideo('a', '/y', 'cats', '')], "two videos have the id 'a': /x and /y"),
+    (
+      [ListedVideo('a', '/x', 'cats', ''), ListedVideo('a', '/y', 'cats', '')],
+      "two videos have the id 'a': /x and /y",
+    ),
     ([ListedVideo('a', '/x', 'newts', '')], "a has the class 'newts', which is not in the list of classes"),
     (
       [ListedVideo('a', '', 'cats', ''), ListedVideo('b', '/x', 'cats', '')],
@@ -209,7 +212,7 @@ def test_too_many_dead_stop_it_and_nothing_is_lost(root, monkeypatch):
     (root / f'{i}.mp4').write_bytes(b'no video')
   monkeypatch.setattr(files, 'SHARD_BYTES', (1, 1))  # a video a shard
   seen, make = [], files.make_example
-  monkeypatch.setattr(files, 'make_example', lambda item, **rest: seen.append(item.videos.id) or make(item, **rest))
+  monkeypatch.setattr(files, 'make_example', lambda item, **rest: seen.append(item.video.id) or make(item, **rest))
   with pytest.raises(UserError, match=r'2 of 10 videos are dead already, more than --max_dead=0\.1 allows'):
     prepare(root, listing(root))
   assert seen == ['v0', 'v1', 'v2', 'v3']
@@ -236,9 +239,7 @@ def test_a_class_or_a_split_without_any_video(root):
     prepare(root, listing(root), max_dead=0.5)
   for i in range(6, 10):
     (root / f'{i}.mp4').unlink()
-  with pytest.raises(
-    UserError, match='all 4 videos of the validation split are missing; add them, or remove the validation list'
-  ):
+  with pytest.raises(UserError, match='all 4 videos of the validation split are missing; add them, or remove'):
     prepare(root, listing(root), max_missing=0.5)
 
 
@@ -268,7 +269,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_video(root):
 def test_what_was_examined_is_remembered(root, monkeypatch):
   what = Listing([dataclasses.replace(each, split='') for each in listing(root).videos], NAMES)
   seen, make = [], files.make_example
-  monkeypatch.setattr(files, 'make_example', lambda item, **rest: seen.append(item.videos.id) or make(item, **rest))
+  monkeypatch.setattr(files, 'make_example', lambda item, **rest: seen.append(item.video.id) or make(item, **rest))
   monkeypatch.setattr(files, 'EXAMINED_PER_TASK', 2)
 
   def examine():
