@@ -5,8 +5,28 @@ tasks run, one small file per running task. All communication between processes 
 so that nothing is lost when any of them stops.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+import faulthandler
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+from mevit_jax.datasets import builders
+from mevit_jax.datasets.processes import CRASHED, run_in_processes
+from mevit_jax.datasets.reader import IN_PROGRESS
+from mevit_jax.errors import UserError
+from mevit_jax.files import atomic_path, write_json
 
 MANIFESTS = 'manifests'
 _STOP = 'stop'  # a file in in_progress/: running tasks stop when it exists
