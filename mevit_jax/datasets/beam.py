@@ -1,7 +1,7 @@
-"""Tasks on Apache Beam: on all cores of a machine, or on a cluster. Needs requirements-beam.txt.
+"""Runs tasks on Apache Beam, on the cores of one machine or on a cluster. Needs requirements-beam.txt.
 
-What crosses Beam is the name of a task's file and nothing else: tasks, shards and receipts lie in
-the dataset's directory, which all machines must see under the same name, as they must the videos.
+Only file names pass through Beam. Tasks, shards and manifests are files in the dataset's directory, which all machines
+must see under the same path, as they must the videos.
 """
 
 import pickle
@@ -11,15 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mevit_jax.datasets import tasks
-from mevit_jax.datasets.reader import UNFINISHED
+from mevit_jax.datasets.reader import IN_PROGRESS
 from mevit_jax.errors import UserError
 
 
-def run(directory: Path, todo: Sequence[tasks.Task], options: Sequence[str]) -> tasks.Ticks:
-  """Does tasks on Beam: an `Engine`, with Beam's own options: ['--runner=DirectRunner', ...].
+def run(directory: Path, pending: Sequence[tasks.Task], options: Sequence[str]) -> tasks.Heartbeats:
+  """Runs tasks on Beam; with its options bound, an `Executor`.
+
+  Args:
+    directory: directory of the tasks' files.
+    pending: tasks to run.
+    options: Beam's own options: ['--runner=DirectRunner', ...].
 
   Raises:
-    UserError: Beam is not installed, it does not know an option, or what a task raises.
+    UserError: Beam is not installed or rejects an option, or a task raises.
   """
   try:
     import apache_beam
@@ -27,21 +32,21 @@ def run(directory: Path, todo: Sequence[tasks.Task], options: Sequence[str]) -> 
   except ImportError as error:
     raise UserError(f'Apache Beam is not installed ({error}): pip install -r requirements-beam.txt') from error
   paths = []
-  for task in todo:
-    paths.append(directory / UNFINISHED / f'{task.name}.task')
+  for task in pending:
+    paths.append(directory / IN_PROGRESS / f'{task.name}.task')
     paths[-1].write_bytes(pickle.dumps(task))
-  problem: list[BaseException] = []
+  errors: list[BaseException] = []
 
-  def work() -> None:
+  def run_pipeline() -> None:
     try:
       with apache_beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
-        # A shuffle of names: else Beam may make one bundle of them all, and give it to one worker.
+        # Without the reshuffle Beam may fuse all names into one bundle for one worker.
         names = pipeline | apache_beam.Create([str(path.resolve()) for path in paths]) | apache_beam.Reshuffle()
-        names | apache_beam.Map(_do)
+        names | apache_beam.Map(_run_task_file)
     except (Exception, SystemExit) as error:  # argparse exits
-      problem.append(error)
+      errors.append(error)
 
-  thread = threading.Thread(target=work, daemon=True)
+  thread = threading.Thread(target=run_pipeline, daemon=True)
   thread.start()
   try:
     while thread.is_alive():
@@ -49,21 +54,21 @@ def run(directory: Path, todo: Sequence[tasks.Task], options: Sequence[str]) -> 
       yield
   finally:
     if thread.is_alive():
-      tasks.stop(directory)  # Beam's local runner cannot be told
+      tasks.request_stop(directory)  # Beam's local runner cannot be canceled
       thread.join()
-  if problem:
-    raise UserError(_reason(problem[0])) from problem[0]
+  if errors:
+    raise UserError(_summarize(errors[0])) from errors[0]
 
 
-def _do(path: str) -> None:
-  """A task in a process below Beam's own, which a decoder that crashes cannot take along."""
+def _run_task_file(path: str) -> None:
+  """Runs one pickled task in a child process, so that a crashing decoder does not end Beam's worker."""
   task = pickle.loads(Path(path).read_bytes())
-  for _ in tasks.supervise(Path(path).parents[1], [task], workers=1):
+  for _ in tasks.run_local(Path(path).parents[1], [task], workers=1):
     pass
 
 
-def _reason(error: BaseException) -> str:
-  """One line of what a worker, or Beam itself, says in many."""
-  ours = re.search(r'UserError: (.*?)(?: \[while running .*)?$', str(error), re.MULTILINE)
+def _summarize(error: BaseException) -> str:
+  """Returns one line for Beam's error message of many lines."""
+  user_error = re.search(r'UserError: (.*?)(?: \[while running .*)?$', str(error), re.MULTILINE)
   lines = str(error).strip().splitlines() or [type(error).__name__]
-  return ours[1] if ours else f'Apache Beam: {lines[-1]}'
+  return user_error[1] if user_error else f'Apache Beam: {lines[-1]}'

@@ -1,7 +1,8 @@
-"""From a listing of videos in files to a dataset: what is there, what is usable, splits, shards, a report."""
+"""Prepares a dataset from a listing of video files: finds files, decodes them, splits, writes shards and a report."""
 
 import dataclasses
 import itertools
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,31 +11,34 @@ from typing import Any
 
 from mevit_jax.datasets import shards
 from mevit_jax.datasets.builders import files, lists, report, video_folder
-from mevit_jax.datasets.builders.files import Found, Item, Listing
-from mevit_jax.datasets.tasks import Check, Engine, Progress, Row
+from mevit_jax.datasets.builders.files import ListedVideo, Listing, VideoFile
+from mevit_jax.datasets.tasks import Check, Executor, ProgressCallback, Row
 from mevit_jax.errors import UserError
+from mevit_jax.progress import Progress
 from mevit_jax.video.transcode import Encoding
 
-SHOWN = 20  # entries of a list on the terminal; report.txt has all
-TRIED = 8  # videos encoded again to know how much smaller they become
+MAX_SHOWN = 20  # entries of a list that are shown on the terminal; report.txt has all
+SAMPLE_VIDEOS = 8  # videos that are re-encoded to estimate the size of the dataset
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How a dataset is prepared.
+  """Options of preparation.
 
   Attributes:
-    engine: what does the work, and where.
-    progress: makes a progress line of a title.
-    max_dead, max_missing: shares of the videos; with more it stops.
-    encoding: how videos are stored.
-    time_limit: seconds to decode a video in; what takes longer is dead. 0: as long as it takes.
-    validation_fraction, seed: of the split, where the listing gives none.
-    all_classes: whether a class without any usable video is an error; else it is a note.
+    executor: runs the tasks: `tasks.run_local` or `beam.run`.
+    progress: function of a description that returns a progress callback.
+    max_dead, max_missing: largest shares of dead and of missing videos; more stop the preparation.
+    encoding: encoding that videos are stored in.
+    time_limit: seconds that decoding a video may take, else it is dead; 0 is no limit.
+    validation_fraction, seed: settings of the split, if the listing gives none.
+    all_classes: True if a class without usable videos is an error, False if it is only noted.
   """
 
-  engine: Engine
-  progress: Callable[[str], Progress]
+  executor: Executor
+  progress: Callable[[str], ProgressCallback] = Progress
   max_dead: float = 0.1
   max_missing: float = 0.2
   encoding: Encoding = files.KEEP
@@ -44,27 +48,35 @@ class Options:
   all_classes: bool = True
 
 
-def prepare(directory: Path, listing: Listing, asked: Mapping[str, Any], options: Options) -> dict[str, Any]:
-  """Writes the dataset DATA_DIR/NAME/VERSION of a listing's videos, and returns the report on it.
+def prepare(directory: Path, listing: Listing, arguments: Mapping[str, Any], options: Options) -> dict[str, Any]:
+  """Writes the dataset DATA_DIR/NAME/VERSION of a listing's videos and returns the report.
 
-  Every video is decoded once. Where the listing gives no splits that comes first, because they are made of usable
-  videos; else each shard's videos are read, decoded and written in one go.
+  Every video is decoded once. If the listing gives no splits, all videos are decoded first, because the splits are made
+  of usable videos; otherwise the videos of a shard are read, decoded and written together.
+
+  Args:
+    directory: directory of the dataset.
+    listing: listed videos.
+    arguments: arguments that decide the dataset's content, saved with it.
+    options: options of preparation.
 
   Raises:
-    UserError: too many videos are missing or dead, a class or a split has no usable one, the disk
-      is too small or full, a file changes meanwhile. What was done by then need not be done again.
+    UserError: too many videos are missing or dead, a class or split has no usable video, the disk is too small or full,
+      or a file changes meanwhile. Work done by then is kept.
   """
-  items, missing, notes = _whole_splits(listing)
-  classes = len(listing.class_names)
-  print(f'{len(items) + len(missing)} videos of {classes} classes, {len(missing)} of them missing', flush=True)
-  _check_missing(items, missing, options.max_missing)
+  present, missing, notes = _find_splits(listing)
+  _LOG.info(
+    '%d videos of %d classes, %d of them missing', len(present) + len(missing), len(listing.class_names), len(missing)
+  )
+  _check_missing(present, missing, options.max_missing)
   examined = directory.parent / '.examined'
   dead: list[Row] = []
-  if any(item.found.split for item in items):
-    splits = files.by_split(items)
+  if any(file.video.split for file in present):
+    splits = files.group_by_split(present)
   else:
-    splits, dead = _examine_and_split(items, missing, listing, notes, examined, options)
-  _check_room(directory, *_stored_bytes([item for each in splits.values() for item in each], examined, options))
+    splits, dead = _examine_and_split(present, missing, listing, notes, examined, options)
+  usable = [file for members in splits.values() for file in members]
+  _check_disk_space(directory, *_estimate_bytes(usable, examined, options))
   data_dir, name = directory.parents[1], directory.parent.name
   builder = files.FilesBuilder(data_dir, name, listing.class_names, splits, options.encoding, options.time_limit)
   summary: dict[str, Any] = {}
@@ -74,118 +86,120 @@ def prepare(directory: Path, listing: Listing, asked: Mapping[str, Any], options
     _check_usable(summary, listing, options.all_classes)
     report.save(summary, directory)
 
-  check = _dead_check(options.max_dead)
-  shards.write(builder, options.engine, options.progress('videos written'), check, asked, finish)
+  check = _make_dead_check(options.max_dead)
+  shards.write(builder, options.executor, options.progress('videos written'), check, arguments, finish)
   shutil.rmtree(examined, ignore_errors=True)
   return summary
 
 
 def _examine_and_split(
-  items: Sequence[Item],
-  missing: Sequence[Found],
+  present: Sequence[VideoFile],
+  missing: Sequence[ListedVideo],
   listing: Listing,
   notes: Sequence[str],
   directory: Path,
   options: Options,
-) -> tuple[dict[str, list[Item]], list[Row]]:
-  """Splits made of the usable videos, and the rows of the dead."""
-  check = _dead_check(options.max_dead)
+) -> tuple[dict[str, list[VideoFile]], list[Row]]:
+  """Returns splits made of the usable videos, and the rows of the dead ones."""
+  check = _make_dead_check(options.max_dead)
   progress = options.progress('videos examined')
-  rows = files.examine(items, directory, options.engine, progress, check, time_limit=options.time_limit)
+  rows = files.examine(present, directory, options.executor, progress, check, time_limit=options.time_limit)
   summary = report.make(lambda: (('', row) for row in rows.values()), missing, notes)
   _check_usable(summary, listing, options.all_classes)
-  usable = [dataclasses.replace(item, examined=rows[item.found.id]) for item in items]
-  usable = [item for item in usable if item.examined and 'dead' not in item.examined]
+  examined = [dataclasses.replace(file, examined=rows[file.video.id]) for file in present]
+  usable = [file for file in examined if file.examined and 'dead' not in file.examined]
   splits = video_folder.split(usable, options.validation_fraction, options.seed)
   return splits, [row for row in rows.values() if 'dead' in row]
 
 
-def _whole_splits(listing: Listing) -> tuple[list[Item], list[Found], list[str]]:
-  """The videos that are there, those that are missing, and notes; without a test split none of whose videos is there.
+def _find_splits(listing: Listing) -> tuple[list[VideoFile], list[ListedVideo], list[str]]:
+  """Returns the videos that exist, those that are missing, and notes; drops a test split without any file.
 
   Raises:
-    UserError: none of another split's is there.
+    UserError: all videos of another split are missing.
   """
-  items, missing = files.on_disk(listing)
-  counts = Counter(found.split for found in missing)
-  gone = [split for split in counts if split not in {item.found.split for item in items}]
-  for split in gone:
+  present, missing = files.find_files(listing)
+  counts = Counter(video.split for video in missing)
+  absent = [split for split in counts if split not in {file.video.split for file in present}]
+  for split in absent:
     if split != 'test':
-      raise UserError(f'none of the {counts[split]} videos of {split} is there; add them, or leave {split} out')
-  notes = [f'{split} is left out: none of its {counts[split]} videos is there' for split in gone]
-  return items, [found for found in missing if found.split not in gone], [*listing.notes, *notes]
+      raise UserError(
+        f'all {counts[split]} videos of the {split} split are missing; add them, or remove the {split} list'
+      )
+  notes = [f'the {split} split is left out: all of its {counts[split]} videos are missing' for split in absent]
+  return present, [video for video in missing if video.split not in absent], [*listing.notes, *notes]
 
 
-def _check_missing(items: Sequence[Item], missing: Sequence[Found], limit: float) -> None:
-  total = len(items) + len(missing)
+def _check_missing(present: Sequence[VideoFile], missing: Sequence[ListedVideo], limit: float) -> None:
+  total = len(present) + len(missing)
   if len(missing) > limit * total:
-    lines = report.section('missing', {each.id: each.path for each in missing}, SHOWN)
-    print('\n'.join(lines), flush=True)
+    _LOG.warning('\n'.join(report.section('missing', {video.id: video.path for video in missing}, MAX_SHOWN)))
     raise UserError(
-      f'{len(missing)} of {total} videos are not there, more than --max_missing={limit:g} allows; nothing was written'
+      f'{len(missing)} of {total} videos are missing, more than --max_missing={limit:g} allows; nothing was written'
     )
 
 
-def _dead_check(limit: float) -> Check:
-  """Stops as soon as more are dead than the limit allows of all of them."""
+def _make_dead_check(limit: float) -> Check:
+  """Returns a check that raises a UserError as soon as more than this share of all videos is dead."""
 
   def check(dead: Mapping[str, str], total: int) -> None:
     if len(dead) <= limit * total and len(dead) < total:
       return
-    print('\n'.join(report.section('dead', dead, SHOWN)), flush=True)
+    _LOG.warning('\n'.join(report.section('dead', dead, MAX_SHOWN)))
     raise UserError(
-      f'{len(dead)} of {total} videos are dead already, more than --max_dead={limit:g} allows; what is done is kept:'
-      ' mend the videos or allow more, and give the command again to go on'
+      f'{len(dead)} of {total} videos are dead already, more than --max_dead={limit:g} allows; repair the videos or'
+      ' raise the limit, and run the command again to continue'
     )
 
   return check
 
 
 def _check_usable(summary: dict[str, Any], listing: Listing, all_classes: bool) -> None:
-  """A class without any video would be one that the model can never be right about; a split without any is none."""
-  gone = report.without_usable(summary, listing.class_names)
-  empty = [
+  """Raises a UserError for a split without usable videos and, if `all_classes`, for such a class; else adds a note."""
+  classes = report.without_usable(summary, listing.class_names)
+  splits = [
     split
-    for split, rows in summary['counts'].items()
+    for split, counts in summary['counts'].items()
     if split != report.UNSPLIT
-    and any(row['dead'] for row in rows.values())  # not one that is left out
-    and not any(row['usable'] for row in rows.values())
+    and any(row['dead'] for row in counts.values())  # not one that is left out
+    and not any(row['usable'] for row in counts.values())
   ]
-  if gone and not all_classes:
-    summary['notes'].append(f'{len(gone)} classes have no usable video: {lists.few(gone, SHOWN)}')
-    gone = []
-  if gone or empty:
-    print('\n' + report.text(summary, SHOWN), flush=True)
+  if classes and not all_classes:
+    summary['notes'].append(f'{len(classes)} classes have no usable video: {lists.few(classes, MAX_SHOWN)}')
+    classes = []
+  if classes or splits:
+    _LOG.warning('\n%s', report.text(summary, MAX_SHOWN))
     raise UserError(
-      f'all videos are dead or missing of: {lists.few([*empty, *gone], SHOWN)}; mend or add some, or leave it out,'
-      ' and give the command again'
+      f'all videos are dead or missing in: {lists.few([*splits, *classes], MAX_SHOWN)}; repair or add some, or leave it'
+      ' out, and run the command again'
     )
 
 
-def _stored_bytes(items: Sequence[Item], directory: Path, options: Options) -> tuple[float, str]:
-  """How many bytes the videos will take, and 'about' where they are encoded again: then a few are, to see."""
-  everything = sum(item.bytes for item in items)
+def _estimate_bytes(usable: Sequence[VideoFile], directory: Path, options: Options) -> tuple[float, str]:
+  """Returns the bytes that the videos will take and, if estimated by re-encoding a sample, the word 'about '."""
+  total = sum(file.num_bytes for file in usable)
   if options.encoding.kind == 'keep':
-    return everything, ''
-  sample = items[:: -(-len(items) // TRIED)]
-  rows = files.examine(sample, directory, options.engine, encoding=options.encoding, time_limit=options.time_limit)
-  usable = [(item.bytes, rows[item.found.id]['bytes']) for item in sample if 'dead' not in rows[item.found.id]]
-  before, after = (sum(sizes) for sizes in zip(*usable, strict=True)) if usable else (1, 1)
-  print(f'encoded again, {before / 1e6:.1f} MB of the videos are {after / 1e6:.1f} MB', flush=True)
-  return everything * after / before, 'about '
+    return total, ''
+  sample = usable[:: -(-len(usable) // SAMPLE_VIDEOS)]
+  rows = files.examine(sample, directory, options.executor, encoding=options.encoding, time_limit=options.time_limit)
+  sizes = [(file.num_bytes, rows[file.video.id]['bytes']) for file in sample if 'dead' not in rows[file.video.id]]
+  before, after = (sum(column) for column in zip(*sizes, strict=True)) if sizes else (1, 1)
+  _LOG.info('a sample of %.1f MB of the videos is %.1f MB when re-encoded', before / 1e6, after / 1e6)
+  return total * after / before, 'about '
 
 
-def _check_room(directory: Path, needed: float, about: str) -> None:
-  there = directory
-  while not there.exists():
-    there = there.parent
-  old = sum(path.stat().st_size for path in directory.glob('*.array_record-*'))
-  room = shutil.disk_usage(there).free + old
-  if needed * 1.01 > room:  # keys, lengths and the index
+def _check_disk_space(directory: Path, needed: float, about: str) -> None:
+  folder = directory
+  while not folder.exists():
+    folder = folder.parent
+  reusable = sum(path.stat().st_size for path in directory.glob('*.array_record-*'))
+  free = shutil.disk_usage(folder).free + reusable
+  if needed * 1.01 > free:  # 1 % for keys, lengths and the index
     raise UserError(
-      f'{there} has {_size(room)} free, and {about}{_size(needed * 1.01)} are needed; nothing was written'
+      f'{folder} has {_format_bytes(free)} free, but {about}{_format_bytes(needed * 1.01)} are needed; nothing was'
+      ' written'
     )
 
 
-def _size(bytes_: float) -> str:
-  return f'{bytes_ / 1e9:.1f} GB' if bytes_ >= 1e9 else f'{bytes_ / 1e6:.1f} MB'
+def _format_bytes(count: float) -> str:
+  return f'{count / 1e9:.1f} GB' if count >= 1e9 else f'{count / 1e6:.1f} MB'

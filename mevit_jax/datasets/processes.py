@@ -1,4 +1,4 @@
-"""Calls in processes of their own: one that takes its process down costs nothing but itself."""
+"""Function calls in supervised worker processes: a call that crashes its process is reported, and the others go on."""
 
 import contextlib
 import dataclasses
@@ -14,46 +14,49 @@ from typing import Any
 
 from mevit_jax.errors import UserError
 
-DIED = 'died'  # in place of a result: the process ended in the middle of the call
+CRASHED = 'crashed'  # the result of a call whose process ended before the call did
 
 
-def in_processes(
+def run_in_processes(
   function: Callable[..., Any], calls: deque[tuple], workers: int
 ) -> Generator[tuple[tuple, Any] | tuple[None, None], None, None]:
-  """Yields (arguments, result) as they come, and (None, None) at least every second.
+  """Yields (arguments, result) as calls finish, and (None, None) at least every second.
+
+  A process that dies is replaced, and the result of its call is CRASHED. All processes end with this generator, and
+  with the process that runs it, however that ends.
 
   Args:
-    function: called in another process; what it raises is raised here.
-    calls: the arguments of each call, taken from the left; more may be put in while this runs.
-    workers: how many processes; 0: this one.
+    function: called in another process; an exception that it raises is raised here.
+    calls: arguments of each call, taken from the left; calls may be added while this runs.
+    workers: number of processes; 0 runs the calls in this process.
 
-  A process that dies is replaced, and its call's result is DIED. All of them end with this
-  generator, and with its process, in whatever way that ends.
+  Raises:
+    UserError: a worker process ended while it started.
   """
   while workers < 1 and calls:
-    call = calls.popleft()
-    yield call, function(*call)
-  crew: dict[Connection, _Worker] = {}
+    arguments = calls.popleft()
+    yield arguments, function(*arguments)
+  pool: dict[Connection, _Worker] = {}
   try:
-    while calls or any(worker.call is not None for worker in crew.values()):
-      busy = sum(worker.call is not None for worker in crew.values())
-      while len(crew) < min(workers, busy + len(calls)):
-        started = _Worker.start()
-        crew[started.pipe] = started
-      heard = wait(list(crew), timeout=1)
-      if not heard:
+    while calls or any(worker.arguments is not None for worker in pool.values()):
+      busy = sum(worker.arguments is not None for worker in pool.values())
+      while len(pool) < min(workers, busy + len(calls)):
+        new_worker = _Worker.start()
+        pool[new_worker.pipe] = new_worker
+      readable = wait(list(pool), timeout=1)
+      if not readable:
         yield None, None
-      for worker in [crew[pipe] for pipe in crew if pipe in heard]:
-        alive, arguments, result = worker.receive()
+      for worker in [pool[pipe] for pipe in pool if pipe in readable]:
+        alive, finished, result = worker.receive()
         if not alive:
-          del crew[worker.pipe]
-        if arguments is not None:
-          yield arguments, result
-      for worker in crew.values():
-        if worker.ready and worker.call is None and calls:
-          worker.hand(function, calls.popleft())
+          del pool[worker.pipe]
+        if finished is not None:
+          yield finished, result
+      for worker in pool.values():
+        if worker.ready and worker.arguments is None and calls:
+          worker.submit(function, calls.popleft())
   finally:
-    for worker in crew.values():
+    for worker in pool.values():
       worker.process.kill()
       worker.process.join()
       worker.pipe.close()
@@ -61,39 +64,46 @@ def in_processes(
 
 @dataclasses.dataclass
 class _Worker:
-  """A process, our end of the pipe to it, and the arguments of the call that it is busy with."""
+  """A worker process.
+
+  Attributes:
+    process: the process.
+    pipe: the parent's end of the pipe to it.
+    ready: True once the process has started.
+    arguments: arguments of the call in progress; None while the worker is idle.
+  """
 
   process: Any
   pipe: Connection
   ready: bool = False
-  call: tuple | None = None
+  arguments: tuple | None = None
 
   @classmethod
   def start(cls) -> '_Worker':
-    # Not fork: a lock that another thread holds at that moment would stay shut in the child.
+    # Not fork: a lock that another thread holds at that moment would stay locked in the child.
     context = multiprocessing.get_context('spawn')
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), daemon=True)
+    parent_end, child_end = context.Pipe()
+    process = context.Process(target=_serve, args=(child_end,), daemon=True)
     process.start()
-    theirs.close()  # so that ours ends when the process does
-    return cls(process, ours)
+    child_end.close()  # so that the parent's end reports EOF when the process ends
+    return cls(process, parent_end)
 
-  def hand(self, function: Callable[..., Any], arguments: tuple) -> None:
-    self.call = arguments
-    with contextlib.suppress(OSError):  # it died while it had nothing to do: that is what is received next
+  def submit(self, function: Callable[..., Any], arguments: tuple) -> None:
+    self.arguments = arguments
+    with contextlib.suppress(OSError):  # it died while idle: receive() reports that
       self.pipe.send((function, arguments))
 
   def receive(self) -> tuple[bool, tuple | None, Any]:
-    """Whether it is alive, the arguments of the call that ended, if one did, and its result."""
-    arguments, self.call = self.call, None
+    """Returns (process is alive, arguments of the call that ended or None, its result)."""
+    arguments, self.arguments = self.arguments, None
     try:
       error, result = self.pipe.recv()
     except (EOFError, OSError):
       self.process.join()
       self.pipe.close()
       if not self.ready:
-        raise UserError(f'a worker process ended as it started (exit code {self.process.exitcode})') from None
-      return False, arguments, DIED
+        raise UserError(f'a worker process ended while it started (exit code {self.process.exitcode})') from None
+      return False, arguments, CRASHED
     self.ready = True
     if error is not None:
       raise error
@@ -101,29 +111,30 @@ class _Worker:
 
 
 def _serve(pipe: Connection) -> None:
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+  """Receives calls and sends their results until the pipe closes; the first message says that the worker is ready."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
   end_with_parent()
-  answer: tuple[Exception | None, Any] = None, None  # ready
+  response: tuple[Exception | None, Any] = None, None
   while True:
     try:
-      pipe.send(answer)
+      pipe.send(response)
       function, arguments = pipe.recv()
     except (EOFError, OSError):
       return
     try:
-      answer = None, function(*arguments)
+      response = None, function(*arguments)
     except Exception as error:
-      error.add_note(traceback.format_exc())  # of which only this process knows
-      answer = error, None
+      error.add_note(traceback.format_exc())  # the parent does not have this traceback
+      response = error, None
 
 
 def end_with_parent() -> None:
-  """Ends this process when its parent is gone: one that was killed can tell nobody to end."""
+  """Ends this process when its parent ends, even by SIGKILL."""
   parent = multiprocessing.parent_process()
   assert parent is not None
 
-  def wait() -> None:
+  def wait_for_parent() -> None:
     parent.join()
     os._exit(1)
 
-  threading.Thread(target=wait, daemon=True).start()
+  threading.Thread(target=wait_for_parent, daemon=True).start()

@@ -1,7 +1,7 @@
-"""Reads prepared datasets: `open_split` gives what Grain, or a plain loop, takes examples from.
+"""Reads prepared datasets: `open_split` returns a random-access source for Grain or a plain loop.
 
-Beside its shards and TFDS's metadata, a dataset's directory holds `fingerprint.json` (what it is)
-and `videos.csv` (a line for each video).
+Besides its shards and TFDS's metadata, a dataset's directory holds `fingerprint.json` (format, fingerprint, arguments)
+and `videos.csv` (one row per video).
 """
 
 import csv
@@ -18,15 +18,15 @@ import numpy as np
 
 from mevit_jax.errors import UserError
 
-FORMAT = 2  # of a dataset's directory; another one is prepared again
-UNFINISHED = 'unfinished'  # A folder that is in a dataset's directory while it is written.
-COLUMNS = (  # of videos.csv; label is a number, -1 for none, sha256 is of the file as it was found
+FORMAT = 3  # version of the layout of a dataset's directory; datasets of another version must be prepared again
+IN_PROGRESS = 'in_progress'  # folder that exists in a dataset's directory while it is written
+COLUMNS = (  # columns of videos.csv; label is an id, -1 for none; sha256 is that of the source file
   'split', 'id', 'label', 'bytes', 'sha256', 'num_frames', 'fps', 'duration', 'height', 'width', 'damage',
 )  # fmt: skip
 
 
 class Source(Protocol):
-  """A dataset's examples, by index."""
+  """Random access to the examples of a split."""
 
   def __len__(self) -> int: ...
 
@@ -34,10 +34,10 @@ class Source(Protocol):
 
 
 class Videos:
-  """A split's examples by index, a `Source`; picklable, as Grain's worker processes need.
+  """The examples of a split, a `Source`; picklable, for Grain's worker processes.
 
-  An example is a dict: video (the encoded file's bytes), label (int), id (str), num_frames, height,
-  width (int), fps, duration (float; frames a second, seconds).
+  An example is a dict: video (bytes of the encoded file), label (int), id (str), num_frames, height, width (int), fps
+  (float, frames per second), duration (float, seconds).
   """
 
   def __init__(self, source: Any):
@@ -62,13 +62,13 @@ class Split:
   """One split of a prepared dataset.
 
   Attributes:
-    source: its examples by index.
-    class_names: label i is the i-th name.
-    fingerprint: sha256 over the names, ids, labels and bytes of all splits.
-    name: the split's name.
-    dataset: the dataset's name.
-    directory: where the dataset lies.
-    videos: how many videos each of the dataset's splits has.
+    source: random access to its examples.
+    class_names: name of each label id.
+    fingerprint: SHA-256 of the class names, ids, labels and bytes of all splits.
+    name: name of the split.
+    dataset: name of the dataset.
+    directory: directory of the dataset.
+    videos: number of videos of each split of the dataset.
   """
 
   source: Source
@@ -81,12 +81,12 @@ class Split:
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
-    """Every example's label, int32, -1 where it has none: read from videos.csv when first asked for."""
+    """Label of every example, int32, -1 for none; read from videos.csv on first use."""
     labels = read_labels(self.directory, self.name)
     if len(labels) != len(self):
       raise UserError(
-        f'{self.directory / "videos.csv"} is damaged, prepare it again: it has {len(labels)} {self.name}'
-        f' videos, and the shards have {len(self)}'
+        f'{self.directory / "videos.csv"} is damaged: it has {len(labels)} {self.name} videos, but the shards have'
+        f' {len(self)}; prepare the dataset again, with --overwrite'
       )
     return labels
 
@@ -99,30 +99,30 @@ class Split:
 
 
 def open_split(data_dir: str | Path, dataset: str, split: str) -> Split:
-  """Opens DATA_DIR/DATASET/VERSION, the newest version, as `mevit prepare` wrote it.
+  """Opens a split of the newest version of a dataset that `mevit prepare` wrote to DATA_DIR/DATASET/VERSION.
 
   Raises:
-    UserError: no such dataset or split (it names those that are there), or it is incomplete.
+    UserError: the dataset or split does not exist (the message names those that do), is incomplete or damaged.
   """
-  # These take a while: only where something is read.
+  # Imported here because these take seconds to import.
   import tensorflow_datasets as tfds
   from google.protobuf.json_format import ParseError
 
-  directory = _version(Path(data_dir).expanduser(), dataset)
+  directory = _newest_version(Path(data_dir).expanduser(), dataset)
   check_format(directory)
   try:
     builder = tfds.builder_from_directory(directory)
-    mark, videos = read_fingerprint(directory)
+    fingerprint, videos = read_fingerprint(directory)
   except (OSError, ValueError, KeyError, ParseError) as error:
     reason = str(error).splitlines()[0]
-    raise UserError(f'{directory} is damaged, prepare it again: {reason}') from error
+    raise UserError(f'{directory} is damaged: {reason}; prepare it again, with --overwrite') from error
   if split not in builder.info.splits:
-    raise UserError(f'dataset {dataset} has no split {split!r}; it has: {_list(builder.info.splits)}')
+    raise UserError(f'dataset {dataset} has no split {split!r}; it has: {_join(builder.info.splits)}')
   _check_shards(directory, builder.info.splits[split])
   return Split(
     source=Videos(builder.as_data_source(split)),
     class_names=tuple(builder.info.features['label'].names),
-    fingerprint=mark,
+    fingerprint=fingerprint,
     name=split,
     dataset=dataset,
     directory=directory,
@@ -131,103 +131,102 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> Split:
 
 
 def _check_shards(directory: Path, info: Any) -> None:
-  """Raises a UserError if shards of a split are not there, or not whole."""
-  again = 'give its prepare command again, which makes what was lost'
+  """Raises a UserError if shards of a split are missing or truncated."""
+  repair = 'run its prepare command again to write the lost shards'
   if missing := [path.name for path in info.filepaths if not path.exists()]:
-    raise UserError(f'{directory} is damaged: {missing[0]} is not there; {again}')
+    raise UserError(f'{directory} is damaged: {missing[0]} does not exist; {repair}')
   size = sum(map(os.path.getsize, info.filepaths))
   if size != info.num_bytes:
-    raise UserError(f'{directory} is damaged: {info.name} has {size} bytes, not {int(info.num_bytes)}; {again}')
+    raise UserError(f'{directory} is damaged: {info.name} has {size} bytes, not {int(info.num_bytes)}; {repair}')
 
 
-def _version(data_dir: Path, dataset: str) -> Path:
-  """The newest complete version's directory of a dataset."""
-  found = [path for path in (data_dir / dataset).glob('*.*.*') if path.is_dir()]
-  complete = [path for path in found if is_complete(path)]
+def _newest_version(data_dir: Path, dataset: str) -> Path:
+  """Returns the directory of the newest complete version of a dataset."""
+  versions = [path for path in (data_dir / dataset).glob('*.*.*') if path.is_dir()]
+  complete = [path for path in versions if is_complete(path)]
   if complete:
     return max(complete, key=lambda path: [int(part) for part in path.name.split('.')])
-  if found:  # By which command is not known before it is complete.
-    raise UserError(f'{found[0]} is not complete; to go on with it, give the same prepare command again')
+  if versions:
+    raise UserError(f'{versions[0]} is not complete; run the same prepare command again to continue')
   if dataset.startswith(('kinetics', 'something_something')):
-    what = f'{dataset} VIDEOS --annotations=LISTS'
+    arguments = f'{dataset} VIDEOS --annotations=LISTS'
   else:
-    what = dataset if dataset == 'moving_shapes' else f'video_folder ROOT --name={dataset}'
-  prepare = f'mevit prepare {what} --data_dir={data_dir}'
+    arguments = dataset if dataset == 'moving_shapes' else f'video_folder ROOT --name={dataset}'
+  prepare = f'mevit prepare {arguments} --data_dir={data_dir}'
   names = {path.parent.parent.name for path in data_dir.glob('*/*/dataset_info.json')}
-  raise UserError(f'no dataset {dataset!r} in {data_dir}; there: {_list(names)}; prepare it first: {prepare}')
+  raise UserError(f'{data_dir} has no dataset {dataset!r}; it has: {_join(names)}; prepare it first: {prepare}')
 
 
 def is_complete(directory: Path) -> bool:
-  """Whether a dataset's directory holds all of it."""
-  return (directory / 'dataset_info.json').is_file() and not (directory / UNFINISHED).exists()
+  """Returns True if a dataset's directory holds a complete dataset."""
+  return (directory / 'dataset_info.json').is_file() and not (directory / IN_PROGRESS).exists()
 
 
 def check_format(directory: Path) -> None:
-  """Raises a UserError if a complete dataset was written by a program that laid it out otherwise."""
+  """Raises a UserError if a complete dataset has another format than this program reads."""
   try:
-    found = _about(directory).get('format', 1)
+    version = _read_metadata(directory).get('format', 1)
   except (OSError, ValueError) as error:
-    raise UserError(f'{directory} is damaged ({error}): prepare it again, with --overwrite') from error
-  if found != FORMAT:
+    raise UserError(f'{directory} is damaged ({error}); prepare it again, with --overwrite') from error
+  if version != FORMAT:
     raise UserError(
-      f'{directory} is of format {found}, and this program reads {FORMAT}: prepare it again, with --overwrite'
+      f'{directory} has format {version}, but this program reads format {FORMAT}; prepare it again, with --overwrite'
     )
 
 
 def read_fingerprint(directory: Path) -> tuple[str, dict[str, int]]:
-  """A complete dataset's fingerprint and how many videos each split has, without its data."""
-  about = _about(directory)
-  return about['fingerprint'], about['videos']
+  """Returns the fingerprint and the number of videos of each split of a complete dataset; reads no shards."""
+  metadata = _read_metadata(directory)
+  return metadata['fingerprint'], metadata['videos']
 
 
-def read_asked(directory: Path) -> dict[str, Any]:
-  """The arguments that decided what a complete dataset holds; empty where nobody wrote them down."""
-  return _about(directory).get('asked', {})
+def read_arguments(directory: Path) -> dict[str, Any]:
+  """Returns the arguments that a complete dataset was prepared with; empty if none were recorded."""
+  return _read_metadata(directory).get('arguments', {})
 
 
 def read_labels(directory: Path, split: str) -> np.ndarray:
-  """The labels of a split's examples in their order, int32, -1 where there is none, without its data."""
+  """Returns the labels of a split's examples in order, int32, -1 for none; reads no shards."""
   return np.array([int(row['label']) for row in read_videos(directory, split)], np.int32)
 
 
 def read_videos(directory: Path, split: str) -> Iterator[dict[str, str]]:
-  """The lines of videos.csv on a split's examples, in their order."""
+  """Yields the rows of videos.csv of a split's examples, in order."""
   with (directory / 'videos.csv').open(newline='', encoding='utf-8') as file:
     yield from (row for row in csv.DictReader(file) if row['split'] == split)
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], at_most: int = 3) -> list[str]:
-  """What differs between two datasets, a line each: how many classes, the first of other names, counts, content.
+def differences(saved: Mapping[str, Any], requested: Mapping[str, Any], max_names: int = 3) -> list[str]:
+  """Returns the differences between two datasets, one line each, as 'saved -> requested'.
 
   Args:
-    before, now: each with `class_names`, `fingerprint` and, where it is known, `videos`, how many
-      videos each split has.
-    at_most: how many class names are compared by name.
+    saved, requested: mappings with `class_names`, `fingerprint` and, if known, `videos` (number of videos per split).
+    max_names: number of class names that are compared by name.
   """
-  lines, names = [], (before['class_names'], now['class_names'])
+  lines, names = [], (saved['class_names'], requested['class_names'])
   if len(names[0]) != len(names[1]):
-    lines.append(f'{len(names[0])} classes, and {len(names[1])}')
-  others = [
-    f'class {i} is {"not there" if a is None else repr(a)}, and {"not there" if b is None else repr(b)}'
-    for i, (a, b) in enumerate(itertools.zip_longest(*names))
-    if a != b
+    lines.append(f'number of classes: {len(names[0])} -> {len(names[1])}')
+  renamed = [
+    f'class {i}: {"none" if old is None else repr(old)} -> {"none" if new is None else repr(new)}'
+    for i, (old, new) in enumerate(itertools.zip_longest(*names))
+    if old != new
   ]
-  lines += others[:at_most]
-  if len(others) > at_most:
-    lines.append(f'{len(others) - at_most} more classes')
-  counts = before.get('videos', {}), now.get('videos', {})
+  lines += renamed[:max_names]
+  if len(renamed) > max_names:
+    lines.append(f'{len(renamed) - max_names} more classes differ')
+  counts = saved.get('videos', {}), requested.get('videos', {})
   if all(counts):
     splits = dict.fromkeys([*counts[0], *counts[1]])
     pairs = ((split, *(count.get(split, 0) for count in counts)) for split in splits)
-    lines += [f'{a} {split} videos, and {b}' for split, a, b in pairs if a != b]
-  if before['fingerprint'] != now['fingerprint']:
-    lines.append(f'dataset fingerprint: {before["fingerprint"][:12]}, and {now["fingerprint"][:12]}')
+    lines += [f'{split} videos: {old} -> {new}' for split, old, new in pairs if old != new]
+  if saved['fingerprint'] != requested['fingerprint']:
+    lines.append(f'dataset fingerprint: {saved["fingerprint"][:12]} -> {requested["fingerprint"][:12]}')
   return lines
 
 
-def _about(directory: Path) -> dict[str, Any]:
+def _read_metadata(directory: Path) -> dict[str, Any]:
   return json.loads((directory / 'fingerprint.json').read_text())
 
 
-def _list(names: Iterable[str]) -> str:
+def _join(names: Iterable[str]) -> str:
   return ', '.join(sorted(names)) or 'none'

@@ -1,8 +1,8 @@
-"""Work on many videos, in tasks of some hundred: each leaves a receipt, and is done once.
+"""Work on many videos, split into tasks of some hundred videos; each task is done once and leaves a manifest.
 
-In a directory, `receipts/` holds what the tasks that are done found, and `unfinished/`, which is
-there while they run, what each of the others is at. Whoever runs them, on whatever machines, all is
-said through these files; so nothing has to be carried back, and nothing is lost when it stops.
+In a dataset's directory, `manifests/` holds one JSON file per finished task, and `in_progress/`, which exists while
+tasks run, one small file per running task. All communication between processes and machines goes through these files,
+so that nothing is lost when any of them stops.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,245 +23,263 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from mevit_jax.datasets import builders
-from mevit_jax.datasets.processes import DIED, in_processes
-from mevit_jax.datasets.reader import UNFINISHED
+from mevit_jax.datasets.processes import CRASHED, run_in_processes
+from mevit_jax.datasets.reader import IN_PROGRESS
 from mevit_jax.errors import UserError
+from mevit_jax.files import atomic_path, write_json
 
-RECEIPTS = 'receipts'
-_STOP = 'stop'  # a file in unfinished/: whoever is at a task leaves it
-Row = dict[str, Any]  # what a receipt says of a video: its example, with `bytes` for `video`
+MANIFESTS = 'manifests'
+_STOP = 'stop'  # a file in in_progress/: running tasks stop when it exists
+
+Row = dict[str, Any]  # a manifest's entry for a video: its example, with `bytes` in place of `video`
+ProgressCallback = Callable[[int, int], None]  # (done, total)
+# Arguments: reason of each dead video by id, number of all videos. Raises a UserError if too many are dead.
+Check = Callable[[Mapping[str, str], int], None]
+Heartbeats = Generator[None, None, None]  # yields at least once a second
 
 
 @dataclass(frozen=True)
 class Task:
-  """A shard to be written, or, without class names, items to be looked at.
+  """A shard to write or, without class names, videos to examine.
 
   Attributes:
-    name: of the shard's file and of the receipt.
-    items, make, dead, encoding, time_limit: as `builders.VideoBuilder` says.
-    class_names: label i is the i-th name.
+    name: name of the shard's file and of the manifest.
+    items, make, dead_example, encoding, time_limit: see `builders.VideoBuilder`.
+    class_names: name of each label id.
   """
 
   name: str
   items: Sequence[Any]
   make: Callable[[Any], dict[str, Any]]
-  dead: Callable[[Any, str], dict[str, Any]]
+  dead_example: Callable[[Any, str], dict[str, Any]]
   class_names: tuple[str, ...] | None = None
   encoding: Mapping[str, Any] | None = None
   time_limit: float = 0
 
   @functools.cached_property
-  def key(self) -> str:
-    """Another one, another shard."""
+  def digest(self) -> str:
+    """SHA-256 of everything that the task's result depends on."""
     content = self.class_names, *([self.encoding] if self.encoding else []), list(self.items)
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
-Progress = Callable[[int, int], None]  # (done, total)
-Check = Callable[[Mapping[str, str], int], None]  # (why each of the dead is, by id, total): raises where they are many
-Ticks = Generator[None, None, None]  # at least one a second
-Engine = Callable[[Path, Sequence[Task]], Ticks]  # does the tasks in a directory
+Executor = Callable[[Path, Sequence[Task]], Heartbeats]  # runs the tasks of a directory
 
 
 def run(
   directory: Path,
   tasks: Sequence[Task],
-  engine: Engine,
-  progress: Progress = lambda done, total: None,
+  executor: Executor,
+  progress: ProgressCallback = lambda done, total: None,
   check: Check = lambda dead, total: None,
 ) -> None:
-  """Does the tasks that have no receipt yet.
+  """Runs the tasks that have no manifest yet.
 
   Args:
-    directory: of the tasks' files.
-    tasks: in any order.
-    engine: how: `supervise` on this machine, `beam.run` on others.
-    progress: called with how many items are done, and of how many, now and then.
-    check: called with what is dead, and how many items there are at all.
+    directory: directory of the tasks' files.
+    tasks: tasks in any order.
+    executor: `run_local` for this machine, `beam.run` for others.
+    progress: called from time to time with the numbers of finished and of all items.
+    check: called with the dead videos so far and the number of all items.
 
   Raises:
-    UserError: whatever `check` and a task raise; the receipts stay.
+    UserError: `check` or a task raised it; finished tasks keep their manifests.
   """
-  notes = directory / UNFINISHED
-  for folder in (notes, directory / RECEIPTS):
+  in_progress = directory / IN_PROGRESS
+  for folder in (in_progress, directory / MANIFESTS):
     folder.mkdir(parents=True, exist_ok=True)
-  for path in (*notes.iterdir(), *directory.glob('*.tmp')):
-    path.unlink()  # a killed run's
-  left, total = {task.name: task for task in tasks}, sum(len(task.items) for task in tasks)
+  for path in (*in_progress.iterdir(), *directory.glob('*.tmp'), *(directory / MANIFESTS).glob('*.tmp')):
+    path.unlink()  # left by a run that was killed
+  pending, total = {task.name: task for task in tasks}, sum(len(task.items) for task in tasks)
   done, dead = 0, dict[str, str]()
 
   def collect(names: Sequence[str]) -> None:
     nonlocal done
     for name in names:
-      if (receipt := read_receipt(directory, left[name])) is not None:
-        done += len(receipt['rows'])
-        dead.update({row['id']: row['dead'] for row in receipt['rows'] if 'dead' in row})
-        del left[name]
-    progress(done + (_at_work(notes) if left else 0), total)
+      if (manifest := read_manifest(directory, pending[name])) is not None:
+        done += len(manifest['rows'])
+        dead.update({row['id']: row['dead'] for row in manifest['rows'] if 'dead' in row})
+        del pending[name]
+    progress(done + (_count_items_done(in_progress) if pending else 0), total)
     check(dead, total)
 
-  collect(list(left))
-  with contextlib.closing(engine(directory, list(left.values()))) as ticks:
-    for _ in ticks:
-      if left:  # else an engine is only winding up
-        there = os.listdir(directory / RECEIPTS)
-        collect([name for file in there if (name := file.removesuffix('.json')) in left])
-  if left:
-    collect(list(left))
-  if left:
-    raise UserError(f'{len(left)} parts of {directory} are not done: run the command again to go on')
+  collect(list(pending))
+  with contextlib.closing(executor(directory, list(pending.values()))) as heartbeats:
+    for _ in heartbeats:
+      if pending:  # otherwise the executor is only shutting down
+        files = os.listdir(directory / MANIFESTS)
+        collect([name for file in files if (name := file.removesuffix('.json')) in pending])
+  if pending:
+    collect(list(pending))
+  if pending:
+    raise UserError(f'{len(pending)} parts of {directory} are not finished; run the command again to continue')
 
 
-def supervise(directory: Path, tasks: Sequence[Task], workers: int = 0) -> Ticks:
-  """Does tasks in processes of this machine: an `Engine`. What takes a process down is dead, and no more.
+def run_local(directory: Path, tasks: Sequence[Task], workers: int = 0) -> Heartbeats:
+  """Runs tasks in worker processes of this machine, an `Executor`; a video that crashes its process becomes dead.
 
-  With 0 workers, in this process, of which it is then a part.
+  With 0 workers the tasks run in this process, which a crash then ends.
   """
   calls = deque((directory, task) for task in tasks)
-  with contextlib.closing(in_processes(_do, calls, workers)) as results:
+  with contextlib.closing(run_in_processes(_run_task, calls, workers)) as results:
     for arguments, result in results:
-      if arguments is not None and result == DIED:
-        _blame(*arguments)
+      if arguments is not None and result == CRASHED:
+        record_crash(*arguments)
         calls.appendleft(arguments)
       yield
 
 
-def stop(directory: Path) -> None:
-  """Makes all that are at a task leave it, wherever they run."""
-  (directory / UNFINISHED / _STOP).touch()
+def request_stop(directory: Path) -> None:
+  """Makes running tasks stop after their current video, on all machines."""
+  (directory / IN_PROGRESS / _STOP).touch()
 
 
-def read_receipt(directory: Path, task: Task) -> dict[str, Any] | None:
-  """The receipt of a task that was done, by this run or another: its `bytes` and `rows`."""
+def read_manifest(directory: Path, task: Task) -> dict[str, Any] | None:
+  """Returns the `bytes` and `rows` of a finished task, or None if this task is not finished."""
   try:
-    receipt = json.loads((directory / RECEIPTS / f'{task.name}.json').read_text())
-    whole = task.class_names is None or receipt['bytes'] == (directory / task.name).stat().st_size
+    manifest = json.loads((directory / MANIFESTS / f'{task.name}.json').read_text())
+    complete = task.class_names is None or manifest['bytes'] == (directory / task.name).stat().st_size
   except (FileNotFoundError, ValueError):
     return None
-  return receipt if whole and receipt['key'] == task.key else None
+  return manifest if complete and manifest['digest'] == task.digest else None
 
 
-def receipt_of(directory: Path, task: Task) -> dict[str, Any]:
-  """The receipt of a task that is done."""
-  receipt = read_receipt(directory, task)
-  if receipt is None:
-    raise UserError(f'{directory / task.name} or its receipt is gone: run the command again to go on')
-  return receipt
+def require_manifest(directory: Path, task: Task) -> dict[str, Any]:
+  """Returns the manifest of a finished task; raises a UserError if it or the shard was deleted."""
+  manifest = read_manifest(directory, task)
+  if manifest is None:
+    raise UserError(f'{directory / task.name} or its manifest was deleted; run the command again to continue')
+  return manifest
 
 
-def _do(directory: Path, task: Task) -> None:
-  """Makes a task's items, and its shard and receipt."""
-  notes = directory / UNFINISHED
-  crashed = _crashed(notes, task)
-  shard = _Shard(directory / task.name, task.class_names) if task.class_names is not None else None
-  rows = []
+class _StoppedError(Exception):
+  """Raised in a task when a stop was requested."""
+
+
+def _run_task(directory: Path, task: Task) -> None:
+  """Makes the examples of a task and writes its shard and manifest."""
+  in_progress = directory / IN_PROGRESS
   try:
-    with (notes / f'{task.name}.doing').open('wb', buffering=0) as doing:
-      for i, item in enumerate(task.items):
-        if (notes / _STOP).exists():
-          return
-        os.pwrite(doing.fileno(), f'{i:9} {time.monotonic():20.3f}'.encode(), 0)
-        with _ended_after(task.time_limit):
-          example = task.dead(item, crashed[i]) if i in crashed else task.make(item)
-        rows.append(_row(example))
-        if shard and 'dead' not in example:
-          shard.write(example)
-    size = shard.close() if shard else 0
-  finally:
-    if shard:
-      shard.partial.unlink(missing_ok=True)
-  _save({'key': task.key, 'bytes': size, 'rows': rows}, directory / RECEIPTS / f'{task.name}.json')
-  for suffix in ('doing', 'crashed'):
-    (notes / f'{task.name}.{suffix}').unlink(missing_ok=True)
+    if task.class_names is None:
+      rows, size = _make_rows(in_progress, task, lambda example: None), 0
+    else:
+      path = directory / task.name
+      with atomic_path(path) as temporary:
+        shard = _ShardWriter(path, temporary, task.class_names)
+        rows = _make_rows(in_progress, task, shard.write)
+        shard.close()
+      size = path.stat().st_size
+  except _StoppedError:
+    return
+  manifest = {'digest': task.digest, 'bytes': size, 'rows': rows}
+  write_json(directory / MANIFESTS / f'{task.name}.json', manifest, indent=None)
+  for suffix in ('current', 'crashes'):
+    (in_progress / f'{task.name}.{suffix}').unlink(missing_ok=True)
 
 
-def _row(example: Mapping[str, Any]) -> Row:
+def _make_rows(in_progress: Path, task: Task, write: Callable[[Mapping[str, Any]], None]) -> list[Row]:
+  """Makes and writes every example of a task, and records which one is current in case the process crashes."""
+  crashes = _read_crashes(in_progress, task)
+  rows = []
+  with (in_progress / f'{task.name}.current').open('wb', buffering=0) as current:
+    for i, item in enumerate(task.items):
+      if (in_progress / _STOP).exists():
+        raise _StoppedError
+      os.pwrite(current.fileno(), f'{i:9} {time.monotonic():20.3f}'.encode(), 0)
+      with _hard_time_limit(task.time_limit):
+        example = task.dead_example(item, crashes[i]) if i in crashes else task.make(item)
+      rows.append(_example_row(example))
+      if 'dead' not in example:
+        write(example)
+  return rows
+
+
+def _example_row(example: Mapping[str, Any]) -> Row:
   row = {key: value for key, value in example.items() if key != 'video'}
   if 'dead' in row:
     return row
   return {'sha256': hashlib.sha256(example['video']).hexdigest(), **row, 'bytes': len(example['video'])}
 
 
-class _Shard:
-  """A file of examples, which is at its path when it is whole."""
+class _ShardWriter:
+  """Writes examples to an array_record file.
 
-  def __init__(self, path: Path, class_names: Sequence[str]):
+  Args:
+    path: final path of the shard, for error messages.
+    temporary: path that is written.
+    class_names: name of each label id.
+  """
+
+  def __init__(self, path: Path, temporary: Path, class_names: Sequence[str]):
     self._path, self._features = path, builders.features(class_names)
     self._serializer = ExampleSerializer(self._features.get_serialized_info())
-    # Of its own: a process that lost touch with the rest may still be at the same shard.
-    self.partial = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp')
-    with self._named():
-      self._writer = ArrayRecordWriter(str(self.partial), 'group_size:1')
+    with self._user_errors():
+      self._writer = ArrayRecordWriter(str(temporary), 'group_size:1')
 
   def write(self, example: Mapping[str, Any]) -> None:
-    known = {**{key: example[key] for key in self._features}, 'label': example['label'] or -1}  # '': no label
-    message = self._serializer.get_tf_example(self._features.encode_example(known))
-    with self._named():
+    fields = {**{key: example[key] for key in self._features}, 'label': example['label'] or -1}  # '': no label
+    message = self._serializer.get_tf_example(self._features.encode_example(fields))
+    with self._user_errors():
       self._writer.write(message.SerializeToString(deterministic=True))
 
-  def close(self) -> int:
-    """Returns the file's size."""
-    with self._named():
+  def close(self) -> None:
+    with self._user_errors():
       self._writer.close()
-    self.partial.replace(self._path)
-    return self._path.stat().st_size
 
   @contextlib.contextmanager
-  def _named(self) -> Iterator[None]:
+  def _user_errors(self) -> Iterator[None]:
     try:
       yield
-    except RuntimeError as error:  # the writer's only kind; a full disk is one
+    except RuntimeError as error:  # the only exception of the writer, for a full disk too
       raise UserError(f'{self._path} cannot be written: {str(error).split(";")[0]}') from error
 
 
-def _save(content: Any, path: Path) -> None:
-  partial = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp')
-  partial.write_text(json.dumps(content))
-  partial.replace(path)
-
-
 @contextlib.contextmanager
-def _ended_after(seconds: float) -> Iterator[None]:
-  """Ends this process if its body takes longer: a decoder that hangs listens to nothing else."""
+def _hard_time_limit(seconds: float) -> Iterator[None]:
+  """Ends this worker process if the body takes longer: a decoder that hangs cannot be interrupted otherwise."""
   if not seconds or multiprocessing.parent_process() is None:
     yield
     return
-  with open(os.devnull, 'w') as nowhere:
-    faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+  with open(os.devnull, 'w') as devnull:
+    faulthandler.dump_traceback_later(seconds, exit=True, file=devnull)
     try:
       yield
     finally:
       faulthandler.cancel_dump_traceback_later()
 
 
-def _blame(directory: Path, task: Task) -> None:
-  """Notes which item took its process down, for the next process that is at the task."""
-  notes = directory / UNFINISHED
-  crashed = _crashed(notes, task)
+def record_crash(directory: Path, task: Task) -> None:
+  """Records which item crashed its process, for the process that runs the task next.
+
+  Raises:
+    UserError: the process did not crash on an item, or on one that had crashed already.
+  """
+  in_progress = directory / IN_PROGRESS
+  crashes = _read_crashes(in_progress, task)
   try:
-    item, began = (notes / f'{task.name}.doing').read_text().split()
+    item, started = (in_progress / f'{task.name}.current').read_text().split()
   except (OSError, ValueError):
-    item = began = '-1'
-  if int(item) < 0 or int(item) in crashed:
+    item = started = '-1'
+  if int(item) < 0 or int(item) in crashes:
     raise UserError(
-      f'a process that wrote {directory / task.name} died, perhaps of too little memory: run the command again'
-      ' to go on (fewer --workers need less)'
+      f'a process that wrote {directory / task.name} died, possibly because memory ran out; run the command again to'
+      ' continue, with fewer --workers to use less memory'
     )
-  hung = 0 < task.time_limit <= time.monotonic() - float(began)
+  hung = 0 < task.time_limit <= time.monotonic() - float(started)
   reason = 'the decoder hangs' if hung else 'the decoder crashed, or ran out of memory'
-  _save({**crashed, int(item): reason}, notes / f'{task.name}.crashed')
+  write_json(in_progress / f'{task.name}.crashes', {**crashes, int(item): reason}, indent=None)
 
 
-def _crashed(notes: Path, task: Task) -> dict[int, str]:
-  """Which items took their process down, and how."""
-  path = notes / f'{task.name}.crashed'
+def _read_crashes(in_progress: Path, task: Task) -> dict[int, str]:
+  """Returns the items that crashed their process, by index, with the reason."""
+  path = in_progress / f'{task.name}.crashes'
   return {int(i): reason for i, reason in json.loads(path.read_text()).items()} if path.exists() else {}
 
 
-def _at_work(notes: Path) -> int:
-  """How many items the tasks that are being done have behind them."""
+def _count_items_done(in_progress: Path) -> int:
+  """Returns the number of items that the running tasks have finished."""
   count = 0
-  for path in notes.glob('*.doing'):
-    with contextlib.suppress(OSError, ValueError, IndexError):  # it is done, or has just begun and says nothing yet
+  for path in in_progress.glob('*.current'):
+    with contextlib.suppress(OSError, ValueError, IndexError):  # the task has just ended or just started
       count += int(path.read_text().split()[0])
   return count

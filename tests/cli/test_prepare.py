@@ -1,27 +1,27 @@
-"""The command: whole runs, what it says, and that what a user can cause ends in one line."""
+"""`mevit prepare`: complete runs, output, and one-line errors."""
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
-import time
 import types
 from collections import namedtuple
 
 import pytest
 from absl import flags
 
-from mevit_jax.cli import command
+from mevit_jax import progress
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.datasets import shards
 from mevit_jax.datasets.builders import moving_shapes
 from mevit_jax.errors import UserError
-from tests.helpers.commands import small, video
+from tests.helpers.commands import make_noise_video, small_shapes
 
 
 def test_the_command_from_end_to_end(folder, tmp_path):
-  """In processes of its own, as a user runs it."""
+  """In a subprocess, as a user runs it."""
   command = [
     sys.executable,
     '-m',
@@ -36,7 +36,7 @@ def test_the_command_from_end_to_end(folder, tmp_path):
   assert not done.stderr
   assert 'python main.py --config=configs/video_folder.py' in done.stdout
   assert f'--config.data.dataset=my_videos --config.data.data_dir={tmp_path}' in done.stdout
-  assert 'ended at' in done.stdout
+  assert re.search(r'videos written: 9 of 9, \d+\.\d/s\n', done.stdout)
   train, validation = (datasets.open_split(tmp_path, 'my_videos', name) for name in ('train', 'validation'))
   assert (len(train), len(validation)) == (7, 2)
   assert train.class_names == ('cats', 'dogs')
@@ -47,21 +47,20 @@ def test_the_command_from_end_to_end(folder, tmp_path):
     assert example['fps'] == pytest.approx(30)
   directory = tmp_path / 'my_videos' / '1.0.0'
   report = json.loads((directory / 'report.json').read_text())
-  assert report['total'] == {'found': 10, 'usable': 9, 'damaged': 0, 'short': 9, 'dead': 1, 'missing': 0}
+  assert report['total'] == {'listed': 10, 'usable': 9, 'damaged': 0, 'short': 9, 'dead': 1, 'missing': 0}
   assert list(report['dead']) == ['dogs/9.mp4']
-  copies = report['same_bytes_across_splits'] + report['same_bytes_within_a_split']
+  copies = report['duplicates_across_splits'] + report['duplicates_within_split']
   assert [name.split(': ')[1] for name in copies[0]] == ['cats/0.mp4', 'cats/8.mp4']
   assert 'dogs/9.mp4' in (directory / 'report.txt').read_text()
   assert not (tmp_path / 'my_videos' / '.examined').exists()
 
 
-def test_too_many_dead_stop_it_with_a_summary_and_nothing_written(folder, tmp_path, run, capsys):
+def test_too_many_dead_stop_it_with_a_summary_and_nothing_written(folder, tmp_path, run, caplog):
   (folder / 'cats' / '0.mp4').write_bytes(b'')
   with pytest.raises(UserError, match=r'2 of 10 videos are dead already, more than --max_dead=0\.1'):
     run('video_folder', folder, f'--data_dir={tmp_path}')
-  printed = capsys.readouterr().out
-  assert 'cats/0.mp4: ' in printed
-  assert 'dogs/9.mp4: ' in printed
+  assert 'cats/0.mp4: ' in caplog.text
+  assert 'dogs/9.mp4: ' in caplog.text
   assert not (tmp_path / 'my_videos' / '1.0.0').exists()
   run('video_folder', folder, f'--data_dir={tmp_path}', '--max_dead=0.5')
   assert len(datasets.open_split(tmp_path, 'my_videos', 'train')) == 6
@@ -72,33 +71,33 @@ def test_a_csv_with_a_missing_file(folder, tmp_path, run):
   (tmp_path / 'list.csv').write_text('\n'.join(['path,label,split', *rows, 'gone.mp4,dogs,train']))
   printed = run('video_folder', tmp_path / 'list.csv', f'--data_dir={tmp_path}', '--name=Pets', '--max_dead=0.2')
   assert '10 videos of 2 classes, 1 of them missing' in printed
-  assert 'missing, listed but not there (1):\n  gone.mp4' in printed
-  assert 'the same bytes in two splits' in printed
+  assert 'missing: listed, but without a file (1):\n  gone.mp4' in printed
+  assert 'same bytes in two splits' in printed
   counts = {name: len(datasets.open_split(tmp_path, 'Pets', name)) for name in ('train', 'test')}
   assert counts == {'train': 5, 'test': 4}
 
 
 def test_a_negative_seed_is_refused_before_anything_is_written(tmp_path, run):
   with pytest.raises(flags.IllegalFlagValueError, match='--seed=-1'):
-    run(*small(tmp_path), '--seed=-1')
+    run(*small_shapes(tmp_path), '--seed=-1')
   assert not list(tmp_path.iterdir())
 
 
-def test_a_class_of_dead_videos_alone_is_named_and_nothing_written(folder, tmp_path, run, capsys):
+def test_a_class_of_dead_videos_alone_is_named_and_nothing_written(folder, tmp_path, run, caplog):
   for name in ('1', '2'):
     path = folder / 'newts' / f'{name}.mp4'
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b'')
-  with pytest.raises(UserError, match=r'all videos are dead or missing of: newts; '):
+  with pytest.raises(UserError, match=r'all videos are dead or missing in: newts; '):
     run('video_folder', folder, f'--data_dir={tmp_path}', '--max_dead=0.5')
-  assert 'newts/1.mp4: ' in capsys.readouterr().out
+  assert 'newts/1.mp4: ' in caplog.text
   assert not (tmp_path / 'my_videos' / '1.0.0').exists()
 
 
 @pytest.mark.skipif(importlib.util.find_spec('apache_beam') is None, reason='Apache Beam is not installed')
 @pytest.mark.filterwarnings('default')  # Beam's own
 def test_on_beam_it_is_the_same_bytes(folder, tmp_path):
-  """On Beam's own processes, with a shard that a process dies of, and again with nothing left to do."""
+  """On Beam's own worker processes."""
   options = '--runner=DirectRunner --direct_running_mode=multi_processing --direct_num_workers=2'
   command = [sys.executable, '-m', 'mevit_jax', 'prepare', 'video_folder', folder]
   for arguments in ([f'--data_dir={tmp_path}/a', '--workers=2'], [f'--data_dir={tmp_path}/b', f'--beam={options}']):
@@ -113,17 +112,17 @@ def test_on_beam_it_is_the_same_bytes(folder, tmp_path):
 def test_without_beam_it_says_what_to_install(tmp_path, run, monkeypatch):
   monkeypatch.setitem(sys.modules, 'apache_beam', None)
   with pytest.raises(UserError, match=r'Apache Beam is not installed .*: pip install -r requirements-beam\.txt'):
-    run(*small(tmp_path), '--beam=--runner=DirectRunner')
+    run(*small_shapes(tmp_path), '--beam=--runner=DirectRunner')
 
 
 def test_kinetics_and_something_something(tmp_path, run):
-  """Each from its own lists, with some of its classes, a missing video and a split without labels."""
+  """From their own lists, with some of the classes, a missing video and a split without labels."""
   videos, lists = tmp_path / 'videos', tmp_path / 'lists'
   for path in (videos, lists):
     path.mkdir()
   rows = [('abseiling', 'aaaaaaaaaaa', 'train'), ('zumba', 'bbbbbbbbbbb', 'train'), ('zumba', 'ccccccccccc', 'val')]
   for i, (_, name, _) in enumerate(rows):
-    (videos / f'{name}_000001_000011.mp4').write_bytes(video(i))
+    (videos / f'{name}_000001_000011.mp4').write_bytes(make_noise_video(i))
   for split in ('train', 'val'):
     lines = [f'{label},{name},1,11,{split}' for label, name, each in rows if each == split]
     (lists / f'{split}.csv').write_text('\n'.join(['label,youtube_id,time_start,time_end,split', *lines]))
@@ -140,21 +139,21 @@ def test_kinetics_and_something_something(tmp_path, run):
     (lists / f'{split}.json').write_text(json.dumps(templates))
   (lists / 'test.json').write_text(json.dumps([{'id': '6'}]))
   for i in (1, 2, 3, 4, 6):
-    (videos / f'{i}.webm').write_bytes(video(i))
+    (videos / f'{i}.webm').write_bytes(make_noise_video(i))
   arguments = ('something_something_v2', videos, f'--annotations={lists}', f'--data_dir={tmp_path}')
   printed = run(*arguments)
-  assert 'missing, listed but not there (1):\n  5\n' in printed
+  assert 'missing: listed, but without a file (1):\n  5\n' in printed
   assert datasets.open_split(tmp_path, 'something_something_v2', 'validation').labels.tolist() == [1, 0]
   assert datasets.open_split(tmp_path, 'something_something_v2', 'test').labels.tolist() == [-1]
   assert 'already complete' in run(*arguments)
-  with pytest.raises(UserError, match=r'is of annotations .*lists.*, not .*labels\.json'):
+  with pytest.raises(UserError, match=r'saved -> requested\): annotations .*lists -> .*labels\.json'):
     run(*arguments[:2], f'--annotations={lists}/labels.json', f'--data_dir={tmp_path}')
 
 
 def test_the_disk_is_asked_before_anything_is_written(folder, tmp_path, run, monkeypatch):
   usage = namedtuple('usage', 'free')
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(100))
-  with pytest.raises(UserError, match=r'0\.0 MB free, and 0\.0 MB are needed; nothing was written'):
+  with pytest.raises(UserError, match=r'0\.0 MB free, but 0\.0 MB are needed; nothing was written'):
     run('video_folder', folder, f'--data_dir={tmp_path}')
   assert not (tmp_path / 'my_videos' / '1.0.0').exists()
 
@@ -163,12 +162,15 @@ def test_the_disk_is_asked_before_anything_is_written(folder, tmp_path, run, mon
   ('arguments', 'message'),
   [
     ((), 'name a dataset to prepare: moving_shapes, video_folder'),
-    (('video_foldr',), "no dataset 'video_foldr'.*known: moving_shapes, video_folder, .*; did you mean video_folder"),
-    (('moving_shapes', 'x'), 'takes no further argument'),
-    (('moving_shapes', '--size=33'), '--size must be even'),
+    (
+      ('video_foldr',),
+      "unknown dataset 'video_foldr'.*known: moving_shapes, video_folder, .*; did you mean video_folder",
+    ),
+    (('moving_shapes', 'x'), 'takes no further arguments'),
+    (('moving_shapes', '--size=33'), '--size=33 is odd'),
     (('video_folder',), 'takes one folder or one CSV file'),
-    (('video_folder', '.', '--name=my-videos'), '--name takes letters'),
-    (('video_folder', 'nowhere'), 'it is not there'),
+    (('video_folder', '.', '--name=my-videos'), '--name=my-videos must consist of letters'),
+    (('video_folder', 'nowhere'), 'nowhere does not exist'),
     (('kinetics400', 'videos'), 'kinetics400 takes one folder of videos, and --annotations='),
   ],
 )
@@ -192,24 +194,22 @@ def test_an_error_is_one_line_and_a_status(tmp_path):
   assert done.stderr.count('\n') == 1
 
 
-def test_progress_tells_the_end_from_this_run_alone(capsys, monkeypatch):
+def test_progress_estimates_the_rest_from_this_run_alone(capsys, monkeypatch):
   now = iter([0.0, 0.0, 10.0, 20.0])
-  clock = types.SimpleNamespace(
-    monotonic=lambda: next(now), time=time.time, localtime=time.localtime, strftime=time.strftime
-  )
-  monkeypatch.setattr(command, 'time', clock)
-  progress = command.Progress('videos')
+  monkeypatch.setattr(progress, 'time', types.SimpleNamespace(monotonic=lambda: next(now)))
+  report = progress.Progress('videos')
   for done in (100, 110, 120):
-    progress(done, 200)
-  lines = capsys.readouterr().out.splitlines()
-  assert lines[0] == 'videos: 100 of 200'
-  assert lines[1].startswith('videos: 110 of 200, 1.0/s, ends at ')
-  assert lines[2].startswith('videos: 120 of 200, 1.0/s, ends at ')
+    report(done, 200)
+  assert capsys.readouterr().out.splitlines() == [
+    'videos: 100 of 200',
+    'videos: 110 of 200, 1.0/s, 01:30 left',
+    'videos: 120 of 200, 1.0/s, 01:20 left',
+  ]
 
 
 def test_datasets_are_prepared_where_they_are_opened(tmp_path, run):
-  run(*small(tmp_path))
-  assert not (tmp_path / 'moving_shapes' / '1.0.0' / shards.UNFINISHED).exists()
+  run(*small_shapes(tmp_path))
+  assert not (tmp_path / 'moving_shapes' / '1.0.0' / shards.IN_PROGRESS).exists()
   split = datasets.open_split(str(tmp_path), 'moving_shapes', 'validation')
   assert split.class_names == moving_shapes.CLASS_NAMES
   assert [example['label'] for example in split.source] == list(range(8))

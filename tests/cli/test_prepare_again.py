@@ -1,4 +1,4 @@
-"""Prepared before, of the same or other arguments: what is left as it is, what is made again, what is refused."""
+"""Preparing a dataset that exists: left alone, written again, or refused because arguments differ."""
 
 import shutil
 
@@ -6,14 +6,14 @@ import pytest
 
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.errors import UserError
-from tests.helpers.commands import small, video
+from tests.helpers.commands import make_noise_video, small_shapes
 
 
 def test_preparing_again_does_nothing_unless_told_to(folder, tmp_path, run):
   arguments = ('video_folder', folder, f'--data_dir={tmp_path}')
   run(*arguments)
   first = datasets.open_split(tmp_path, 'my_videos', 'train').fingerprint
-  (folder / 'cats' / '0.mp4').write_bytes(video(77))
+  (folder / 'cats' / '0.mp4').write_bytes(make_noise_video(77))
   assert 'already complete: nothing to do' in run(*arguments)
   assert datasets.open_split(tmp_path, 'my_videos', 'train').fingerprint == first
   run(*arguments, '--overwrite')
@@ -21,14 +21,14 @@ def test_preparing_again_does_nothing_unless_told_to(folder, tmp_path, run):
 
 
 def test_shapes_of_other_arguments_are_not_taken_for_those_asked_for(tmp_path, run):
-  run(*small(tmp_path))
-  assert 'nothing to do' in run(*small(tmp_path))
-  message = 'is of train_videos 8, not 16, seed 0, not 3: give --data_dir or --overwrite'
+  run(*small_shapes(tmp_path))
+  assert 'nothing to do' in run(*small_shapes(tmp_path))
+  message = r'train_videos 8 -> 16, seed 0 -> 3; give --data_dir or --overwrite'
   with pytest.raises(UserError, match=message):
-    run(*small(tmp_path), '--train_videos=16', '--seed=3')
-  run(*small(tmp_path), '--train_videos=16', '--seed=3', '--overwrite')
+    run(*small_shapes(tmp_path), '--train_videos=16', '--seed=3')
+  run(*small_shapes(tmp_path), '--train_videos=16', '--seed=3', '--overwrite')
   assert len(datasets.open_split(tmp_path, 'moving_shapes', 'train')) == 16
-  assert 'nothing to do' in run(*small(tmp_path), '--train_videos=16', '--seed=3')
+  assert 'nothing to do' in run(*small_shapes(tmp_path), '--train_videos=16', '--seed=3')
 
 
 def test_videos_of_another_source_are_not_taken_for_those_asked_for(folder, tmp_path, run, monkeypatch):
@@ -36,20 +36,20 @@ def test_videos_of_another_source_are_not_taken_for_those_asked_for(folder, tmp_
   run(*arguments)
   monkeypatch.chdir(folder.parent)
   assert 'nothing to do' in run('video_folder', folder.name, f'--data_dir={tmp_path}', '--max_dead=0.5')
-  with pytest.raises(UserError, match=r'is of seed 0, not 1, validation_fraction 0\.2, not 0\.4: give --name or'):
+  with pytest.raises(UserError, match=r'seed 0 -> 1, validation_fraction 0\.2 -> 0\.4; give --name or'):
     run(*arguments, '--seed=1', '--validation_fraction=0.4')
   other = shutil.copytree(folder, tmp_path / 'b' / folder.name)
-  with pytest.raises(UserError, match=f'is of source {folder}, not {other}: give --name or --overwrite'):
+  with pytest.raises(UserError, match=f'source {folder} -> {other}; give --name or --overwrite'):
     run('video_folder', other, f'--data_dir={tmp_path}')
-  run(*small(tmp_path))
-  with pytest.raises(UserError, match='is of kind moving_shapes, not video_folder: give --name or'):
+  run(*small_shapes(tmp_path))
+  with pytest.raises(UserError, match='kind moving_shapes -> video_folder; give --name or'):
     run(*arguments, '--name=moving_shapes')
 
 
 def test_what_was_asked_for_is_said_as_flags_have_it(folder, tmp_path, run):
   arguments = ('video_folder', folder, f'--data_dir={tmp_path}/a folder')
   assert f"--config.data.data_dir='{tmp_path}/a folder'" in run(*arguments)
-  message = 'is of encoding keep, not kind=h264 short_side=320 keyframes=6 quality=20: give --name'
+  message = 'encoding keep -> kind=h264 short_side=320 keyframes=6 quality=20; give --name'
   with pytest.raises(UserError, match=message):
     run(*arguments, '--encoding=h264', '--quality=20')
 
@@ -63,10 +63,10 @@ def test_the_seed_of_a_split_that_was_given_does_not_matter(folder, tmp_path, ru
 
 
 def test_a_complete_dataset_whose_fingerprint_is_broken_is_one_line(tmp_path, run):
-  run(*small(tmp_path))
+  run(*small_shapes(tmp_path))
   (tmp_path / 'moving_shapes' / '1.0.0' / 'fingerprint.json').write_text('{')
-  with pytest.raises(UserError, match=r'is damaged.*: prepare it again, with --overwrite'):
-    run(*small(tmp_path))
+  with pytest.raises(UserError, match=r'is damaged.*; prepare it again, with --overwrite'):
+    run(*small_shapes(tmp_path))
 
 
 def test_a_lost_shard_is_made_again_without_being_asked_to(folder, tmp_path, run):
@@ -75,5 +75,5 @@ def test_a_lost_shard_is_made_again_without_being_asked_to(folder, tmp_path, run
   directory = tmp_path / 'my_videos' / '1.0.0'
   before = {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
   next(directory.glob('*validation.array_record*')).unlink()
-  assert 'has lost 1 shards (my_videos-validation.array_record' in run(*arguments)
+  assert '1 shards are missing or truncated (my_videos-validation.array_record' in run(*arguments)
   assert {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()} == before

@@ -1,4 +1,4 @@
-"""Preparation that is cut short, or that another command does at once: what goes on, what is left, what is read."""
+"""Interrupted or concurrent preparation: it continues, and a complete dataset stays readable."""
 
 import fcntl
 import re
@@ -15,12 +15,12 @@ from mevit_jax.datasets import reader as datasets
 from mevit_jax.datasets import shards
 from mevit_jax.datasets.builders import moving_shapes
 from mevit_jax.errors import UserError
-from tests.helpers.commands import small
+from tests.helpers.commands import small_shapes
 
 
 @pytest.fixture
 def broken(monkeypatch):
-  """A function: how many videos are drawn before the next one ends the command."""
+  """Returns a function of the number of videos after which drawing the next one interrupts the command."""
   encode = moving_shapes.encode
 
   def after(count):
@@ -39,30 +39,38 @@ def broken(monkeypatch):
 def test_a_run_that_broke_off_goes_on(tmp_path, run, broken):
   broken(12)
   with pytest.raises(KeyboardInterrupt):
-    run(*small(tmp_path))
+    run(*small_shapes(tmp_path))
   assert not datasets.is_complete(tmp_path / 'moving_shapes' / '1.0.0')
   broken(8)
-  assert '8 of 16' in run(*small(tmp_path))
+  assert '8 of 16' in run(*small_shapes(tmp_path))
   broken(16)
-  run(*small(tmp_path / 'whole'))
+  run(*small_shapes(tmp_path / 'whole'))
   marks = {datasets.open_split(d, 'moving_shapes', 'train').fingerprint for d in (tmp_path, tmp_path / 'whole')}
   assert len(marks) == 1
 
 
 def test_a_command_that_is_killed_goes_on_where_it_was(tmp_path):
-  """The shards that were whole are kept as they are, and the end is what it is without a kill."""
-  command = [sys.executable, '-m', 'mevit_jax', 'prepare', *small(tmp_path / 'a'), '--train_videos=900', '--workers=1']
+  """Complete shards are kept, and the result is the same as without the kill."""
+  command = [
+    sys.executable,
+    '-m',
+    'mevit_jax',
+    'prepare',
+    *small_shapes(tmp_path / 'a'),
+    '--train_videos=900',
+    '--workers=1',
+  ]
   directory, before = tmp_path / 'a' / 'moving_shapes' / '1.0.0', {}
   for ending, whole in ((signal.SIGINT, 1), (signal.SIGKILL, 2)):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as killed:
-      while len(receipts := list(directory.glob('receipts/*.json'))) < whole:
+      while len(manifests := list(directory.glob('manifests/*.json'))) < whole:
         assert killed.poll() is None
         time.sleep(0.01)
       killed.send_signal(ending)
       _, errors = killed.communicate(timeout=30)
       assert errors == ('' if ending == signal.SIGKILL else 'interrupted\n')
     assert not datasets.is_complete(directory)
-    for path in (*receipts, *(directory / each.stem for each in receipts)):
+    for path in (*manifests, *(directory / each.stem for each in manifests)):
       assert before.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
   done = subprocess.run([*command, '--workers=2'], capture_output=True, text=True, check=True)
   assert not done.stderr
@@ -71,7 +79,7 @@ def test_a_command_that_is_killed_goes_on_where_it_was(tmp_path):
   builder = moving_shapes.build(tmp_path / 'b', {'train': 900, 'validation': 8}, frames=2, size=16)
   shards.write(builder)
   a, b = ({p.name: p.read_bytes() for p in d.iterdir() if p.is_file()} for d in (directory, Path(builder.data_path)))
-  del a['fingerprint.json'], b['fingerprint.json']  # which says what was asked for
+  del a['fingerprint.json'], b['fingerprint.json']  # it contains the arguments
   assert a == b
 
 
@@ -79,9 +87,9 @@ def test_two_commands_do_not_write_the_same_dataset(tmp_path, run):
   (tmp_path / 'moving_shapes').mkdir()
   with (tmp_path / 'moving_shapes' / '.lock').open('w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match=r'another command is preparing .*moving_shapes: wait'):
-      run(*small(tmp_path))
-  run(*small(tmp_path))
+    with pytest.raises(UserError, match=r'another command is preparing .*moving_shapes; wait'):
+      run(*small_shapes(tmp_path))
+  run(*small_shapes(tmp_path))
 
 
 def content(directory):
@@ -89,8 +97,8 @@ def content(directory):
 
 
 def test_the_old_one_is_there_until_the_new_one_is_whole(tmp_path, run, broken, capsys):
-  directory, again = tmp_path / 'moving_shapes' / '1.0.0', (*small(tmp_path), '--seed=3', '--overwrite')
-  run(*small(tmp_path))
+  directory, again = tmp_path / 'moving_shapes' / '1.0.0', (*small_shapes(tmp_path), '--seed=3', '--overwrite')
+  run(*small_shapes(tmp_path))
   old = content(directory)
   for count in (4, 12):
     broken(count)
@@ -100,28 +108,31 @@ def test_the_old_one_is_there_until_the_new_one_is_whole(tmp_path, run, broken, 
     assert len(list(datasets.open_split(tmp_path, 'moving_shapes', 'train').source)) == 8
     capsys.readouterr()
   broken(0)
-  assert 'nothing to do (--overwrite goes on to prepare it again)' in run(*small(tmp_path))
+  assert 'nothing to do (--overwrite continues to prepare it again)' in run(*small_shapes(tmp_path))
   broken(8)
   assert 'videos written: 8 of 16' in run(*again)  # the first shard was whole
   broken(16)
-  run(*small(tmp_path / 'other'), '--seed=3')
+  run(*small_shapes(tmp_path / 'other'), '--seed=3')
   assert content(directory.parent) == content(tmp_path / 'other' / 'moving_shapes')
   assert [path.name for path in directory.parent.iterdir() if path.is_dir()] == ['1.0.0']
 
 
 @pytest.mark.parametrize(('moment', 'read'), [(0, 'old'), (1, 'old'), (2, 'new'), (3, 'new')])
 def test_killed_while_they_change_places(tmp_path, run, monkeypatch, moment, read):
-  """Before each of its changes to the disk: one of them is whole, and read; the command, given again, goes on."""
-  directory, again = tmp_path / 'a' / 'moving_shapes' / '1.0.0', (*small(tmp_path / 'a'), '--seed=3', '--overwrite')
-  run(*small(tmp_path / 'a'))
-  run(*small(tmp_path / 'b'), '--seed=3')
+  """Killed before each change to the disk: one dataset is complete and readable; the same command continues."""
+  directory, again = (
+    tmp_path / 'a' / 'moving_shapes' / '1.0.0',
+    (*small_shapes(tmp_path / 'a'), '--seed=3', '--overwrite'),
+  )
+  run(*small_shapes(tmp_path / 'a'))
+  run(*small_shapes(tmp_path / 'b'), '--seed=3')
   new = tmp_path / 'b' / 'moving_shapes' / '1.0.0'
   marks = {'old': datasets.read_fingerprint(directory)[0], 'new': datasets.read_fingerprint(new)[0]}
   left = iter(range(moment))
 
   def dying(change):
     def dies(path, *arguments, **options):
-      if Path(path).name in ('1.0.0', '0.0.0', '.new') and next(left, None) is None:
+      if Path(path).name in ('1.0.0', '0.0.0', '.staging') and next(left, None) is None:
         raise KeyboardInterrupt
       return change(path, *arguments, **options)
 
@@ -135,7 +146,7 @@ def test_killed_while_they_change_places(tmp_path, run, monkeypatch, moment, rea
   split = datasets.open_split(tmp_path / 'a', 'moving_shapes', 'train')
   assert (len(list(split.source)), split.fingerprint) == (8, marks[read])
   if read == 'old':
-    with pytest.raises(UserError, match='is of seed 0, not 3'):
+    with pytest.raises(UserError, match='seed 0 -> 3'):
       run(*again[:-1])
   else:
     assert 'nothing to do' in run(*again[:-1])
@@ -147,8 +158,8 @@ def test_killed_while_they_change_places(tmp_path, run, monkeypatch, moment, rea
 
 
 def test_the_old_one_may_be_removed_to_make_room(tmp_path, run, broken):
-  directory, again = tmp_path / 'moving_shapes' / '1.0.0', (*small(tmp_path), '--seed=3', '--overwrite')
-  run(*small(tmp_path))
+  directory, again = tmp_path / 'moving_shapes' / '1.0.0', (*small_shapes(tmp_path), '--seed=3', '--overwrite')
+  run(*small_shapes(tmp_path))
   broken(12)
   with pytest.raises(KeyboardInterrupt):
     run(*again)
@@ -156,4 +167,4 @@ def test_the_old_one_may_be_removed_to_make_room(tmp_path, run, broken):
   broken(8)
   assert 'videos written: 8 of 16' in run(*again)
   assert datasets.is_complete(directory)
-  assert not shards.beside(directory).exists()
+  assert not shards.staging_directory(directory).exists()

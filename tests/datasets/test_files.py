@@ -1,8 +1,9 @@
-"""Videos in files: what is there, what each holds, what is dead; from a listing to a dataset."""
+"""Video files: present and missing files, examples, dead videos, and the path from a listing to a dataset."""
 
 import dataclasses
 import functools
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from mevit_jax.datasets import preparation, tasks
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.datasets.builders import files, moving_shapes
-from mevit_jax.datasets.builders.files import Found, Listing
+from mevit_jax.datasets.builders.files import ListedVideo, Listing
 from mevit_jax.errors import UserError
 from mevit_jax.video.decode import decode
 from mevit_jax.video.transcode import Encoding
@@ -28,7 +29,7 @@ def video(seed: int, frames: int = 6) -> bytes:
 
 @pytest.fixture
 def root(tmp_path):
-  """Six videos to train on and four to validate on."""
+  """Six training and four validation videos."""
   for i in range(10):
     (tmp_path / f'{i}.mp4').write_bytes(video(i))
   return tmp_path
@@ -36,46 +37,52 @@ def root(tmp_path):
 
 def listing(root: Path, count: int = 10, names: tuple[str, ...] = NAMES) -> Listing:
   found = [
-    Found(f'v{i}', str(root / f'{i}.mp4'), NAMES[i % 2], 'train' if i < 6 else 'validation') for i in range(count)
+    ListedVideo(f'v{i}', str(root / f'{i}.mp4'), NAMES[i % 2], 'train' if i < 6 else 'validation') for i in range(count)
   ]
   return Listing(found, names)
 
 
 def prepare(root: Path, what: Listing, data_dir: Path | None = None, **changes):
-  options = preparation.Options(functools.partial(tasks.supervise, workers=0), lambda what: lambda done, total: None)
+  options = preparation.Options(functools.partial(tasks.run_local, workers=0), lambda what: lambda done, total: None)
   directory = (data_dir or root / 'data') / 'pets' / '1.0.0'
   return preparation.prepare(directory, what, {'kind': 'test'}, dataclasses.replace(options, **changes))
 
 
-def item(path: Path, **changes) -> files.Item:
-  [one], missing = files.on_disk(Listing([Found('v', str(path), 'cats', 'train')], NAMES))
+def item(path: Path, **changes) -> files.VideoFile:
+  [one], missing = files.find_files(Listing([ListedVideo('v', str(path), 'cats', 'train')], NAMES))
   assert not missing
   return dataclasses.replace(one, **changes)
 
 
-made = functools.partial(files.make, encoding=Encoding('keep'))
+made = functools.partial(files.make_example, encoding=Encoding('keep'))
 
 
 def test_what_is_there_and_what_is_not(root):
-  gone = [Found('gone', str(root / 'gone.mp4'), 'cats', 'train'), Found('never', '', 'dogs', 'test')]
-  what = Listing([*listing(root).found, *gone, Found('in', str(root / '0.mp4' / 'x.mp4'), '', 'test')], NAMES)
-  items, missing = files.on_disk(what)
-  assert [each.found.id for each in items] == [f'v{i}' for i in range(10)]
-  assert [each.bytes for each in items] == [(root / f'{i}.mp4').stat().st_size for i in range(10)]
+  gone = [ListedVideo('gone', str(root / 'gone.mp4'), 'cats', 'train'), ListedVideo('never', '', 'dogs', 'test')]
+  what = Listing([*listing(root).videos, *gone, ListedVideo('in', str(root / '0.mp4' / 'x.mp4'), '', 'test')], NAMES)
+  items, missing = files.find_files(what)
+  assert [each.video.id for each in items] == [f'v{i}' for i in range(10)]
+  assert [each.num_bytes for each in items] == [(root / f'{i}.mp4').stat().st_size for i in range(10)]
   assert [each.id for each in missing] == ['gone', 'never', 'in']
 
 
 @pytest.mark.parametrize(
   ('found', 'message'),
   [
-    ([Found('a', '/x', 'cats', ''), Found('a', '/y', 'cats', '')], "two videos have the id 'a': /x and /y"),
-    ([Found('a', '/x', 'newts', '')], "a is of class 'newts', which is not in the list of classes"),
-    ([Found('a', '', 'cats', ''), Found('b', '/x', 'cats', '')], r'none of the 2 videos listed is there .*: /x\)'),
+    (
+      [ListedVideo('a', '/x', 'cats', ''), ListedVideo('a', '/y', 'cats', '')],
+      "two videos have the id 'a': /x and /y",
+    ),
+    ([ListedVideo('a', '/x', 'newts', '')], "a has the class 'newts', which is not in the list of classes"),
+    (
+      [ListedVideo('a', '', 'cats', ''), ListedVideo('b', '/x', 'cats', '')],
+      r'all 2 listed videos are missing .*example /x\)',
+    ),
   ],
 )
 def test_a_listing_that_cannot_be(found, message):
   with pytest.raises(UserError, match=message):
-    files.on_disk(Listing(found, NAMES))
+    files.find_files(Listing(found, NAMES))
 
 
 def test_every_file_is_made_an_example_or_dead(tmp_path):
@@ -112,7 +119,7 @@ def test_a_file_that_changed_is_not_written(root):
   assert made(examined)['video'] == video(0)
   (root / '0.mp4').write_bytes(video(1))
   for old in (before, item(root / '0.mp4', examined=examined.examined)):
-    with pytest.raises(UserError, match=r'0\.mp4 changed while it was prepared: run the command again'):
+    with pytest.raises(UserError, match=r'0\.mp4 changed during preparation; run the command again'):
       made(old)
 
 
@@ -124,8 +131,8 @@ def test_a_video_that_was_examined_is_not_decoded_again(root, monkeypatch):
 
 def test_given_splits_are_written_in_the_order_of_the_list(root):
   what = listing(root)
-  summary = prepare(root, dataclasses.replace(what, found=what.found[::-1], notes=['a note']))
-  assert summary['total'] == {'found': 10, 'usable': 10, 'damaged': 0, 'short': 10, 'dead': 0, 'missing': 0}
+  summary = prepare(root, dataclasses.replace(what, videos=what.videos[::-1], notes=['a note']))
+  assert summary['total'] == {'listed': 10, 'usable': 10, 'damaged': 0, 'short': 10, 'dead': 0, 'missing': 0}
   train = datasets.open_split(root / 'data', 'pets', 'train')
   assert [example['id'] for example in train.source] == ['v5', 'v4', 'v3', 'v2', 'v1', 'v0']
   assert [example['video'] for example in train.source] == [video(i) for i in range(5, -1, -1)]
@@ -141,16 +148,18 @@ def test_each_video_is_decoded_once(root, monkeypatch):
   assert sorted(seen) == sorted(video(i) for i in range(10))
 
 
-def test_videos_encoded_again(root, capsys):
-  """The same frames at the same times from other bytes; the fingerprint is of the source and of how it was done."""
+def test_reencoded_videos(root, caplog):
+  """The frames and times stay the same; the fingerprint depends on the source files and the encoding settings."""
+  caplog.set_level(logging.INFO)
   prepare(root, listing(root))
   kept = datasets.open_split(root / 'data', 'pets', 'train')
-  found = [dataclasses.replace(each, split='') for each in listing(root).found]
+  found = [dataclasses.replace(each, split='') for each in listing(root).videos]
   for what, directory in ((listing(root), 'again'), (Listing(found, NAMES), 'unsplit')):
     data_dir = root / directory
     summary = prepare(root, what, encoding=Encoding('h264', quality=1), data_dir=data_dir)
     assert summary['total']['usable'] == 10
-    assert 'encoded again, ' in capsys.readouterr().out
+    assert any('when re-encoded' in message for message in caplog.messages)
+    caplog.clear()
     stored = datasets.open_split(data_dir, 'pets', 'train')
     for example in stored.source:
       original = video(int(example['id'][1:]))
@@ -173,20 +182,22 @@ def test_videos_encoded_again(root, capsys):
 
 
 def test_a_split_without_labels(root):
-  found = [dataclasses.replace(each, split='test', label='') for each in listing(root).found[6:]]
-  summary = prepare(root, Listing([*listing(root).found[:6], *found], NAMES))
+  found = [dataclasses.replace(each, split='test', label='') for each in listing(root).videos[6:]]
+  summary = prepare(root, Listing([*listing(root).videos[:6], *found], NAMES))
   test = datasets.open_split(root / 'data', 'pets', 'test')
   assert test.labels.tolist() == [-1] * 4
   assert [example['label'] for example in test.source] == [-1] * 4
-  assert summary['counts']['test'] == {'': {'found': 4, 'usable': 4, 'damaged': 0, 'short': 4, 'dead': 0, 'missing': 0}}
+  assert summary['counts']['test'] == {
+    '': {'listed': 4, 'usable': 4, 'damaged': 0, 'short': 4, 'dead': 0, 'missing': 0}
+  }
   assert summary['notes'] == []
 
 
 def test_too_many_missing_stop_it_before_anything_is_decoded(root, monkeypatch):
   for i in (0, 2, 4):
     (root / f'{i}.mp4').unlink()
-  monkeypatch.setattr(files, 'make', lambda *_, **__: pytest.fail('decoded'))
-  with pytest.raises(UserError, match=r'3 of 10 videos are not there, more than --max_missing=0\.2 allows'):
+  monkeypatch.setattr(files, 'make_example', lambda *_, **__: pytest.fail('decoded'))
+  with pytest.raises(UserError, match=r'3 of 10 videos are missing, more than --max_missing=0\.2 allows'):
     prepare(root, listing(root))
   assert not (root / 'data').exists()
   monkeypatch.undo()
@@ -200,8 +211,8 @@ def test_too_many_dead_stop_it_and_nothing_is_lost(root, monkeypatch):
   for i in (1, 3):
     (root / f'{i}.mp4').write_bytes(b'no video')
   monkeypatch.setattr(files, 'SHARD_BYTES', (1, 1))  # a video a shard
-  seen, make = [], files.make
-  monkeypatch.setattr(files, 'make', lambda item, **rest: seen.append(item.found.id) or make(item, **rest))
+  seen, make = [], files.make_example
+  monkeypatch.setattr(files, 'make_example', lambda item, **rest: seen.append(item.video.id) or make(item, **rest))
   with pytest.raises(UserError, match=r'2 of 10 videos are dead already, more than --max_dead=0\.1 allows'):
     prepare(root, listing(root))
   assert seen == ['v0', 'v1', 'v2', 'v3']
@@ -218,50 +229,51 @@ def test_too_many_dead_stop_it_and_nothing_is_lost(root, monkeypatch):
 
 
 def test_a_class_or_a_split_without_any_video(root):
-  with pytest.raises(UserError, match='all videos are dead or missing of: newts'):
+  with pytest.raises(UserError, match='all videos are dead or missing in: newts'):
     prepare(root, listing(root, names=(*NAMES, 'newts')))
   summary = prepare(root, listing(root, names=(*NAMES, 'newts')), all_classes=False)
   assert summary['notes'] == ['1 classes have no usable video: newts']
   for i in range(6, 10):
     (root / f'{i}.mp4').write_bytes(b'')
-  with pytest.raises(UserError, match='all videos are dead or missing of: validation'):
+  with pytest.raises(UserError, match='all videos are dead or missing in: validation'):
     prepare(root, listing(root), max_dead=0.5)
   for i in range(6, 10):
     (root / f'{i}.mp4').unlink()
-  with pytest.raises(UserError, match='none of the 4 videos of validation is there; add them, or leave validation out'):
+  with pytest.raises(UserError, match='all 4 videos of the validation split are missing; add them, or remove'):
     prepare(root, listing(root), max_missing=0.5)
 
 
-def test_a_test_split_without_files_is_left_out(root, capsys):
-  absent = [Found(f't{i}', '', '', 'test') for i in range(20)]
-  summary = prepare(root, Listing([*listing(root).found, *absent], NAMES))  # else too many were missing
-  assert summary['notes'] == ['test is left out: none of its 20 videos is there']
+def test_a_test_split_without_files_is_left_out(root, caplog):
+  caplog.set_level(logging.INFO)
+  absent = [ListedVideo(f't{i}', '', '', 'test') for i in range(20)]
+  summary = prepare(root, Listing([*listing(root).videos, *absent], NAMES))  # else too many were missing
+  assert summary['notes'] == ['the test split is left out: all of its 20 videos are missing']
   assert (set(summary['counts']), summary['missing']) == ({'train', 'validation'}, [])
-  assert capsys.readouterr().out.startswith('10 videos of 2 classes, 0 of them missing')
+  assert '10 videos of 2 classes, 0 of them missing' in caplog.messages
 
 
 def test_a_decoder_that_crashes_or_hangs_costs_one_video(root):
-  """Real processes, which end: the list says which video it was, and the others are there."""
+  """With real processes that end: the dead list names the video, and the others are complete."""
   for name in ('crash', 'hang'):
     (root / f'{name}.mp4').write_bytes(video(0))
-  found = [Found(name, str(root / f'{name}.mp4'), 'cats', '') for name in ('0', 'crash', '1', 'hang', '2')]
-  items, _ = files.on_disk(Listing(found, NAMES))
-  task = tasks.Task('task', items, trouble.make, files.dead, time_limit=1)
-  tasks.run(root / 'notes', [task], functools.partial(tasks.supervise, workers=2))
-  rows = tasks.receipt_of(root / 'notes', task)['rows']
+  found = [ListedVideo(name, str(root / f'{name}.mp4'), 'cats', '') for name in ('0', 'crash', '1', 'hang', '2')]
+  items, _ = files.find_files(Listing(found, NAMES))
+  task = tasks.Task('task', items, trouble.make_example, files.dead_example, time_limit=1)
+  tasks.run(root / 'notes', [task], functools.partial(tasks.run_local, workers=2))
+  rows = tasks.require_manifest(root / 'notes', task)['rows']
   assert [row['id'] for row in rows] == ['0', 'crash', '1', 'hang', '2']
   dead = {row['id']: row['dead'] for row in rows if 'dead' in row}
   assert dead == {'crash': 'the decoder crashed, or ran out of memory', 'hang': 'the decoder hangs'}
 
 
 def test_what_was_examined_is_remembered(root, monkeypatch):
-  what = Listing([dataclasses.replace(each, split='') for each in listing(root).found], NAMES)
-  seen, make = [], files.make
-  monkeypatch.setattr(files, 'make', lambda item, **rest: seen.append(item.found.id) or make(item, **rest))
-  monkeypatch.setattr(files, 'EXAMINED_AT_ONCE', 2)
+  what = Listing([dataclasses.replace(each, split='') for each in listing(root).videos], NAMES)
+  seen, make = [], files.make_example
+  monkeypatch.setattr(files, 'make_example', lambda item, **rest: seen.append(item.video.id) or make(item, **rest))
+  monkeypatch.setattr(files, 'EXAMINED_PER_TASK', 2)
 
   def examine():
-    return files.examine(files.on_disk(what)[0], root / 'notes', tasks.supervise)
+    return files.examine(files.find_files(what)[0], root / 'notes', tasks.run_local)
 
   rows = examine()
   assert sorted(rows) == sorted(seen) == sorted(f'v{i}' for i in range(10))

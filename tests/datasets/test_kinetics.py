@@ -7,7 +7,7 @@ import pytest
 
 from mevit_jax.datasets.builders import kinetics
 from mevit_jax.errors import UserError
-from tests.helpers.trees import lay, other_order, write
+from tests.helpers.trees import make_tree, shuffled_listing, write_lines
 
 HEAD = 'label,youtube_id,time_start,time_end,split,is_cc'
 # label, id, seconds: ids with - and _ at their ends and among digits, labels with brackets, a quote and a comma
@@ -27,7 +27,7 @@ def row(label, name, start, end, split):
 
 def annotate(folder: Path, names=('train.csv', 'validate.csv', 'test.csv')) -> Path:
   for rows, name, split in zip((TRAIN, VALIDATION, TEST), names, ('train', 'validate', 'test'), strict=True):
-    write(folder / name, HEAD, *(row(*clip, split) for clip in rows))
+    write_lines(folder / name, HEAD, *(row(*clip, split) for clip in rows))
   return folder
 
 
@@ -53,9 +53,9 @@ LAYOUTS = {
 
 @pytest.mark.parametrize('layout', LAYOUTS.values(), ids=LAYOUTS)
 def test_every_layout_is_the_same_dataset(tmp_path, layout):
-  root = lay(tmp_path / 'videos', *paths(layout))
+  root = make_tree(tmp_path / 'videos', *paths(layout))
   listing = kinetics.find(root, [annotate(tmp_path / 'lists')], 400)
-  assert [(each.id, each.label, each.split) for each in listing.found] == [
+  assert [(each.id, each.label, each.split) for each in listing.videos] == [
     ('test/9kiOa5pNbQE_000005_000015', 'zumba', 'test'),
     ('train/-3B32lodo2M_000059_000069', 'abseiling', 'train'),
     ('train/_4rY_0000_1_000008_000018', 'passing American football (in game)', 'train'),
@@ -64,8 +64,8 @@ def test_every_layout_is_the_same_dataset(tmp_path, layout):
     ('validation/0wR5jVB-WPk_000417_000427', 'abseiling', 'validation'),
     ('validation/3caPS4FHFF8_000036_000046', 'zumba', 'validation'),
   ]
-  assert sorted(each.path for each in listing.found) == sorted(str(root / path) for path in paths(layout))
-  assert listing.notes == ['the lists hold 4 of the 400 classes; label ids stay those of all 400']
+  assert sorted(each.path for each in listing.videos) == sorted(str(root / path) for path in paths(layout))
+  assert listing.notes == ['the lists contain 4 of the 400 classes; label ids are those of all 400']
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,12 @@ def test_the_names_of_lists(tmp_path, names):
   """Where there is no column for the split, the file's name says it, or its folder's."""
   for rows, name in zip((TRAIN, VALIDATION, TEST), names, strict=True):
     table = [f'"{label}",{video},{start},{end}' for label, video, start, end in rows]
-    write(tmp_path / 'lists' / name, 'label,youtube_id,time_start,time_end', *table)
-  root = lay(tmp_path / 'videos', *paths(LAYOUTS['flat']))
+    write_lines(tmp_path / 'lists' / name, 'label,youtube_id,time_start,time_end', *table)
+  root = make_tree(tmp_path / 'videos', *paths(LAYOUTS['flat']))
   files = [tmp_path / 'lists' / name for name in names]
   listing = kinetics.find(root, [tmp_path / 'lists'], 400)
   assert listing == kinetics.find(root, files[::-1], 400)
-  assert [each.split for each in listing.found] == ['test'] + 4 * ['train'] + 2 * ['validation']
+  assert [each.split for each in listing.videos] == ['test'] + 4 * ['train'] + 2 * ['validation']
 
 
 @pytest.mark.parametrize('classes', kinetics.CLASSES)
@@ -98,15 +98,15 @@ def test_label_ids_are_the_datasets_own(tmp_path, classes, monkeypatch):
   assert list(names) == sorted(names)
   rng = random.Random(0)
   rows = [row(name, f'{i:011d}', i, i + 10, 'train') for i, name in enumerate(names)]
-  write(tmp_path / 'a' / 'train.csv', HEAD, *rows)
-  write(tmp_path / 'b' / 'train.csv', HEAD, *rng.sample(rows, 20))
-  root = lay(tmp_path / 'videos', *(f'{i:011d}.mp4' for i in range(classes)))
+  write_lines(tmp_path / 'a' / 'train.csv', HEAD, *rows)
+  write_lines(tmp_path / 'b' / 'train.csv', HEAD, *rng.sample(rows, 20))
+  root = make_tree(tmp_path / 'videos', *(f'{i:011d}.mp4' for i in range(classes)))
   whole, part = (kinetics.find(root, [tmp_path / each], classes) for each in 'ab')
   assert whole.class_names == part.class_names == names
-  assert [each.label for each in whole.found] == list(names)
-  assert set(part.found) < set(whole.found)
-  write(tmp_path / 'a' / 'train.csv', HEAD, *rng.sample(rows, classes))
-  with other_order(monkeypatch, seed=1):
+  assert [each.label for each in whole.videos] == list(names)
+  assert set(part.videos) < set(whole.videos)
+  write_lines(tmp_path / 'a' / 'train.csv', HEAD, *rng.sample(rows, classes))
+  with shuffled_listing(monkeypatch, seed=1):
     assert kinetics.find(root, [tmp_path / 'a'], classes) == whole
 
 
@@ -125,32 +125,32 @@ def test_spellings_of_a_label(tmp_path):
     row('passing American football (not in game)', 'a' * 11, 0, 10, 'train'),
     row('Passing_american_football_(not_in_game)', 'b' * 11, 0, 10, 'val'),
   ]
-  write(tmp_path / 'lists' / 'all.csv', HEAD, *rows)
-  root = lay(tmp_path / 'videos', f'{"a" * 11}.mp4', f'{"b" * 11}.mp4')
+  write_lines(tmp_path / 'lists' / 'all.csv', HEAD, *rows)
+  root = make_tree(tmp_path / 'videos', f'{"a" * 11}.mp4', f'{"b" * 11}.mp4')
   for classes, name in ((600, 'passing american football (not in game)'), (700, rows[0].split('"')[1])):
-    assert {each.label for each in kinetics.find(root, [tmp_path / 'lists'], classes).found} == {name}
+    assert {each.label for each in kinetics.find(root, [tmp_path / 'lists'], classes).videos} == {name}
 
 
 def test_a_file_that_is_not_there_is_listed_without_a_path(tmp_path):
-  root = lay(tmp_path / 'videos', *paths(LAYOUTS['flat'])[1:], 'unlisted.mp4', 'notes.txt')
+  root = make_tree(tmp_path / 'videos', *paths(LAYOUTS['flat'])[1:], 'unlisted.mp4', 'notes.txt')
   listing = kinetics.find(root, [annotate(tmp_path / 'lists')], 400)
-  assert [each.id for each in listing.found if not each.path] == ['train/-3B32lodo2M_000059_000069']
-  assert '1 videos are on no list, left out: unlisted.mp4' in listing.notes
+  assert [each.id for each in listing.videos if not each.path] == ['train/-3B32lodo2M_000059_000069']
+  assert '1 videos are not listed and are left out: unlisted.mp4' in listing.notes
 
 
 def test_a_test_list_without_labels(tmp_path):
-  write(tmp_path / 'lists' / 'train.csv', HEAD, row(*TRAIN[0], 'train'))
-  write(tmp_path / 'lists' / 'test.csv', 'youtube_id,time_start,time_end,split', '9kiOa5pNbQE,5,15,test')
-  root = lay(tmp_path / 'videos', '-3B32lodo2M.mp4', '9kiOa5pNbQE.mp4')
-  found = kinetics.find(root, [tmp_path / 'lists'], 400).found
+  write_lines(tmp_path / 'lists' / 'train.csv', HEAD, row(*TRAIN[0], 'train'))
+  write_lines(tmp_path / 'lists' / 'test.csv', 'youtube_id,time_start,time_end,split', '9kiOa5pNbQE,5,15,test')
+  root = make_tree(tmp_path / 'videos', '-3B32lodo2M.mp4', '9kiOa5pNbQE.mp4')
+  found = kinetics.find(root, [tmp_path / 'lists'], 400).videos
   assert [(each.split, each.label, bool(each.path)) for each in found] == [
     ('test', '', True),
     ('train', 'abseiling', True),
   ]
   # Its answers in another list win, whichever is read first.
   for name in ('answers_test.csv', 'zz_test.csv'):
-    answers = write(tmp_path / name, HEAD, row('zumba', '9kiOa5pNbQE', 5, 15, 'test'))
-    found = kinetics.find(root, [tmp_path / 'lists', answers], 400).found
+    answers = write_lines(tmp_path / name, HEAD, row('zumba', '9kiOa5pNbQE', 5, 15, 'test'))
+    found = kinetics.find(root, [tmp_path / 'lists', answers], 400).videos
     assert [each.label for each in found] == ['zumba', 'abseiling']
 
 
@@ -167,19 +167,21 @@ def test_a_test_list_without_labels(tmp_path):
   ],
 )
 def test_of_several_files_one_is_taken_and_named(tmp_path, monkeypatch, files, best):
-  root = lay(tmp_path / 'videos', *files)
-  table = write(tmp_path / 'train.csv', HEAD, row(*TRAIN[0], 'train'))
+  root = make_tree(tmp_path / 'videos', *files)
+  table = write_lines(tmp_path / 'train.csv', HEAD, row(*TRAIN[0], 'train'))
   for seed in range(3):
-    with other_order(monkeypatch, seed):
+    with shuffled_listing(monkeypatch, seed):
       listing = kinetics.find(root, [table], 400)
-    assert [each.path for each in listing.found] == [str(root / files[best])]
-    assert f'1 videos have several files; taken: {files[best]}, not {files[1 - best]}' in listing.notes
+    assert [each.path for each in listing.videos] == [str(root / files[best])]
+    assert f'1 videos have several files; used: {files[best]}, not {files[1 - best]}' in listing.notes
 
 
 def test_an_id_alone_does_not_say_which_of_two_clips_a_file_is(tmp_path):
-  table = write(tmp_path / 'train.csv', HEAD, *(row('zumba', 'abcdefghijk', at, at + 10, 'train') for at in (0, 30)))
-  root = lay(tmp_path / 'videos', 'abcdefghijk.mp4', 'abcdefghijk_30.mp4')
-  found = kinetics.find(root, [table], 400).found
+  table = write_lines(
+    tmp_path / 'train.csv', HEAD, *(row('zumba', 'abcdefghijk', at, at + 10, 'train') for at in (0, 30))
+  )
+  root = make_tree(tmp_path / 'videos', 'abcdefghijk.mp4', 'abcdefghijk_30.mp4')
+  found = kinetics.find(root, [table], 400).videos
   assert [Path(each.path).name for each in found] == ['', 'abcdefghijk_30.mp4']
 
 
@@ -187,19 +189,19 @@ def test_files_as_other_programs_write_them(tmp_path):
   """A byte order mark, CRLF, commas at the end, capitals, spaces, empty lines, seconds with a point."""
   text = '\ufeffLabel, YouTube_ID,time_start,time_end,split,\r\nzumba , abcdefghijk,3.0,13.0,Validate,\r\n\r\n'
   (tmp_path / 'k.csv').write_bytes(text.encode())
-  root = lay(tmp_path / 'videos', 'abcdefghijk.mp4')
-  (each,) = kinetics.find(root, [tmp_path / 'k.csv'], 400).found
+  root = make_tree(tmp_path / 'videos', 'abcdefghijk.mp4')
+  (each,) = kinetics.find(root, [tmp_path / 'k.csv'], 400).videos
   assert (each.id, each.label) == ('validation/abcdefghijk_000003_000013', 'zumba')
 
 
 def test_rows_listed_twice(tmp_path):
   rows = [row(*TRAIN[0], 'train'), row(*TRAIN[0], 'train'), row(*TRAIN[0], 'val')]
-  table = write(tmp_path / 'k.csv', HEAD, *rows)
-  listing = kinetics.find(lay(tmp_path / 'videos', '-3B32lodo2M.mp4'), [table], 400)
-  assert [each.split for each in listing.found] == ['train', 'validation']
+  table = write_lines(tmp_path / 'k.csv', HEAD, *rows)
+  listing = kinetics.find(make_tree(tmp_path / 'videos', '-3B32lodo2M.mp4'), [table], 400)
+  assert [each.split for each in listing.videos] == ['train', 'validation']
   name = '-3B32lodo2M_000059_000069'
   assert listing.notes[:2] == [
-    f'1 rows repeat another of their split, left out: {name} ({table}, line 3)',
+    f'1 rows repeat another row of their split and are left out: {name} ({table}, line 3)',
     f'WARNING: 1 clips are listed in two splits: {name} ({table}, line 2 and {table}, line 4)',
   ]
 
@@ -210,8 +212,8 @@ GOOD = row(*TRAIN[0], 'train')
 @pytest.mark.parametrize(
   ('lines', 'message'),
   [
-    ((), r'k\.csv needs the columns youtube_id,time_start,time_end\[,label\]\[,split\]; found: none'),
-    (('path,label', 'a.mp4,zumba'), r'k\.csv needs the columns .*; found: label, path'),
+    ((), r'k\.csv must have the columns youtube_id,time_start,time_end\[,label\]\[,split\]; it has: none'),
+    (('path,label', 'a.mp4,zumba'), r'k\.csv must have the columns .*; it has: label, path'),
     ((HEAD,), r'k\.csv: the CSV files list no videos'),
     ((HEAD, GOOD, row('zumbaa', 'b' * 11, 0, 10, 'train')), r"line 3: .* no class 'zumbaa' \(nearest: 'zumba'\)"),
     ((HEAD, row('alligator wrestling', 'b' * 11, 0, 10, 'train')), r'line 2: .* is this kinetics600\?'),
@@ -219,40 +221,40 @@ GOOD = row(*TRAIN[0], 'train')
     ((HEAD, row('', 'b' * 11, 0, 10, 'val')), 'line 2: the label is empty; only a test list may lack labels'),
     ((HEAD, row('zumba', 'b' * 11, '0:05', 10, 'val')), "line 2: time_start and time_end must be seconds, not '0:05'"),
     ((HEAD, row('zumba', '', 0, 10, 'val')), 'line 2: the youtube_id is empty'),
-    ((HEAD, row('zumba', 'b' * 11, 0, 10, 'holdout')), 'line 2: which split.* one of train, validation'),
-    ((HEAD, row('zumba', 'b' * 11, 0, 10, '')), 'line 2: which split'),
-    ((HEAD, GOOD, 'zumba,b'), 'line 3: as many fields as columns'),
-    ((HEAD, GOOD, f'{GOOD},0'), 'line 3: as many fields as columns'),
+    ((HEAD, row('zumba', 'b' * 11, 0, 10, 'holdout')), 'line 2: unknown split.* one of train, validation'),
+    ((HEAD, row('zumba', 'b' * 11, 0, 10, '')), 'line 2: unknown split'),
+    ((HEAD, GOOD, 'zumba,b'), 'line 3: 2 fields for 6 columns'),
+    ((HEAD, GOOD, f'{GOOD},0'), 'line 3: 7 fields for 6 columns'),
     (
       (HEAD, GOOD, GOOD.replace('abseiling', 'zumba')),
-      r"line 3: \S+ is of class 'zumba', but of 'abseiling' in .*line 2",
+      r"line 3: \S+ has the class 'zumba', but 'abseiling' in .*line 2",
     ),
   ],
 )
 def test_lists_that_cannot_be_understood(tmp_path, lines, message):
   (tmp_path / 'k.csv').write_text('\n'.join(lines))
   with pytest.raises(UserError, match=message) as caught:
-    kinetics.find(lay(tmp_path / 'videos', '-3B32lodo2M.mp4'), [tmp_path / 'k.csv'], 400)
+    kinetics.find(make_tree(tmp_path / 'videos', '-3B32lodo2M.mp4'), [tmp_path / 'k.csv'], 400)
   assert '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize(
   ('files', 'message'),
   [
-    ((), 'videos is no folder: it is not there'),
-    (('part_0.tar.gz', 'part_1.tar.gz'), r'holds no videos \(2 \.gz\); archives must be extracted first'),
+    ((), 'videos is not a folder: it does not exist'),
+    (('part_0.tar.gz', 'part_1.tar.gz'), r'contains no videos \(2 \.gz\); archives must be extracted first'),
     (('x/some.mp4',), r'none of the 7 listed videos.* files like x/some\.mp4, .* like test/9kiOa5pNbQE_000005'),
   ],
 )
 def test_folders_that_cannot_be_understood(tmp_path, files, message):
-  lay(tmp_path / 'videos', *files)
+  make_tree(tmp_path / 'videos', *files)
   with pytest.raises(UserError, match=message):
     kinetics.find(tmp_path / 'videos', [annotate(tmp_path / 'lists')], 400)
 
 
 def test_lists_that_are_not_there(tmp_path):
-  root = lay(tmp_path / 'videos', 'a.mp4')
-  with pytest.raises(UserError, match='no is not there; wanted: the CSV files of Kinetics'):
+  root = make_tree(tmp_path / 'videos', 'a.mp4')
+  with pytest.raises(UserError, match='no does not exist; expected: the CSV files of Kinetics'):
     kinetics.find(root, [tmp_path / 'no'], 400)
-  with pytest.raises(UserError, match=r'no \.csv file in .*videos; wanted: the CSV files of Kinetics'):
+  with pytest.raises(UserError, match=r'no \.csv file in .*videos; expected: the CSV files of Kinetics'):
     kinetics.find(root, [root], 400)

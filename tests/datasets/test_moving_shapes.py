@@ -21,8 +21,8 @@ def _items(count: int, seed: int = 0, split: str = 'train') -> list[moving_shape
   return [moving_shapes.Item(seed, split, i, 4, 32) for i in range(count)]
 
 
-def _centre(video: np.ndarray) -> np.ndarray:
-  """Each frame's centre of what is not black, in pixels: `t 2` (x, y)."""
+def _center(video: np.ndarray) -> np.ndarray:
+  """Each frame's center of what is not black, in pixels: `t 2` (x, y)."""
   weight = video.sum(-1, dtype=float)  # t h w
   grid = np.arange(video.shape[1])
   sides = [weight.sum(1) @ grid, weight.sum(2) @ grid]
@@ -53,9 +53,9 @@ def test_what_is_drawn_does_not_depend_on_the_way_it_is_played():
     pair, (forwards, backwards) = PAIRS[index // 2]
     item = _items(8)[index]
     assert moving_shapes.CLASS_NAMES[index : index + 2] == (forwards, backwards)
-    assert moving_shapes.clip(item) == (forwards, moving_shapes.draw(pair, moving_shapes.chance(item)))
+    assert moving_shapes.clip(item) == (forwards, moving_shapes.draw(pair, moving_shapes.make_rng(item)))
     other = dataclasses.replace(item, index=index + 1)
-    assert moving_shapes.clip(other)[1] == moving_shapes.draw(pair, moving_shapes.chance(other))
+    assert moving_shapes.clip(other)[1] == moving_shapes.draw(pair, moving_shapes.make_rng(other))
 
 
 def test_the_same_frames_without_their_order():
@@ -77,7 +77,7 @@ def test_moves_go_where_their_name_says(name, axis, sign):
   rng = np.random.default_rng(2)
   for _ in range(10):
     params = dataclasses.replace(moving_shapes.draw(pair, rng), background=((0.0,) * 3,) * 2)
-    way = np.diff(_centre(moving_shapes.render(name, params, 8, 48))[[0, -1]], axis=0)[0]
+    way = np.diff(_center(moving_shapes.render(name, params, 8, 48))[[0, -1]], axis=0)[0]
     assert sign * way[axis] > 0.2 * 48
     assert abs(way[1 - axis]) < 0.2 * 48
 
@@ -85,7 +85,7 @@ def test_moves_go_where_their_name_says(name, axis, sign):
 def test_grows_covers_more_and_more():
   rng = np.random.default_rng(3)
   for _ in range(10):
-    params = dataclasses.replace(moving_shapes.draw('size', rng), background=((0.0,) * 3,) * 2, colour=(1.0,) * 3)
+    params = dataclasses.replace(moving_shapes.draw('size', rng), background=((0.0,) * 3,) * 2, color=(1.0,) * 3)
     area = moving_shapes.render('grows', params, 8, 48).sum((1, 2, 3), dtype=float)
     assert (np.diff(area) > 0).all()
 

@@ -1,4 +1,4 @@
-"""Processes that take calls: results come back, what dies is replaced, nothing outlives its parent."""
+"""Worker processes: results are returned, dead processes are replaced, none outlives its parent."""
 
 import os
 import signal
@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from mevit_jax.datasets import tasks
-from mevit_jax.datasets.processes import DIED, in_processes
+from mevit_jax.datasets.processes import CRASHED, run_in_processes
 from tests.helpers import trouble
 
 
-def calls(*whats):
-  return deque((what,) for what in whats)
+def calls(*actions):
+  return deque((action,) for action in actions)
 
 
 def results(todo, workers):
-  return [(call[0], result) for call, result in in_processes(trouble.answer, todo, workers) if call is not None]
+  return [(call[0], result) for call, result in run_in_processes(trouble.perform, todo, workers) if call is not None]
 
 
 def alive(pid):
@@ -30,44 +30,44 @@ def alive(pid):
     return False
 
 
-def test_without_workers_it_is_this_process():
+def test_without_workers_calls_run_in_this_process():
   assert results(calls(1, 2, 3), 0) == [(i, (i, os.getpid())) for i in (1, 2, 3)]
 
 
-def test_a_process_that_dies_costs_its_call_alone():
+def test_a_process_that_dies_loses_only_its_call():
   done = dict(results(calls(1, 'crash', 2, 3, 4, 5), 2))
-  assert done.pop('crash') == DIED
-  assert {what: answer[0] for what, answer in done.items()} == {i: i for i in range(1, 6)}
-  assert not any(alive(answer[1]) for answer in done.values())
+  assert done.pop('crash') == CRASHED
+  assert {action: result[0] for action, result in done.items()} == {i: i for i in range(1, 6)}
+  assert not any(alive(result[1]) for result in done.values())
 
 
-def test_more_calls_may_come_meanwhile_and_an_error_ends_it():
+def test_calls_may_be_added_and_an_error_ends_the_run():
   todo = calls('crash')
   seen = []
 
   def work():
-    for call, result in in_processes(trouble.answer, todo, 1):
+    for call, result in run_in_processes(trouble.perform, todo, 1):
       if call is not None:
-        seen.append(result if result == DIED else result[0])
+        seen.append(result if result == CRASHED else result[0])
         todo.append(('raise' if len(seen) > 2 else len(seen),))
 
-  with pytest.raises(ValueError, match='as told') as caught:
+  with pytest.raises(ValueError, match='as requested') as caught:
     work()
-  assert seen == [DIED, 1, 2]
-  assert 'trouble.py' in caught.value.__notes__[0]  # where it was, in the other process
+  assert seen == [CRASHED, 1, 2]
+  assert 'trouble.py' in caught.value.__notes__[0]  # the traceback in the other process
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
   program = (
-    'import collections, trouble\n'
-    'from mevit_jax.datasets.processes import in_processes\n'
+    'import collections\nfrom tests.helpers import trouble\n'
+    'from mevit_jax.datasets.processes import run_in_processes\n'
     'if __name__ == "__main__":\n'
-    '  for call, result in in_processes(trouble.answer, collections.deque([(1,), ("hang",)]), 1):\n'
+    '  for call, result in run_in_processes(trouble.perform, collections.deque([(1,), ("hang",)]), 1):\n'
     '    if call: print(result[1], flush=True)\n'
   )
   script = tmp_path / 'parent.py'
   script.write_text(program)
-  path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+  path = str(Path(__file__).parents[2])
   with subprocess.Popen(
     [sys.executable, script], stdout=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONPATH': path}
   ) as parent:
@@ -82,8 +82,8 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
   assert not alive(worker)
 
 
-def test_a_note_that_is_still_empty_counts_nothing(tmp_path):
-  """Of a shard that has just been begun, read by the process that says how far all of them are."""
-  (tmp_path / 'begun.doing').touch()
-  (tmp_path / 'further.doing').write_text(f'{3:9} {0:20.3f}')
-  assert tasks._at_work(tmp_path) == 3
+def test_a_progress_file_that_is_still_empty_counts_nothing(tmp_path):
+  """A shard that has just been started, read by the process that reports progress."""
+  (tmp_path / 'begun.current').touch()
+  (tmp_path / 'further.current').write_text(f'{3:9} {0:20.3f}')
+  assert tasks._count_items_done(tmp_path) == 3

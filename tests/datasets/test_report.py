@@ -1,7 +1,7 @@
-"""The report: everything counted, copies and gaps named, readable where there is much."""
+"""Report: complete counts, duplicates and absent classes by name, short text for large datasets."""
 
 from mevit_jax.datasets.builders import report
-from mevit_jax.datasets.builders.files import Found
+from mevit_jax.datasets.builders.files import ListedVideo
 
 
 def row(name, label, sha256, **more):
@@ -30,35 +30,35 @@ ROWS = [
 ]
 
 
-def test_a_report_counts_everything_and_names_copies_and_gaps():
-  made = report.make(lambda: iter(ROWS), [Found('b9', '', 'b', 'train')], ['a note'])
-  assert made['total'] == {'found': 7, 'usable': 5, 'damaged': 1, 'short': 1, 'dead': 1, 'missing': 1}
-  assert made['counts']['train']['b'] == {'found': 2, 'usable': 0, 'damaged': 0, 'short': 0, 'dead': 1, 'missing': 1}
+def test_a_report_counts_everything_and_names_duplicates_and_absent_classes():
+  made = report.make(lambda: iter(ROWS), [ListedVideo('b9', '', 'b', 'train')], ['a note'])
+  assert made['total'] == {'listed': 7, 'usable': 5, 'damaged': 1, 'short': 1, 'dead': 1, 'missing': 1}
+  assert made['counts']['train']['b'] == {'listed': 2, 'usable': 0, 'damaged': 0, 'short': 0, 'dead': 1, 'missing': 1}
   assert made['dead'] == {'b1': 'no frame decodes'}
   assert made['damaged'] == {'a2': 'the end is missing'}
   assert made['short'] == {'b3': '0.50 s, 15 frames'}
   assert made['missing'] == ['b9']
-  assert made['same_bytes_across_splits'] == [['train: a1', 'validation: a3']]
-  assert made['same_bytes_within_a_split'] == [['validation: b2', 'validation: b3']]
+  assert made['duplicates_across_splits'] == [['train: a1', 'validation: a3']]
+  assert made['duplicates_within_split'] == [['validation: b2', 'validation: b3']]
   assert made['notes'] == ['a note', 'train has no usable video of: b']
   assert report.without_usable(made, ('a', 'b', 'c')) == ['c']
   text = report.text(made)
   for part in ('b1: no frame decodes', 'train: a1 = validation: a3', 'WARNING', 'a note', 'b9'):
     assert part in text
-  assert 'and 1 more' in report.text({**made, 'dead': {'p': 'q', 'r': 's'}}, at_most=1)
+  assert 'and 1 more' in report.text({**made, 'dead': {'p': 'q', 'r': 's'}}, max_entries=1)
 
 
-def test_bytes_whose_marks_agree_in_part_alone_are_no_copies():
+def test_bytes_whose_digests_agree_only_in_part_are_not_duplicates():
   rows = [('train', row('a', 'a', 1)), ('test', row('b', 'a', 1 + 2**64))]  # the first eight bytes are the same
   made = report.make(lambda: iter(rows))
-  assert made['same_bytes_across_splits'] == []
+  assert made['duplicates_across_splits'] == []
 
 
-def test_four_hundred_classes_are_readable_on_a_terminal_and_whole_in_the_file():
+def test_four_hundred_classes_are_shortened_on_a_terminal_and_complete_in_the_file():
   rows = [('train', row(f'v{i}', f'class {i % 400:03d}', i)) for i in range(4000)]
   rows += [('train', dead(f'd{i}', f'class {i % 7:03d}', f'{i} of 300 packets do not decode')) for i in range(70)]
   made = report.make(lambda: iter(rows))
-  short, whole = report.text(made, at_most=20), report.text(made)
+  short, whole = report.text(made, max_entries=20), report.text(made)
   assert len(short.splitlines()) < 50
   assert '70 x N of N packets do not decode' in short
   lines = [line.split() for line in short.splitlines() if line.startswith('  class')]

@@ -1,4 +1,4 @@
-"""Shards: what is written is read back; what was killed goes on; what is incomplete says so."""
+"""Shards: written and read back, continued after an interruption, refused when incomplete."""
 
 import dataclasses
 import functools
@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import pickle
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ NAMES = ('cat', 'dog')
 
 
 class Toys(builders.VideoBuilder):
-  """Not videos, but bytes: nothing here looks into them."""
+  """Bytes in place of videos: these tests do not decode them."""
 
   made: ClassVar[list[int]] = []
   breaks_at: int | None = None
@@ -52,7 +51,9 @@ def _fresh():
 
 def toys(data_dir, train=10, validation=3, name='toys', class_names=NAMES):
   rows = {'train': range(train), 'validation': range(100, 100 + validation)}
-  return Toys(data_dir, name, class_names, {split: shards.group(ids, lambda _: 1, 4) for split, ids in rows.items()})
+  return Toys(
+    data_dir, name, class_names, {split: shards.group_items(ids, lambda _: 1, 4) for split, ids in rows.items()}
+  )
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -81,7 +82,7 @@ def test_writing_again_goes_on_where_it_broke(tmp_path):
   Toys.breaks_at = 9
   with pytest.raises(UserError, match='toy 9 broke'):
     shards.write(toys(tmp_path))
-  with pytest.raises(UserError, match=r'not complete.*give the same prepare command again'):
+  with pytest.raises(UserError, match=r'not complete.*run the same prepare command again'):
     datasets.open_split(tmp_path, 'toys', 'train')
   Toys.breaks_at, Toys.made = None, []
   mark = shards.write(toys(tmp_path))
@@ -93,13 +94,13 @@ def test_writing_again_goes_on_where_it_broke(tmp_path):
   assert again == fresh
 
 
-def test_a_torn_shard_and_one_of_another_plan_are_written_again(tmp_path):
+def test_a_truncated_shard_and_one_of_another_plan_are_written_again(tmp_path):
   Toys.breaks_at = 102
   with pytest.raises(UserError):
     shards.write(toys(tmp_path))
   directory = tmp_path / 'toys' / '1.0.0'
-  torn = directory / 'toys-train.array_record-00001-of-00003'
-  torn.write_bytes(torn.read_bytes()[:100])
+  truncated = directory / 'toys-train.array_record-00001-of-00003'
+  truncated.write_bytes(truncated.read_bytes()[:100])
   Toys.breaks_at, Toys.made = None, []
   shards.write(toys(tmp_path))
   assert sorted(Toys.made) == [4, 5, 6, 7, 100, 101, 102]
@@ -128,7 +129,7 @@ def test_shards_do_not_depend_on_how_many_processes_write_them(tmp_path):
   written = []
   for workers in (0, 2):
     builder = moving_shapes.build(tmp_path / str(workers), {'train': 9, 'validation': 8}, frames=2, size=16)
-    shards.write(builder, functools.partial(tasks.supervise, workers=workers))
+    shards.write(builder, functools.partial(tasks.run_local, workers=workers))
     written.append({path.name: path.read_bytes() for path in Path(builder.data_path).rglob('*') if path.is_file()})
   assert written[0] == written[1]
 
@@ -146,29 +147,29 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 
 
 def test_what_is_drawn_is_never_dead_but_an_error(tmp_path, monkeypatch):
-  """Where a process dies over a video that no file holds, the next one that is at the shard says so."""
+  """If a process dies while it draws a video, the next process of the shard raises an error."""
   died = iter([True])
 
-  def in_processes(function, calls, workers):
+  def run_in_processes(function, calls, workers):
     while calls:
       call = calls.popleft()
       if next(died, None):
-        (call[0] / shards.UNFINISHED / f'{call[1].name}.doing').write_text('1 0.0')
-        yield call, tasks.DIED
+        (call[0] / shards.IN_PROGRESS / f'{call[1].name}.current').write_text('1 0.0')
+        yield call, tasks.CRASHED
       else:
         yield call, function(*call)
 
-  monkeypatch.setattr(tasks, 'in_processes', in_processes)
-  with pytest.raises(UserError, match=r'a process that made 1 ended: the decoder crashed.*again to go on'):
+  monkeypatch.setattr(tasks, 'run_in_processes', run_in_processes)
+  with pytest.raises(UserError, match=r'a process that made 1 ended: the decoder crashed.*again to continue'):
     shards.write(toys(tmp_path))
 
 
 def test_a_process_that_dies_over_no_item_is_one_line(tmp_path, monkeypatch):
-  def in_processes(function, calls, workers):
-    yield calls.popleft(), tasks.DIED
+  def run_in_processes(function, calls, workers):
+    yield calls.popleft(), tasks.CRASHED
 
-  monkeypatch.setattr(tasks, 'in_processes', in_processes)
-  with pytest.raises(UserError, match='died, perhaps of too little memory: run the command again'):
+  monkeypatch.setattr(tasks, 'run_in_processes', run_in_processes)
+  with pytest.raises(UserError, match='died, possibly because memory ran out; run the command again'):
     shards.write(toys(tmp_path))
 
 
@@ -176,20 +177,20 @@ def test_a_shard_that_is_lost_later_is_known_and_alone_made_again(tmp_path):
   mark = shards.write(toys(tmp_path))
   directory = tmp_path / 'toys' / '1.0.0'
   before = {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
-  assert shards.lost(directory) == []
-  gone, torn = (
+  assert shards.find_damaged(directory) == []
+  gone, truncated = (
     directory / f'toys-{part}'
     for part in ('train.array_record-00002-of-00003', 'validation.array_record-00000-of-00001')
   )
   gone.unlink()
-  torn.write_bytes(torn.read_bytes()[:1000])
-  assert shards.lost(directory) == [gone.name, torn.name]
+  truncated.write_bytes(truncated.read_bytes()[:1000])
+  assert shards.find_damaged(directory) == [gone.name, truncated.name]
   Toys.made = []
   assert shards.write(toys(tmp_path)) == mark
   assert sorted(Toys.made) == [8, 9, 100, 101, 102]
   assert {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()} == before
   Toys.made = []
-  with shards.place(directory, overwrite=True) as new:
+  with shards.open_for_writing(directory, overwrite=True) as new:
     assert shards.write(toys(new.parents[1])) == mark
   assert len(Toys.made) == 13
   assert {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()} == before
@@ -212,9 +213,7 @@ def test_labels_are_read_without_the_records(tmp_path):
   table = directory / 'videos.csv'
   table.write_text(''.join(table.read_text('utf-8').splitlines(keepends=True)[:5]), 'utf-8')
   other = dataclasses.replace(split)
-  with pytest.raises(
-    UserError, match=r'videos\.csv is damaged, prepare it again: it has 4 train videos, and the shards'
-  ):
+  with pytest.raises(UserError, match=r'videos\.csv is damaged: it has 4 train videos, but the shards'):
     _ = other.labels
 
 
@@ -223,7 +222,7 @@ def test_a_dataset_of_another_format_is_one_line(tmp_path, text):
   shards.write(toys(tmp_path))
   (tmp_path / 'toys' / '1.0.0' / 'fingerprint.json').write_text(text)
   with pytest.raises(
-    UserError, match=r'1\.0\.0 is (of format (1|99), and this program reads 2|damaged .*): prepare it again'
+    UserError, match=r'1\.0\.0 (has format (1|99), but this program reads format 3|is damaged .*); prepare it again'
   ):
     datasets.open_split(tmp_path, 'toys', 'train')
 
@@ -233,14 +232,14 @@ def test_differences_show_the_first():
   assert datasets.differences(before, before) == []
   now = {'class_names': list('abxyzw'), 'fingerprint': 'e' * 64, 'videos': {'train': 5, 'validation': 1}}
   assert datasets.differences(before, now) == [
-    '7 classes, and 6',
-    "class 2 is 'c', and 'x'",
-    "class 3 is 'd', and 'y'",
-    "class 4 is 'e', and 'z'",
-    '2 more classes',
-    '2 test videos, and 0',
-    '0 validation videos, and 1',
-    'dataset fingerprint: ffffffffffff, and eeeeeeeeeeee',
+    'number of classes: 7 -> 6',
+    "class 2: 'c' -> 'x'",
+    "class 3: 'd' -> 'y'",
+    "class 4: 'e' -> 'z'",
+    '2 more classes differ',
+    'test videos: 2 -> 0',
+    'validation videos: 0 -> 1',
+    'dataset fingerprint: ffffffffffff -> eeeeeeeeeeee',
   ]
   del before['videos']  # as older checkpoints have it
   assert len(datasets.differences(before, now)) == 6
@@ -263,34 +262,34 @@ def test_a_fingerprint_knows_names_ids_labels_bytes_and_encoding():
 
 
 def test_the_fingerprint_is_read_without_the_data(tmp_path):
-  mark = shards.write(toys(tmp_path), asked={'seed': 3})
+  mark = shards.write(toys(tmp_path), arguments={'seed': 3})
   directory = tmp_path / 'toys' / '1.0.0'
-  assert datasets.read_asked(directory) == {'seed': 3}
+  assert datasets.read_arguments(directory) == {'seed': 3}
   for path in directory.glob('*.array_record-*'):
     os.truncate(path, path.stat().st_size - 1)
-  with pytest.raises(UserError, match=r'is damaged: train has \d+ bytes, not \d+; give its prepare command again'):
+  with pytest.raises(UserError, match=r'is damaged: train has \d+ bytes, not \d+; run its prepare command again'):
     datasets.open_split(tmp_path, 'toys', 'train')
   for path in directory.glob('*.array_record-*'):
     path.unlink()
   assert datasets.read_fingerprint(directory) == (mark, {'train': 10, 'validation': 3})
-  with pytest.raises(UserError, match=r'is damaged: toys-train.* is not there; give its prepare command'):
+  with pytest.raises(UserError, match=r'is damaged: toys-train.* does not exist; run its prepare command'):
     datasets.open_split(tmp_path, 'toys', 'train')
 
 
 def test_what_is_not_there_is_named_with_what_is(tmp_path):
-  with pytest.raises(UserError, match=r"no dataset 'toys' in .*there: none"):
+  with pytest.raises(UserError, match=r"has no dataset 'toys'; it has: none"):
     datasets.open_split(tmp_path, 'toys', 'train')
   shards.write(toys(tmp_path))
   with pytest.raises(
-    UserError, match=r"no dataset 'ducks'.*there: toys; .*prepare video_folder ROOT --name=ducks --data_dir="
+    UserError, match=r"no dataset 'ducks'; it has: toys; .*prepare video_folder ROOT --name=ducks --data_dir="
   ):
     datasets.open_split(tmp_path, 'ducks', 'train')
-  with pytest.raises(UserError, match=r'mevit_jax\.prepare moving_shapes --data_dir='):
+  with pytest.raises(UserError, match='mevit prepare moving_shapes --data_dir='):
     datasets.open_split(tmp_path, 'moving_shapes', 'train')
   with pytest.raises(UserError, match=r"no split 'test'; it has: train, validation"):
     datasets.open_split(tmp_path, 'toys', 'test')
   (tmp_path / 'toys' / '1.0.0' / 'dataset_info.json').write_text('{')
-  with pytest.raises(UserError, match=re.escape('1.0.0 is damaged, prepare it again')):
+  with pytest.raises(UserError, match=r'1\.0\.0 is damaged: .*; prepare it again'):
     datasets.open_split(tmp_path, 'toys', 'train')
 
 
@@ -303,7 +302,7 @@ def test_the_newest_complete_version_is_read(tmp_path):
     if path.is_file():
       (new / path.name).write_bytes(path.read_bytes().replace(b'"1.0.0"', b'"1.10.0"'))
   (tmp_path / 'toys' / '1.9.0').mkdir()  # never finished
-  assert '1.10.0' in str(datasets._version(tmp_path, 'toys'))
+  assert '1.10.0' in str(datasets._newest_version(tmp_path, 'toys'))
   assert len(datasets.open_split(tmp_path, 'toys', 'train')) == 5
 
 

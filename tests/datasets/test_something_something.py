@@ -9,7 +9,7 @@ import pytest
 from mevit_jax.augment.clip import mirror_labels
 from mevit_jax.datasets.builders import something_something
 from mevit_jax.errors import UserError
-from tests.helpers.trees import lay, other_order, write
+from tests.helpers.trees import make_tree, shuffled_listing, write_lines
 
 # All 174, in the order of labels.json.
 TEMPLATES = (Path(__file__).parent / 'something_something_v2.txt').read_text().splitlines()
@@ -36,7 +36,7 @@ def annotate(folder: Path, prefix: str = '', order: int = 0) -> Path:
   content |= {'train': rng.sample(train, len(train)), 'validation': rng.sample(validation, len(validation))}
   content |= {'test': [{'id': each['id']} for each in test]}
   for name, value in content.items():
-    write(folder / f'{prefix}{name}.json', json.dumps(value))
+    write_lines(folder / f'{prefix}{name}.json', json.dumps(value))
   return folder
 
 
@@ -52,11 +52,11 @@ LAYOUTS = {
 @pytest.mark.parametrize('prefix', ['', 'something-something-v2-'])
 @pytest.mark.parametrize('layout', LAYOUTS.values(), ids=LAYOUTS)
 def test_every_layout_is_the_same_dataset(tmp_path, layout, prefix, monkeypatch):
-  root = lay(tmp_path / 'videos', *map(layout, NUMBERS))
-  with other_order(monkeypatch, seed=len(prefix)):
+  root = make_tree(tmp_path / 'videos', *map(layout, NUMBERS))
+  with shuffled_listing(monkeypatch, seed=len(prefix)):
     listing = something_something.find(root, [annotate(tmp_path / 'lists', prefix, order=len(prefix))])
   assert listing.class_names == tuple(TEMPLATES)
-  assert [(each.id, each.label, each.split) for each in listing.found] == [
+  assert [(each.id, each.label, each.split) for each in listing.videos] == [
     ('3', '', 'test'),
     ('9', 'Pushing something from left to right', 'train'),
     ('1000', 'Putting number of something onto something', 'train'),
@@ -65,25 +65,27 @@ def test_every_layout_is_the_same_dataset(tmp_path, layout, prefix, monkeypatch)
     ('78687', 'Holding something next to something', 'train'),
     ('220847', 'Twisting (wringing) something wet until water comes out', 'validation'),
   ]
-  assert [each.path for each in listing.found] == [str(root / layout(each.id)) for each in listing.found]
+  assert [each.path for each in listing.videos] == [str(root / layout(each.id)) for each in listing.videos]
   assert listing.notes == []
 
 
 def test_label_ids_are_those_of_labels_json(tmp_path):
   annotate(tmp_path)
-  write(tmp_path / 'labels.json', json.dumps({'Opening something': 1, 'Holding something': 0, 'Folding something': 2}))
-  write(tmp_path / 'train.json', json.dumps([entry('1', 'Opening [something]')]))
+  write_lines(
+    tmp_path / 'labels.json', json.dumps({'Opening something': 1, 'Holding something': 0, 'Folding something': 2})
+  )
+  write_lines(tmp_path / 'train.json', json.dumps([entry('1', 'Opening [something]')]))
   (tmp_path / 'validation.json').unlink()
-  listing = something_something.find(lay(tmp_path / 'videos', '1.webm'), [tmp_path])
+  listing = something_something.find(make_tree(tmp_path / 'videos', '1.webm'), [tmp_path])
   assert listing.class_names == ('Holding something', 'Opening something', 'Folding something')
   assert listing.notes == []
 
 
 def test_answers_label_the_test_split(tmp_path):
   lists = annotate(tmp_path / 'lists')
-  write(lists / 'test-answers.csv', '1420;Opening something', '3;Holding something next to something', '')
-  root = lay(tmp_path / 'videos', *map(LAYOUTS['flat'], NUMBERS))
-  found = something_something.find(root, [lists]).found
+  write_lines(lists / 'test-answers.csv', '1420;Opening something', '3;Holding something next to something', '')
+  root = make_tree(tmp_path / 'videos', *map(LAYOUTS['flat'], NUMBERS))
+  found = something_something.find(root, [lists]).videos
   assert {each.id: each.label for each in found if each.split == 'test'} == {
     '1420': 'Opening something',
     '3': 'Holding something next to something',
@@ -92,16 +94,16 @@ def test_answers_label_the_test_split(tmp_path):
 
 def test_files_missing_unlisted_and_twice(tmp_path):
   lists = annotate(tmp_path / 'lists')
-  write(lists / 'notes.json', '{}')
-  root = lay(tmp_path / 'videos', *map(LAYOUTS['flat'], NUMBERS[1:]), 'b/1000.mp4', '5.webm')
+  write_lines(lists / 'notes.json', '{}')
+  root = make_tree(tmp_path / 'videos', *map(LAYOUTS['flat'], NUMBERS[1:]), 'b/1000.mp4', '5.webm')
   files = [lists / f'{name}.json' for name in ('test', 'notes', 'labels', 'validation', 'train')]
   listing = something_something.find(root, files)
   assert listing == something_something.find(root, [lists])
-  assert [each.id for each in listing.found if not each.path] == [NUMBERS[0]]
+  assert [each.id for each in listing.videos if not each.path] == [NUMBERS[0]]
   assert listing.notes == [
-    'files that are no lists, left out: notes.json',
-    '1 videos have several files; taken: 1000.webm, not b/1000.mp4',
-    '1 videos are on no list, left out: 5.webm',
+    'files that are not lists are ignored: notes.json',
+    '1 videos have several files; used: 1000.webm, not b/1000.mp4',
+    '1 videos are not listed and are left out: 5.webm',
   ]
 
 
@@ -113,56 +115,56 @@ def test_files_missing_unlisted_and_twice(tmp_path):
       [entry('1', 'Opening [somthing]')],
       r"train\.json, entry 1: .*'Opening \[somthing\]' \(nearest: 'Open",
     ),
-    ('train.json', [entry('1', '')], r'train\.json, entry 1: a video of train needs a template'),
-    ('train.json', [entry('1', 'Opening [something]'), {}], 'entry 2: a video needs an id'),
+    ('train.json', [entry('1', '')], r'train\.json, entry 1: the template is missing'),
+    ('train.json', [entry('1', 'Opening [something]'), {}], 'entry 2: the id is missing'),
     ('train.json', {'1': 'Opening [something]'}, 'must be a list of videos'),
     (
       'train.json',
       [entry('9', 'Opening [something]')] * 2,
-      'entry 2: video 9 is listed a second time, first in .*entry 1',
+      'entry 2: video 9 is listed twice, first in .*entry 1',
     ),
-    ('test.json', [{'id': '74225'}], r'validation\.json, entry \d: video 74225 is listed a second time.*test\.json'),
-    ('labels.json', ['Opening something'], r'labels\.json must be an object of templates and ids'),
-    ('labels.json', {'Opening something': 'first'}, r'labels\.json must be an object of templates and ids'),
-    ('labels.json', {'Opening something': '1'}, 'the ids of 1 classes must be 0 to 0, each once'),
+    ('test.json', [{'id': '74225'}], r'validation\.json, entry \d: video 74225 is listed twice.*test\.json'),
+    ('labels.json', ['Opening something'], r'labels\.json must be an object that maps templates to ids'),
+    ('labels.json', {'Opening something': 'first'}, r'labels\.json must be an object that maps templates to ids'),
+    ('labels.json', {'Opening something': '1'}, 'the ids of 1 classes must be 0 to 0, each exactly once'),
     ('labels.json', {'Opening something': '0', 'Folding something': '0'}, 'the ids of 2 classes must be 0 to 1'),
-    ('v2-train.json', [], r'train\.json and .*v2-train\.json are both lists of train: name the one to take'),
+    ('v2-train.json', [], r'train\.json and .*v2-train\.json are both train lists; name the one to use'),
     ('test-answers.csv', '1420;Flying something', r'test-answers\.csv, line 1: .*no class'),
-    ('train.json', '[{"id": "1",\n]', r'train\.json, line 2: this is not JSON'),
+    ('train.json', '[{"id": "1",\n]', r'train\.json, line 2: not valid JSON'),
   ],
 )
 def test_lists_that_cannot_be_understood(tmp_path, name, content, message):
   annotate(tmp_path / 'lists')
-  write(tmp_path / 'lists' / name, content if isinstance(content, str) else json.dumps(content))
+  write_lines(tmp_path / 'lists' / name, content if isinstance(content, str) else json.dumps(content))
   with pytest.raises(UserError, match=message) as caught:
-    something_something.find(lay(tmp_path / 'videos', *map(LAYOUTS['flat'], NUMBERS)), [tmp_path / 'lists'])
+    something_something.find(make_tree(tmp_path / 'videos', *map(LAYOUTS['flat'], NUMBERS)), [tmp_path / 'lists'])
   assert '\n' not in str(caught.value)
 
 
 def test_lists_that_are_not_there(tmp_path):
-  lists, root = annotate(tmp_path / 'lists'), lay(tmp_path / 'videos', '999.webm')
-  with pytest.raises(UserError, match=r'holds none of the . listed videos.* files like 999'):
+  lists, root = annotate(tmp_path / 'lists'), make_tree(tmp_path / 'videos', '999.webm')
+  with pytest.raises(UserError, match=r'contains none of the . listed videos.* files like 999'):
     something_something.find(root, [lists])
   (lists / 'labels.json').unlink()
-  with pytest.raises(UserError, match=r'wanted: .*labels\.json.*; found: test\.json, train\.json, validation\.json'):
+  with pytest.raises(UserError, match=r'expected: .*labels\.json.*; got: test\.json, train\.json, validation\.json'):
     something_something.find(root, [lists])
   (lists / 'test.json').write_bytes(b'\xff\xfe')
   annotate(lists / 'more')
-  with pytest.raises(UserError, match='are both lists of'):
+  with pytest.raises(UserError, match=r'are both \w+ lists'):
     something_something.find(root, [lists])
 
 
-def test_a_directional_class_becomes_its_mirror_image():
-  """And no class becomes another one for a word that only looks like a direction."""
-  turned = dict(enumerate(mirror_labels(TEMPLATES)))
+def test_a_directional_class_maps_to_its_mirror_image():
+  """No class is swapped because of a word that only resembles a direction."""
+  mirrored = dict(enumerate(mirror_labels(TEMPLATES)))
   pairs = (
     ('Pulling something from left to right', 'Pulling something from right to left'),
     ('Pushing something from left to right', 'Pushing something from right to left'),
     ('Turning the camera left while filming something', 'Turning the camera right while filming something'),
   )
   for one, other in pairs:
-    assert turned.pop(TEMPLATES.index(one)) == TEMPLATES.index(other)
-    assert turned.pop(TEMPLATES.index(other)) == TEMPLATES.index(one)
+    assert mirrored.pop(TEMPLATES.index(one)) == TEMPLATES.index(other)
+    assert mirrored.pop(TEMPLATES.index(other)) == TEMPLATES.index(one)
   out = TEMPLATES.index('Plugging something into something but pulling it right out as you remove your hand')
-  assert turned.pop(out) in (out, -1)  # never flipped is safe too
-  assert all(label == mirror for label, mirror in turned.items())
+  assert mirrored.pop(out) in (out, -1)  # never flipped is safe too
+  assert all(label == mirror for label, mirror in mirrored.items())

@@ -1,4 +1,4 @@
-"""Trees of empty files: what is found does not depend on what is in them."""
+"""Trees of empty files, for tests that only read names."""
 
 import contextlib
 import os
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def lay(root: Path, *names: str) -> Path:
-  """Makes empty files below `root`, and the folders they lie in."""
+def make_tree(root: Path, *names: str) -> Path:
+  """Creates empty files below `root`, and their folders."""
   for name in names:
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -16,15 +16,16 @@ def lay(root: Path, *names: str) -> Path:
   return root
 
 
-def write(path: Path, *lines: str) -> Path:
+def write_lines(path: Path, *lines: str) -> Path:
+  """Writes lines to a file, and creates its folder."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text('\n'.join(lines) + '\n', 'utf-8')
   return path
 
 
 @contextlib.contextmanager
-def other_order(monkeypatch, seed: int) -> Iterator[None]:
-  """Folders list their files in another order, as they do on another machine."""
+def shuffled_listing(monkeypatch, seed: int) -> Iterator[None]:
+  """Makes folders list their files in another order, as on another machine."""
   scandir = os.scandir
 
   @contextlib.contextmanager

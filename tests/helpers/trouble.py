@@ -1,25 +1,25 @@
-"""Functions that other processes call, and that end them: a test module's own may not be found there."""
+"""Functions for worker processes that crash or hang; in a module because workers cannot import test modules."""
 
 import os
 import signal
 import time
 
 
-def answer(what):
-  """Does what it is told to."""
-  if what == 'crash':
+def perform(action):
+  """Crashes, hangs, raises, or returns the action and the process id."""
+  if action == 'crash':
     os.kill(os.getpid(), signal.SIGKILL)
-  if what == 'hang':
+  if action == 'hang':
     time.sleep(60)
-  if what == 'raise':
-    raise ValueError('as told')
-  return what, os.getpid()
+  if action == 'raise':
+    raise ValueError('as requested')
+  return action, os.getpid()
 
 
-def make(item):
-  """`files.make`, which crashes or hangs on files whose names say so."""
-  from mevit_jax.datasets.builders import files  # seconds, which not every test has to wait
+def make_example(file):
+  """`files.make_example`, but crashes or hangs on files with such names."""
+  from mevit_jax.datasets.builders import files  # imported here because it takes seconds
   from mevit_jax.video.transcode import Encoding
 
-  answer(os.path.basename(item.found.path).split('.')[0])
-  return files.make(item, Encoding('keep'))
+  perform(os.path.basename(file.video.path).split('.')[0])
+  return files.make_example(file, Encoding('keep'))

@@ -1,4 +1,4 @@
-"""The datasets: TFDS builders that declare names, features and splits; `data/shards.py` writes."""
+"""TFDS builders: names, features and splits of datasets. `datasets/shards.py` writes their shards."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,14 +14,14 @@ VERSION = '1.0.0'
 
 
 def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
-  """What an example of every dataset holds: a video file's bytes, its label, and what it is."""
+  """Returns the features of every dataset: the bytes of a video file, its label and its properties."""
   return tfds.features.FeaturesDict(
     {
-      'video': tfds.features.Scalar(np.object_, doc='The encoded file.'),
-      'label': tfds.features.ClassLabel(names=list(class_names)),  # -1: none
-      'id': tfds.features.Text(doc='Names the video, the same on every machine.'),
-      'num_frames': tfds.features.Scalar(np.int64, doc='Frames that decode.'),
-      'fps': tfds.features.Scalar(np.float32, doc='Frames a second.'),
+      'video': tfds.features.Scalar(np.object_, doc='Encoded video file.'),
+      'label': tfds.features.ClassLabel(names=list(class_names)),  # -1: no label
+      'id': tfds.features.Text(doc='Id of the video, the same on every machine.'),
+      'num_frames': tfds.features.Scalar(np.int64, doc='Number of frames that decode.'),
+      'fps': tfds.features.Scalar(np.float32, doc='Frames per second.'),
       'duration': tfds.features.Scalar(np.float32, doc='Seconds.'),
       'height': tfds.features.Scalar(np.int64, doc='Pixels.'),
       'width': tfds.features.Scalar(np.int64, doc='Pixels.'),
@@ -29,30 +29,28 @@ def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
   )
 
 
-def _no_video(item: Any, reason: str) -> dict[str, Any]:
-  raise UserError(f'a process that made {item} ended: {reason}; run the command again to go on')
+def _raise_crash(item: Any, reason: str) -> dict[str, Any]:
+  raise UserError(f'a process that made {item} ended: {reason}; run the command again to continue')
 
 
 class VideoBuilder(tfds.core.GeneratorBasedBuilder):
   """A dataset of labelled videos.
 
   Attributes:
-    class_names: label i is the i-th name.
-    shards: for each split, for each shard, its items, in an order that is the same on every
-      machine. An item's repr, together with `encoding`, says all that its example depends on: by
-      it a shard of an earlier run is known to be the same.
-    make: turns an item into an example; other processes call it. Beside what is in `features`, the
-      example may hold `sha256`, of the bytes as they were found (of `video` if it is not there),
-      `damage`, a line on what of it does not decode, and `dead`, a line on why it is left out: then
-      only `id` and `label` must be there.
-    dead: likewise, for an item that took its process down, and a line on how.
-    encoding: how videos were encoded anew; empty where their bytes are kept.
-    time_limit: seconds after which the process that makes an example is ended; 0: never.
+    class_names: name of each label id.
+    shards: items of each shard of each split, in an order that is the same on every machine. The repr of an item and
+      `encoding` determine its example: a shard of an earlier run is reused if they are the same.
+    make: function of an item that returns its example; called in worker processes. Besides the `features`, the example
+      may hold `sha256` (of the source file, where `video` was re-encoded), `damage` (one line: the part that does not
+      decode) and `dead` (one line: the reason why the video is left out; then only `id` and `label` are required).
+    dead_example: function of an item that crashed its process, and of the reason, that returns its example.
+    encoding: settings of re-encoded videos; empty if their bytes are kept.
+    time_limit: seconds after which the process that makes an example is ended; 0 is no limit.
   """
 
   VERSION = tfds.core.Version(VERSION)
   make: Callable[[Any], dict[str, Any]]
-  dead: Callable[[Any, str], dict[str, Any]] = staticmethod(_no_video)
+  dead_example: Callable[[Any, str], dict[str, Any]] = staticmethod(_raise_crash)
   encoding: Mapping[str, Any] = MappingProxyType({})
   time_limit: float = 0
 

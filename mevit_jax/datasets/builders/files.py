@@ -1,4 +1,4 @@
-"""Videos that lie in files: each opened and decoded once on its way into a dataset."""
+"""Datasets of video files: each file is read and decoded once and becomes an example or a dead video."""
 
 import dataclasses
 import errno
@@ -10,31 +10,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mevit_jax.datasets import tasks
 from mevit_jax.datasets.builders import VideoBuilder
-from mevit_jax.datasets.shards import group
-from mevit_jax.datasets.tasks import Check, Engine, Progress, Row, Task, receipt_of, run
+from mevit_jax.datasets.shards import group_items
+from mevit_jax.datasets.tasks import Check, Executor, ProgressCallback, Row, Task
 from mevit_jax.errors import UserError
 from mevit_jax.video.container import VideoError
 from mevit_jax.video.transcode import Encoding, reencode
 
-MAX_BYTES = 256 * 2**20  # of a video; an example's encoding ends at 2 GiB
-SHARDS = 64  # at least, where they do not become smaller than this: so many processes can share the work
+MAX_BYTES = 256 * 2**20  # size limit of a video; a serialized example is limited to 2 GiB
+MIN_SHARDS = 64  # shards of a dataset at least, unless they would be smaller than SHARD_BYTES[0], for parallel work
 SHARD_BYTES = 8 * 2**20, 256 * 2**20
 
 SPLITS = 'train', 'validation', 'test'
 KEEP = Encoding('keep')
-EXAMINED_AT_ONCE = 32  # videos; what is lost when it is killed
+EXAMINED_PER_TASK = 32  # videos of a task; those of an unfinished task are examined again
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Found:
-  """A video as a dataset's lists or folders name it.
+class ListedVideo:
+  """A video as the lists or folders of a dataset name it.
 
   Attributes:
-    id: names the video in its dataset, the same on every machine; of its own in the whole dataset.
-    path: its file; '' or one that is not there: it is counted as missing.
-    label: a class name; '' where the split has no labels.
-    split: train, validation or test; '' where none was given.
+    id: id of the video, unique in the dataset and the same on every machine.
+    path: path of its file; '' or a path that does not exist if the video is missing.
+    label: class name; '' in a split without labels.
+    split: train, validation or test; '' if none was given.
   """
 
   id: str
@@ -45,31 +46,33 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-  """What a dataset's own lists, or its folders, say there is.
+  """The videos that a dataset's lists or folders name.
 
   Attributes:
-    found: every video listed, whether its file is there or not; either all have a split or none.
-    class_names: label i is the i-th name; it may hold classes that no video here has.
-    notes: what else there is to say of it, a line each.
+    videos: all listed videos, including missing ones; either all have a split or none.
+    class_names: name of each label id; classes without videos are allowed.
+    notes: further remarks, one line each.
   """
 
-  found: Sequence[Found]
+  videos: Sequence[ListedVideo]
   class_names: tuple[str, ...]
   notes: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Item:
-  """A file: all that an example depends on, so that it is known when it changes.
+class VideoFile:
+  """A video file on disk, with all that its example depends on, so that a change is noticed.
 
   Attributes:
-    bytes, changed: its size, and when it was changed, in nanoseconds.
-    examined: the row of an examination before; None where there was none.
+    video: its listing.
+    num_bytes: size of the file.
+    mtime_ns: time of its last change, in nanoseconds.
+    examined: row of an earlier examination; None if there was none.
   """
 
-  found: Found
-  bytes: int
-  changed: int
+  video: ListedVideo
+  num_bytes: int
+  mtime_ns: int
   examined: Mapping[str, Any] | None = None
 
 
@@ -81,141 +84,147 @@ class FilesBuilder(VideoBuilder):
     data_dir: str | Path,
     name: str,
     class_names: Sequence[str],
-    splits: Mapping[str, Sequence[Item]],
+    splits: Mapping[str, Sequence[VideoFile]],
     encoding: Encoding,
     time_limit: float = 0,
   ):
-    everything = sum(item.bytes for items in splits.values() for item in items)
+    total = sum(file.num_bytes for files in splits.values() for file in files)
     smallest, largest = SHARD_BYTES
-    limit = min(max(everything // SHARDS, smallest), largest)
-    shards = {split: group(items, lambda item: item.bytes, limit) for split, items in splits.items()}
-    self.make = functools.partial(make, encoding=encoding, time_limit=time_limit)
-    self.encoding = described(encoding)
-    self.dead = dead
-    self.time_limit = hard_limit(time_limit)
+    limit = min(max(total // MIN_SHARDS, smallest), largest)
+    shards = {split: group_items(files, lambda file: file.num_bytes, limit) for split, files in splits.items()}
+    self.make = functools.partial(make_example, encoding=encoding, time_limit=time_limit)
+    self.encoding = encoding_settings(encoding)
+    self.dead_example = dead_example
+    self.time_limit = hard_time_limit(time_limit)
     super().__init__(data_dir, name, class_names, shards)
 
 
-def by_split(items: Sequence[Item]) -> dict[str, list[Item]]:
-  """Items by the split that was given, in the order in which they were listed; train comes first."""
-  rows: dict[str, list[Item]] = {name: [] for name in SPLITS}
-  for item in items:
-    rows[item.found.split].append(item)
-  return {name: each for name, each in rows.items() if each}
+def group_by_split(files: Sequence[VideoFile]) -> dict[str, list[VideoFile]]:
+  """Groups files by their given split, in the listed order; the order of splits is train, validation, test."""
+  splits: dict[str, list[VideoFile]] = {name: [] for name in SPLITS}
+  for file in files:
+    splits[file.video.split].append(file)
+  return {name: members for name, members in splits.items() if members}
 
 
-def on_disk(listing: Listing) -> tuple[list[Item], list[Found]]:
-  """The videos whose files are there, and those whose are not; opens none.
+def find_files(listing: Listing) -> tuple[list[VideoFile], list[ListedVideo]]:
+  """Returns the videos whose files exist, and those that are missing; opens no file.
 
   Raises:
-    UserError: an id is there twice, a label is not one of the classes, or no file is there.
+    UserError: two videos have the same id, a label is not one of the classes, or all files are missing.
   """
-  seen: dict[str, str] = {}
-  items, missing, classes = [], [], {*listing.class_names, ''}
-  for found in listing.found:
-    if found.id in seen:
-      raise UserError(f'two videos have the id {found.id!r}: {seen[found.id]} and {found.path}')
-    if found.label not in classes:
-      raise UserError(f'{found.id} is of class {found.label!r}, which is not in the list of classes')
-    seen[found.id] = found.path
-    size, changed = _stat(found.path)
-    if changed is None:
-      missing.append(found)
+  paths: dict[str, str] = {}
+  files, missing, classes = [], [], {*listing.class_names, ''}
+  for video in listing.videos:
+    if video.id in paths:
+      raise UserError(f'two videos have the id {video.id!r}: {paths[video.id]} and {video.path}')
+    if video.label not in classes:
+      raise UserError(f'{video.id} has the class {video.label!r}, which is not in the list of classes')
+    paths[video.id] = video.path
+    size, mtime_ns = _stat(video.path)
+    if mtime_ns is None:
+      missing.append(video)
     else:
-      items.append(Item(found, size, changed))
-  if not items:
-    where = next((each.path for each in missing if each.path), '')
-    raise UserError(f'none of the {len(missing)} videos listed is there{where and f" (for one: {where})"}')
-  return items, missing
+      files.append(VideoFile(video, size, mtime_ns))
+  if not files:
+    example = next((video.path for video in missing if video.path), '')
+    raise UserError(f'all {len(missing)} listed videos are missing{example and f" (for example {example})"}')
+  return files, missing
 
 
 def examine(
-  items: Sequence[Item],
+  files: Sequence[VideoFile],
   directory: Path,
-  engine: Engine,
-  progress: Progress = lambda done, total: None,
+  executor: Executor,
+  progress: ProgressCallback = lambda done, total: None,
   check: Check = lambda dead, total: None,
   encoding: Encoding = KEEP,
   time_limit: float = 0,
 ) -> dict[str, Row]:
-  """Makes every video an example and returns its row, by id; what a killed run found is taken from `directory`.
+  """Decodes every video and returns its row, by id; results of an interrupted run in `directory` are reused.
 
   Args:
-    items: in any order.
-    directory: of notes, the caller's to remove.
-    engine, progress, check: as `tasks.run` says.
-    encoding, time_limit: as `make` says.
+    files: files in any order.
+    directory: directory of intermediate files, which the caller removes.
+    executor, progress, check: see `tasks.run`.
+    encoding, time_limit: see `make_example`.
   """
-  work = functools.partial(make, encoding=encoding, time_limit=time_limit)
+  make = functools.partial(make_example, encoding=encoding, time_limit=time_limit)
+  settings, hard_limit = encoding_settings(encoding), hard_time_limit(time_limit)
   plan = []
-  # By class: where one changes, the others' tasks are as they were.
-  for _, each in itertools.groupby(sorted(items, key=lambda i: (i.found.label, i.found.id)), lambda i: i.found.label):
-    for part in group(list(each), lambda item: 1, EXAMINED_AT_ONCE):
-      about = described(encoding)
-      task = Task('', part, work, dead, encoding=about, time_limit=hard_limit(time_limit))
-      plan.append(dataclasses.replace(task, name=task.key))
-  run(directory, plan, engine, progress, check)
-  return {row['id']: row for task in plan for row in receipt_of(directory, task)['rows']}
+  # Grouped by class: where one class changes, the tasks of the others stay the same.
+  ordered = sorted(files, key=lambda file: (file.video.label, file.video.id))
+  for _, members in itertools.groupby(ordered, lambda file: file.video.label):
+    for part in group_items(list(members), lambda file: 1, EXAMINED_PER_TASK):
+      task = Task('', part, make, dead_example, encoding=settings, time_limit=hard_limit)
+      plan.append(dataclasses.replace(task, name=task.digest))
+  tasks.run(directory, plan, executor, progress, check)
+  return {row['id']: row for task in plan for row in tasks.require_manifest(directory, task)['rows']}
 
 
 def _stat(path: str) -> tuple[int, int | None]:
-  """A file's size, and when it was changed: None if it is not there."""
+  """Returns a file's size and modification time in nanoseconds; the time is None if the file does not exist."""
   try:
     stat = os.stat(path)
   except OSError as error:
-    # What may not be looked at is there: it is opened, and dead.
+    # A file without permission exists: opening it will make it dead.
     return 0, None if error.errno in (errno.ENOENT, errno.ENOTDIR) else 0
   return stat.st_size, stat.st_mtime_ns
 
 
-def make(item: Item, encoding: Encoding, time_limit: float = 0) -> dict[str, Any]:
-  """Reads and decodes one file, every frame, if that was not done before; what is dead says why.
+def make_example(file: VideoFile, encoding: Encoding, time_limit: float = 0) -> dict[str, Any]:
+  """Reads one file and decodes every frame, unless an examination has done so; returns its example or a dead one.
 
   Args:
-    item: the file.
-    encoding: how to store it.
-    time_limit: seconds to decode it in; 0: as long as it takes.
+    file: the file.
+    encoding: encoding to store it in.
+    time_limit: seconds that decoding may take; 0 is no limit.
 
   Raises:
-    UserError: it is not what was listed or examined.
+    UserError: the file has changed since it was listed or examined.
   """
-  if item.bytes > MAX_BYTES:
-    return dead(item, f'{item.bytes / 2**20:.0f} MiB, more than {MAX_BYTES / 2**20:.0f}: cut it into clips')
+  if file.num_bytes > MAX_BYTES:
+    return dead_example(file, f'{file.num_bytes / 2**20:.0f} MiB, more than {MAX_BYTES / 2**20:.0f}: cut it into clips')
   try:
-    data = Path(item.found.path).read_bytes()
+    data = Path(file.video.path).read_bytes()
   except (OSError, MemoryError) as error:
-    return dead(item, _reason(error))
-  digest, before = hashlib.sha256(data).hexdigest(), item.examined
-  if _stat(item.found.path) != (item.bytes, item.changed) or (before and before['sha256'] != digest):
-    raise UserError(f'{item.found.path} changed while it was prepared: run the command again to go on')
+    return dead_example(file, _reason(error))
+  digest, examined = hashlib.sha256(data).hexdigest(), file.examined
+  if _stat(file.video.path) != (file.num_bytes, file.mtime_ns) or (examined and examined['sha256'] != digest):
+    raise UserError(f'{file.video.path} changed during preparation; run the command again to continue')
   try:
-    if before and encoding.kind == 'keep':
-      known, damage = before, before['damage']
+    if examined and encoding.kind == 'keep':
+      properties, damage = examined, examined['damage']
     else:
       data, source, stored = reencode(data, encoding, time_limit or None)
-      known, damage = dataclasses.asdict(stored), source.damage
-  except Exception as error:  # of whatever kind: no video may stop the others
-    return dead(item, _reason(error))
-  known = {field: known[field] for field in ('num_frames', 'fps', 'duration', 'height', 'width')}
-  return {'video': data, 'label': item.found.label, 'id': item.found.id, 'sha256': digest, **known, 'damage': damage}
+      properties, damage = dataclasses.asdict(stored), source.damage
+  except Exception as error:  # any kind: one video must not stop the others
+    return dead_example(file, _reason(error))
+  return {
+    'video': data,
+    'label': file.video.label,
+    'id': file.video.id,
+    'sha256': digest,
+    **{field: properties[field] for field in ('num_frames', 'fps', 'duration', 'height', 'width')},
+    'damage': damage,
+  }
 
 
 def _reason(error: Exception) -> str:
-  said = getattr(error, 'strerror', None) or str(error)
-  said = ' '.join(said.split())
-  return said if isinstance(error, (VideoError, OSError)) and said else f'{type(error).__name__} {said}'.strip()
+  text = ' '.join((getattr(error, 'strerror', None) or str(error)).split())
+  return text if isinstance(error, (VideoError, OSError)) and text else f'{type(error).__name__} {text}'.strip()
 
 
-def dead(item: Item, reason: str) -> dict[str, Any]:
-  """What stands for a video of which nothing can be used."""
-  return {'label': item.found.label, 'id': item.found.id, 'dead': reason}
+def dead_example(file: VideoFile, reason: str) -> dict[str, Any]:
+  """Returns the example of a video that cannot be used."""
+  return {'label': file.video.label, 'id': file.video.id, 'dead': reason}
 
 
-def described(encoding: Encoding) -> dict[str, Any]:
-  """What decides the bytes of videos that are encoded again; nothing where they are kept."""
+def encoding_settings(encoding: Encoding) -> dict[str, Any]:
+  """Returns the settings that decide the bytes of re-encoded videos; empty if bytes are kept."""
   return {} if encoding.kind == 'keep' else dataclasses.asdict(encoding)
 
 
-def hard_limit(time_limit: float) -> float:
-  """Seconds until a decoder that does not look at its limit, because it hangs, is ended with its process."""
+def hard_time_limit(time_limit: float) -> float:
+  """Returns the seconds after which a process is ended whose decoder hangs and so cannot check `time_limit`."""
   return 1.25 * time_limit + 1 if time_limit else 0

@@ -1,4 +1,4 @@
-"""What readers of datasets' lists share: videos below a folder by name, rows of CSV files, spellings of labels."""
+"""Helpers for reading datasets' lists: an index of video files by name, CSV rows, spellings of labels."""
 
 import csv
 import difflib
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mevit_jax.datasets.builders.files import Found
+from mevit_jax.datasets.builders.files import ListedVideo
 from mevit_jax.errors import UserError
 
 _SUFFIXES = """
@@ -27,17 +27,17 @@ SPLITS = {
 
 
 class Index:
-  """The videos below a folder by their names without suffixes; remembers which of them were taken.
+  """Index of the videos below a folder by name without suffix; records which of them were matched.
 
   Raises:
-    UserError: there is no such folder, or no video in it.
+    UserError: the folder does not exist or contains no videos.
   """
 
   def __init__(self, root: Path):
     self.root = root
     self._paths: dict[str, list[str]] = {}
-    self._taken: set[str] = set()
-    self._choices: list[str] = []
+    self._matched: set[str] = set()
+    self._ambiguous: list[str] = []
     others: list[str] = []
     for path in walk(root):
       name = path.rpartition('/')[2]
@@ -46,28 +46,28 @@ class Index:
       else:
         others.append(name)
     if not self._paths:
-      raise UserError(f'{root} holds no videos ({kinds(others) or "it is empty"}); archives must be extracted first')
+      raise UserError(f'{root} contains no videos ({kinds(others) or "it is empty"}); archives must be extracted first')
 
-  def take(self, names: Sequence[str], split: str = '', label: str = '') -> str:
-    """A video's path, '' if it is not there; of several files the same one on every machine.
+  def match(self, names: Sequence[str], split: str = '', label: str = '') -> str:
+    """Returns the path of a video's file, '' if it is missing; of several files, the same one on every machine.
 
     Args:
-      names: what it may be called, without suffix, the best first.
-      split: a file in a folder of this split is better than in another's.
-      label: likewise.
+      names: possible names without suffix, in order of preference.
+      split: split whose folder is preferred.
+      label: class whose folder is preferred.
     """
     paths = [path for name in dict.fromkeys(names) if name in self._paths for path in self._paths[name]]
     if not paths:
       return ''
-    self._taken.update(paths)
+    self._matched.update(paths)
     if len(paths) == 1:
       return f'{self.root}/{paths[0]}'
 
-    def worse(path: str) -> tuple[bool, int, int, bool, str]:
+    def preference(path: str) -> tuple[bool, int, int, bool, str]:
       *folders, name = path.split('/')
       splits = {SPLITS[folder.lower()] for folder in folders if folder.lower() in SPLITS}
       return (
-        # CVDF hands out a folder replacement_for_corrupted_k400 for files that are broken elsewhere.
+        # CVDF provides a folder replacement_for_corrupted_k400 for files that are broken elsewhere.
         not any(folder.startswith('replacement') for folder in folders),
         names.index(stem(name)),
         0 if split in splits else 2 if splits else 1,
@@ -75,41 +75,43 @@ class Index:
         path,
       )
 
-    best = min(paths, key=worse)
-    self._choices.append(f'{best}, not {few(path for path in paths if path != best)}')
+    best = min(paths, key=preference)
+    self._ambiguous.append(f'{best}, not {few(path for path in paths if path != best)}')
     return f'{self.root}/{best}'
 
   def notes(self) -> list[str]:
-    """What there is to say once all that the lists name was taken."""
-    unlisted = [path for paths in self._paths.values() for path in paths if path not in self._taken]
-    notes = [f'{len(self._choices)} videos have several files; taken: {few(self._choices, 3)}'] if self._choices else []
-    return notes + ([f'{len(unlisted)} videos are on no list, left out: {few(unlisted, 3)}'] if unlisted else [])
+    """Returns notes, once all listed videos were matched."""
+    unlisted = [path for paths in self._paths.values() for path in paths if path not in self._matched]
+    notes = (
+      [f'{len(self._ambiguous)} videos have several files; used: {few(self._ambiguous, 3)}'] if self._ambiguous else []
+    )
+    return notes + ([f'{len(unlisted)} videos are not listed and are left out: {few(unlisted, 3)}'] if unlisted else [])
 
-  def check(self, found: Sequence[Found]) -> None:
-    """Raises a UserError if none of the videos listed is there: the folder, or the lists, are another dataset's."""
-    if not any(each.path for each in found):
+  def check(self, videos: Sequence[ListedVideo]) -> None:
+    """Raises a UserError if all listed videos are missing: the folder or the lists belong to another dataset."""
+    if not any(video.path for video in videos):
       example = min(path for paths in self._paths.values() for path in paths)
       raise UserError(
-        f'{self.root} holds none of the {len(found)} listed videos: is it the right folder? It holds files like'
-        f' {example}, and the lists name videos like {found[0].id}'
+        f'{self.root} contains none of the {len(videos)} listed videos; is it the right folder? It contains files like'
+        f' {example}, but the lists name videos like {videos[0].id}'
       )
 
 
 def walk(root: Path) -> Iterator[str]:
-  """Paths below `root`, with /, of all files; through links, but round no loop of them; hidden ones are left out.
+  """Yields the relative paths of all files below `root`; follows links, but not in loops; skips hidden files.
 
-  No file is asked for more than its name: hundreds of thousands take seconds.
+  Only names are read, so hundreds of thousands of files take seconds.
 
   Raises:
     UserError: a folder cannot be read.
   """
   if not root.is_dir():
-    raise UserError(f'{root} is no folder: {"it is a file" if root.exists() else "it is not there"}')
+    raise UserError(f'{root} is not a folder: it {"is a file" if root.exists() else "does not exist"}')
   folders: list[tuple[str, tuple[str, ...]]] = [('', ())]
   while folders:
-    folder, above = folders.pop()
+    folder, ancestors = folders.pop()
     real = os.path.realpath(root / folder)
-    if real in above:
+    if real in ancestors:
       continue
     try:
       with os.scandir(real) as entries:
@@ -117,7 +119,7 @@ def walk(root: Path) -> Iterator[str]:
           if entry.name.startswith('.'):
             continue
           if entry.is_dir():
-            folders.append((f'{folder}{entry.name}/', (*above, real)))
+            folders.append((f'{folder}{entry.name}/', (*ancestors, real)))
           else:
             yield folder + entry.name
     except OSError as error:
@@ -125,50 +127,60 @@ def walk(root: Path) -> Iterator[str]:
 
 
 def is_video(name: str) -> bool:
-  """Whether a file's name ends as a video's."""
+  """Returns True if a file's name has a video suffix."""
   return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def stem(name: str) -> str:
-  """clip.mp4 and, as some downloaders write it, clip.mp4.mkv -> clip; dots before that belong to the name."""
+  """Returns a name without its video suffixes: clip for clip.mp4 and for clip.mp4.mkv."""
   while is_video(name):
     name = os.path.splitext(name)[0]
   return name
 
 
 def gather(sources: Iterable[Path], suffixes: Sequence[str], wanted: str) -> list[Path]:
-  """The files among `sources`, and those with the suffixes in the folders among them, sorted.
+  """Returns the files among `sources` and the files with the given suffixes in the folders among them, sorted.
+
+  Args:
+    sources: files and folders.
+    suffixes: suffixes of the files to take from folders.
+    wanted: description of the expected files, for error messages.
 
   Raises:
-    UserError: one is not there, or there is none; `wanted` says what was looked for.
+    UserError: a source does not exist, or there is no such file.
   """
-  sources, found = list(sources), []
+  sources, files = list(sources), []
   for source in sources:
     if not source.exists():
-      raise UserError(f'{source} is not there; wanted: {wanted}')
+      raise UserError(f'{source} does not exist; expected: {wanted}')
     inside = [source / path for path in walk(source)] if source.is_dir() else [source]
-    found += [path for path in inside if path == source or path.suffix.lower() in suffixes]
-  if not found:
-    raise UserError(f'no {" or ".join(suffixes)} file in {", ".join(map(str, sources))}; wanted: {wanted}')
-  return sorted(set(found))
+    files += [path for path in inside if path == source or path.suffix.lower() in suffixes]
+  if not files:
+    raise UserError(f'no {" or ".join(suffixes)} file in {", ".join(map(str, sources))}; expected: {wanted}')
+  return sorted(set(files))
 
 
 def read(path: Path) -> str:
-  """A list's text; UserError if it cannot be read."""
+  """Returns a text file's content; raises a UserError if it cannot be read."""
   try:
     return path.read_text('utf-8-sig')
   except (OSError, UnicodeDecodeError) as error:
-    reason = error.strerror if isinstance(error, OSError) else 'it is not text in UTF-8'
+    reason = error.strerror if isinstance(error, OSError) else 'it is not UTF-8 text'
     raise UserError(f'{path} cannot be read: {reason}') from error
 
 
 def read_csv(
   path: Path, needed: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[int, Mapping[str, str]]]:
-  """Line number and row, a dict, of each row of a CSV file; cells are stripped, empty columns at the end dropped.
+  """Yields (line number, cells by column) of each row of a CSV file; strips cells, drops empty columns at the end.
+
+  Args:
+    path: the CSV file.
+    needed: columns that the file must have.
+    optional: columns that the file may have, for the error message.
 
   Raises:
-    UserError: it is no CSV file, misses a column that is needed, or a row has too few or too many cells.
+    UserError: the file is not a CSV file, lacks a needed column, or a row has too few or too many cells.
   """
   try:
     with path.open(newline='', encoding='utf-8-sig') as file:
@@ -178,13 +190,13 @@ def read_csv(
         columns.pop()
       if not set(needed) <= set(columns):
         wanted = ','.join(needed) + ''.join(f'[,{column}]' for column in optional)
-        raise UserError(f'{path} needs the columns {wanted}; found: {few(columns)}')
+        raise UserError(f'{path} must have the columns {wanted}; it has: {few(columns)}')
       for cells in reader:
         if not cells:
           continue
         if len(cells) < len(columns) or any(map(str.strip, cells[len(columns) :])):
           raise UserError(
-            f'{path}, line {reader.line_num}: as many fields as columns, please (quote a label with a comma)'
+            f'{path}, line {reader.line_num}: {len(cells)} fields for {len(columns)} columns; quote labels with commas'
           )
         yield reader.line_num, dict(zip(columns, map(str.strip, cells), strict=False))
   except OSError as error:
@@ -194,31 +206,31 @@ def read_csv(
 
 
 def split_of(name: str) -> str:
-  """The split that a file's name speaks of, '' if of none: kinetics-400_train.csv -> train."""
+  """Returns the split in a file's name, '' if there is none: train for kinetics-400_train.csv."""
   words = re.findall('[a-z]+', name.lower())
   return next((SPLITS[word] for word in words if word in SPLITS), '')
 
 
 def fold(label: str) -> str:
-  """One key for all spellings of a label: case, spaces, underscores and brackets do not matter."""
+  """Normalizes the spelling of a label: ignores case, spaces, underscores and brackets."""
   return ' '.join(re.sub(r'[\[\]_\s]+', ' ', label).lower().split())
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-  """' (nearest: NAME)' if there is one, to end an error with."""
-  near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-  return f' (nearest: {near[0]!r})' if near else ''
+  """Returns ' (nearest: NAME)' for an error message, '' if no name is similar."""
+  matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+  return f' (nearest: {matches[0]!r})' if matches else ''
 
 
 def kinds(names: Iterable[str]) -> str:
-  """Counts of suffixes: 2 .txt, 1 no suffix."""
+  """Returns the counts of suffixes: '2 .txt, 1 no suffix'."""
   counts = Counter(os.path.splitext(name)[1].lower() or 'no suffix' for name in names)
-  often = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
-  return ', '.join(f'{count} {suffix}' for suffix, count in often[:5])
+  ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+  return ', '.join(f'{count} {suffix}' for suffix, count in ordered[:5])
 
 
-def few(names: Iterable[str], at_most: int = 5) -> str:
-  """The first of some names, sorted, and how many more."""
+def few(names: Iterable[str], limit: int = 5) -> str:
+  """Returns the first names in sorted order, and the number of the others."""
   names = sorted(names)
-  more = f' and {len(names) - at_most} more' if len(names) > at_most else ''
-  return ', '.join(names[:at_most]) + more or 'none'
+  more = f' and {len(names) - limit} more' if len(names) > limit else ''
+  return ', '.join(names[:limit]) + more or 'none'

@@ -1,10 +1,8 @@
-"""Moving shapes: eight motions in four pairs, each motion the other of its pair played backwards.
+"""Moving shapes: a synthetic dataset of eight motions in four pairs; the motions of a pair are each other's reverse.
 
-A pair's two classes show the same frames, in opposite orders: whatever looks at frames without
-their order names the pair, and then can only toss a coin. The files are real H.264 videos. Every
-frame is coded on its own with one quantiser, so that playing backwards holds for the decoded
-frames too, bit for bit: between frames that lean on each other, the codec itself would leave a
-trace of the order.
+The two classes of a pair show the same frames in opposite orders, so a model that ignores the order of frames can only
+guess between them. The files are H.264 videos. Every frame is a keyframe with a constant quantizer, so that the decoded
+frames are exactly reversed too: predicted frames would carry traces of the order.
 """
 
 import colorsys
@@ -21,8 +19,8 @@ import numpy as np
 from mevit_jax.datasets.builders import VideoBuilder
 
 FPS = 30
-SHARD = 256  # videos
-PAIRS = {  # forwards, backwards
+SHARD_VIDEOS = 256
+PAIRS = {  # forward, backward
   'horizontal': ('moves_right', 'moves_left'),
   'vertical': ('moves_down', 'moves_up'),
   'size': ('grows', 'shrinks'),
@@ -30,7 +28,7 @@ PAIRS = {  # forwards, backwards
 }
 CLASS_NAMES = tuple(name for pair in PAIRS.values() for name in pair)
 
-# Unions of convex polygons, clockwise (y points down), about the origin, of length 1.
+# Unions of convex polygons, clockwise (y points down), around the origin, with length 1.
 _HEAD = ((0.1, -0.32), (0.5, 0.0), (0.1, 0.32))
 SHAPES = {
   'square': (((-0.4, -0.4), (0.4, -0.4), (0.4, 0.4), (-0.4, 0.4)),),
@@ -44,7 +42,7 @@ SHAPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-  """Where a shape is: its centre and length in sides of the frame, its angle in radians."""
+  """Pose of a shape: center and length as fractions of the frame's side, angle in radians."""
 
   x: float
   y: float
@@ -54,35 +52,35 @@ class Pose:
 
 @dataclasses.dataclass(frozen=True)
 class Params:
-  """What a clip shows, whichever way it is played: a shape's way between two poses.
+  """Content of a clip, independent of the direction of play: a shape that moves between two poses.
 
   Attributes:
     shape: a key of SHAPES.
-    start, end: poses of the first and last frame, played forwards.
-    colour: red, green and blue in 0..1.
-    background: two such colours, at one end of the frame and at the other.
-    gradient: the direction from the one to the other, in radians.
+    start, end: poses of the first and last frame, played forward.
+    color: red, green and blue in 0..1.
+    background: colors at opposite ends of the frame.
+    gradient: direction from the first to the second background color, in radians.
   """
 
   shape: str
   start: Pose
   end: Pose
-  colour: tuple[float, ...]
+  color: tuple[float, ...]
   background: tuple[tuple[float, ...], tuple[float, ...]]
   gradient: float
 
 
 def draw(pair: str, rng: np.random.Generator) -> Params:
-  """Draws what a clip of `pair` shows; nothing of it tells which way the clip will be played."""
+  """Draws random parameters of a clip of `pair`, independent of the direction of play."""
   shapes = ('bar', 'arrow') if pair == 'turn' else ('square', 'rectangle', 'triangle', 'dart')
   start, end = _poses(pair, rng)
-  dim = _colour(rng, value=(0.05, 0.3))
+  dim = _color(rng, value=(0.05, 0.3))
   return Params(
     shape=shapes[rng.integers(len(shapes))],
     start=start,
     end=end,
-    colour=_colour(rng, value=(0.8, 1.0), saturation=(0.3, 1.0)),
-    background=(dim, dim if rng.random() < 0.5 else _colour(rng, value=(0.05, 0.3))),
+    color=_color(rng, value=(0.8, 1.0), saturation=(0.3, 1.0)),
+    background=(dim, dim if rng.random() < 0.5 else _color(rng, value=(0.05, 0.3))),
     gradient=rng.uniform(0, 2 * np.pi),
   )
 
@@ -106,7 +104,7 @@ def _poses(pair: str, rng: np.random.Generator) -> tuple[Pose, Pose]:
   return Pose(*first, length, angle), Pose(*last, length, angle)
 
 
-def _colour(
+def _color(
   rng: np.random.Generator,
   value: tuple[float, float],
   saturation: tuple[float, float] = (0.0, 1.0),
@@ -115,29 +113,29 @@ def _colour(
 
 
 def render(name: str, params: Params, frames: int = 16, size: int = 48) -> np.ndarray:
-  """Draws one clip; `moves_left` is exactly `moves_right` backwards, and so for each pair.
+  """Renders one clip; `moves_left` is exactly `moves_right` reversed, and so for each pair.
 
   Returns:
-    uint8 `t h w 3`, `frames` square pictures of `size` pixels.
+    uint8 `t h w 3`, `frames` square frames of `size` pixels.
   """
-  forwards = any(name == pair[0] for pair in PAIRS.values())
-  cover = _cover(params, frames, size)[..., None]  # t h w 1
-  video = np.asarray(params.colour, np.float32) * cover + _background(params, size) * (1 - cover)
+  is_forward = any(name == pair[0] for pair in PAIRS.values())
+  coverage = _coverage(params, frames, size)[..., None]  # t h w 1
+  video = np.asarray(params.color, np.float32) * coverage + _background(params, size) * (1 - coverage)
   video = (255 * video + 0.5).astype(np.uint8)  # t h w 3
-  return video if forwards else video[::-1]
+  return video if is_forward else video[::-1]
 
 
-def _cover(params: Params, frames: int, size: int) -> np.ndarray:
-  """How much of each pixel the shape covers: `t h w` in 0..1."""
-  part = np.linspace(0, 1, frames)
+def _coverage(params: Params, frames: int, size: int) -> np.ndarray:
+  """Returns the fraction of each pixel that the shape covers: `t h w` in 0..1."""
+  time = np.linspace(0, 1, frames)
   start, end = params.start, params.end
-  length = size * start.length * (end.length / start.length) ** part  # t, in pixels
-  angle = start.angle + (end.angle - start.angle) * part
-  x = size * (start.x + (end.x - start.x) * part)
-  y = size * (start.y + (end.y - start.y) * part)
-  centre = np.stack([x, y], -1)  # t 2
-  turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], -1)
-  turn = turn.reshape(frames, 2, 2)
+  length = size * start.length * (end.length / start.length) ** time  # t, in pixels
+  angle = start.angle + (end.angle - start.angle) * time
+  x = size * (start.x + (end.x - start.x) * time)
+  y = size * (start.y + (end.y - start.y) * time)
+  center = np.stack([x, y], -1)  # t 2
+  rotation = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], -1)
+  rotation = rotation.reshape(frames, 2, 2)
   grid = np.arange(size, dtype=np.float32) + 0.5
   outside = np.full((frames, size, size), np.inf, np.float32)
   for polygon in SHAPES[params.shape]:
@@ -145,10 +143,10 @@ def _cover(params: Params, frames: int, size: int) -> np.ndarray:
     edges = np.roll(corners, -1, axis=0) - corners
     normals = np.stack([edges[:, 1], -edges[:, 0]], -1) / np.linalg.norm(edges, axis=-1)[:, None]
     offsets = (normals * corners).sum(-1)  # e
-    normals = np.einsum('tij,ej->tei', turn, normals)  # t e 2
-    offsets = offsets * length[:, None] + np.einsum('tei,ti->te', normals, centre)
+    normals = np.einsum('tij,ej->tei', rotation, normals)  # t e 2
+    offsets = offsets * length[:, None] + np.einsum('tei,ti->te', normals, center)
     normals, offsets = normals.astype(np.float32), offsets.astype(np.float32)
-    # The distance beyond the farthest edge: convex, so below zero means inside.
+    # Distance beyond the farthest edge: negative inside, because the polygon is convex.
     beyond = np.full_like(outside, -np.inf)
     for e in range(len(corners)):
       across = normals[:, e, 0, None] * grid  # t w
@@ -159,7 +157,7 @@ def _cover(params: Params, frames: int, size: int) -> np.ndarray:
 
 
 def _background(params: Params, size: int) -> np.ndarray:
-  """A plain colour or a smooth gradient: `h w 3` in 0..1."""
+  """Returns a plain color or a smooth gradient: `h w 3` in 0..1."""
   grid = np.linspace(-0.5, 0.5, size, dtype=np.float32)
   ramp = np.cos(params.gradient) * grid + np.sin(params.gradient) * grid[:, None]
   ramp = (ramp / np.sqrt(2) + 0.5)[..., None].astype(np.float32)  # h w 1
@@ -168,22 +166,22 @@ def _background(params: Params, size: int) -> np.ndarray:
 
 
 def encode(video: np.ndarray) -> bytes:
-  """H.264 in MP4 of uint8 `t h w 3` at 30 frames a second; height and width must be even."""
+  """Encodes uint8 `t h w 3` as H.264 in MP4 at 30 frames per second; height and width must be even."""
   file = io.BytesIO()
   options = {'preset': 'veryfast', 'qp': '16', 'g': '1', 'bf': '0', 'threads': '1'}
   with av.open(file, 'w', format='mp4') as container:
     stream = container.add_stream('libx264', rate=FPS, options=options)
     stream.height, stream.width = video.shape[1:3]
     stream.pix_fmt, stream.time_base = 'yuv420p', Fraction(1, FPS)
-    for picture in video:
-      container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
+    for frame in video:
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
     container.mux(stream.encode())
   return file.getvalue()
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-  """All that one video depends on."""
+  """Everything that one video depends on."""
 
   seed: int
   split: str
@@ -193,11 +191,11 @@ class Item:
 
 
 class MovingShapes(VideoBuilder):
-  """Eight motions of a shape, in four pairs: each is the other of its pair played backwards."""
+  """Eight motions of a shape in four pairs; the motions of a pair are each other's reverse."""
 
   @staticmethod
   def make(item: Item) -> dict[str, Any]:
-    """Draws and encodes one video."""
+    """Renders and encodes one video."""
     name, params = clip(item)
     return {
       'video': encode(render(name, params, item.frames, item.size)),
@@ -212,25 +210,25 @@ class MovingShapes(VideoBuilder):
 
 
 def clip(item: Item) -> tuple[str, Params]:
-  """A video's class (they take turns) and what it shows."""
+  """Returns the class (index modulo the number of classes) and the parameters of a video."""
   name = CLASS_NAMES[item.index % len(CLASS_NAMES)]
   pair = next(pair for pair, names in PAIRS.items() if name in names)
-  return name, draw(pair, chance(item))
+  return name, draw(pair, make_rng(item))
 
 
-def chance(item: Item) -> np.random.Generator:
-  """A video's own randomness: of (seed, split, index)."""
+def make_rng(item: Item) -> np.random.Generator:
+  """Returns the random generator of a video, seeded by (seed, split, index)."""
   return np.random.default_rng([item.seed, item.index, *item.split.encode()])
 
 
 def build(
   data_dir: str | Path, videos: Mapping[str, int], seed: int = 0, frames: int = 16, size: int = 48
 ) -> MovingShapes:
-  """The dataset with `videos[split]` videos a split, of `frames` pictures of `size` pixels."""
+  """Returns the builder of a dataset with `videos[split]` videos per split, of `frames` frames of `size` pixels."""
   shards = {
     split: [
-      [Item(seed, split, i, frames, size) for i in range(first, min(first + SHARD, count))]
-      for first in range(0, count, SHARD)
+      [Item(seed, split, i, frames, size) for i in range(first, min(first + SHARD_VIDEOS, count))]
+      for first in range(0, count, SHARD_VIDEOS)
     ]
     for split, count in videos.items()
   }

@@ -1,8 +1,7 @@
-"""What preparation found: a report for people (text) and for programs (JSON)."""
+"""Report on a prepared dataset, as text and as JSON."""
 
 import collections
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,24 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from mevit_jax.datasets.builders.files import Found
+from mevit_jax.datasets.builders.files import ListedVideo
 from mevit_jax.datasets.tasks import Row
+from mevit_jax.files import write_json, write_text
 
 UNSPLIT = 'not split'
-SHORT = 1.0  # seconds
-_COUNTS = ('found', 'usable', 'damaged', 'short', 'dead', 'missing')
-_FEW = 10  # classes, and reasons, of many on the terminal
+SHORT_SECONDS = 1.0
+_COUNTS = ('listed', 'usable', 'damaged', 'short', 'dead', 'missing')
+_MAX_CLASSES = 10  # classes that a shortened table shows
 
 
 def make(
-  rows: Callable[[], Iterator[tuple[str, Row]]], missing: Sequence[Found] = (), notes: Sequence[str] = ()
+  rows: Callable[[], Iterator[tuple[str, Row]]], missing: Sequence[ListedVideo] = (), notes: Sequence[str] = ()
 ) -> dict[str, Any]:
-  """Counts, reasons and copies.
+  """Returns a report: counts by split and class, reasons, duplicates.
 
   Args:
-    rows: called for the split and the row of every video whose file is there, dead ones too.
-    missing: the others.
-    notes: what else there is to say.
+    rows: function that yields the split and row of every video whose file exists, dead ones too.
+    missing: videos whose file does not exist.
+    notes: further remarks, one line each.
   """
   counts: dict[str, dict[str, dict[str, int]]] = {}
   lists: dict[str, dict[str, str]] = {'dead': {}, 'damaged': {}, 'short': {}}
@@ -37,61 +37,63 @@ def make(
     for key in keys:
       row[key] += 1
 
-  for found in missing:
-    count(found.split, found.label, 'found', 'missing')
+  for video in missing:
+    count(video.split, video.label, 'listed', 'missing')
   for split, row in rows():
-    said = {'dead': row['dead']} if 'dead' in row else _remarks(row)
-    count(split, row['label'], 'found', *([] if 'dead' in row else ['usable']), *said)
-    for key, why in said.items():
-      lists[key][row['id']] = why
-  across, within = _copies(rows)
+    remarks = {'dead': row['dead']} if 'dead' in row else _remarks(row)
+    count(split, row['label'], 'listed', *([] if 'dead' in row else ['usable']), *remarks)
+    for key, reason in remarks.items():
+      lists[key][row['id']] = reason
+  across, within = _find_duplicates(rows)
   return {
-    'total': {key: sum(r[key] for s in counts.values() for r in s.values()) for key in _COUNTS},
+    'total': {key: sum(row[key] for classes in counts.values() for row in classes.values()) for key in _COUNTS},
     'counts': {split: dict(sorted(by_class.items())) for split, by_class in sorted(counts.items())},
     **lists,
-    'missing': [found.id for found in missing],
-    'same_bytes_across_splits': across,
-    'same_bytes_within_a_split': within,
-    'notes': [*notes, *_gaps(counts)],
+    'missing': [video.id for video in missing],
+    'duplicates_across_splits': across,
+    'duplicates_within_split': within,
+    'notes': [*notes, *_absent_classes(counts)],
   }
 
 
 def _remarks(row: Row) -> dict[str, str]:
-  """What is to be said of a usable video."""
-  said = {'damaged': row['damage']} if row['damage'] else {}
-  return said | ({'short': f'{row["duration"]:.2f} s, {row["num_frames"]} frames'} if row['duration'] < SHORT else {})
+  """Returns the remarks on a usable video: 'damaged', 'short', both or none."""
+  remarks = {'damaged': row['damage']} if row['damage'] else {}
+  if row['duration'] < SHORT_SECONDS:
+    remarks['short'] = f'{row["duration"]:.2f} s, {row["num_frames"]} frames'
+  return remarks
 
 
 def without_usable(report: Mapping[str, Any], class_names: Sequence[str]) -> list[str]:
-  """The classes that no split has a usable video of."""
+  """Returns the classes without a usable video in any split."""
   usable = {name for by_class in report['counts'].values() for name, row in by_class.items() if row['usable']}
   return [name for name in class_names if name not in usable]
 
 
-def _gaps(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
-  """A line for each split that lacks some of the classes that others have."""
+def _absent_classes(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
+  """Returns a line for each split that lacks classes which other splits have."""
   labels = sorted({name for by_class in counts.values() for name in by_class if name})
   lines = []
   for split, by_class in counts.items():
-    gone = [name for name in labels if not by_class.get(name, {}).get('usable')]
-    if gone and any(by_class) and split != UNSPLIT:  # a split without labels has a gap alone
-      more = f' and {len(gone) - 5} more' if len(gone) > 5 else ''
-      lines.append(f'{split} has no usable video of: {", ".join(gone[:5])}{more}')
+    absent = [name for name in labels if not by_class.get(name, {}).get('usable')]
+    if absent and any(by_class) and split != UNSPLIT:  # a split without any labels lacks none
+      more = f' and {len(absent) - 5} more' if len(absent) > 5 else ''
+      lines.append(f'{split} has no usable video of: {", ".join(absent[:5])}{more}')
   return lines
 
 
-def _copies(rows: Callable[[], Iterator[tuple[str, Row]]]) -> tuple[list[list[str]], list[list[str]]]:
-  """Lists of videos with the same bytes, as 'split: id': first those that stand in two splits."""
-  # Of each video eight bytes are held, and then the names of those that share them.
-  marks = np.fromiter((int(row['sha256'][:16], 16) for _, row in rows() if 'dead' not in row), np.uint64)
-  values, times = np.unique(marks, return_counts=True)
-  again = set(values[times > 1].tolist())
-  same = collections.defaultdict(list)
+def _find_duplicates(rows: Callable[[], Iterator[tuple[str, Row]]]) -> tuple[list[list[str]], list[list[str]]]:
+  """Returns groups of videos with the same bytes, as 'split: id': those in several splits, and those within one."""
+  # To save memory, only eight bytes of each digest are held, then the names of the videos that share them.
+  prefixes = np.fromiter((int(row['sha256'][:16], 16) for _, row in rows() if 'dead' not in row), np.uint64)
+  values, occurrences = np.unique(prefixes, return_counts=True)
+  repeated = set(values[occurrences > 1].tolist())
+  groups = collections.defaultdict(list)
   for split, row in rows():
-    if 'dead' not in row and int(row['sha256'][:16], 16) in again:
-      same[row['sha256']].append((split, f'{split or UNSPLIT}: {row["id"]}'))
+    if 'dead' not in row and int(row['sha256'][:16], 16) in repeated:
+      groups[row['sha256']].append((split, f'{split or UNSPLIT}: {row["id"]}'))
   across, within = [], []
-  for copies in same.values():
+  for copies in groups.values():
     names = [name for _, name in copies]
     if len({split for split, _ in copies}) > 1:
       across.append(names)
@@ -100,56 +102,58 @@ def _copies(rows: Callable[[], Iterator[tuple[str, Row]]]) -> tuple[list[list[st
   return across, within
 
 
-def text(report: Mapping[str, Any], at_most: int | None = None) -> str:
-  """The report to read; without `at_most`, all of it, and else few entries of each list."""
-  lines = _table(report, at_most)
+def text(report: Mapping[str, Any], max_entries: int | None = None) -> str:
+  """Returns the report as text, with at most `max_entries` entries of each list."""
+  lines = _table(report, max_entries)
   sections = {
     'dead, left out': report['dead'],
-    'missing, listed but not there': dict.fromkeys(report['missing'], ''),
+    'missing: listed, but without a file': dict.fromkeys(report['missing'], ''),
     'damaged, kept': report['damaged'],
-    f'shorter than {SHORT:g} s, kept': report['short'],
-    'WARNING: the same bytes in two splits': {' = '.join(names): '' for names in report['same_bytes_across_splits']},
-    'the same bytes twice in a split': {' = '.join(names): '' for names in report['same_bytes_within_a_split']},
+    f'shorter than {SHORT_SECONDS:g} s, kept': report['short'],
+    'WARNING: same bytes in two splits': {' = '.join(names): '' for names in report['duplicates_across_splits']},
+    'same bytes twice in one split': {' = '.join(names): '' for names in report['duplicates_within_split']},
     'notes': dict.fromkeys(report['notes'], ''),
   }
   for title, entries in sections.items():
-    lines += section(title, entries, at_most)
+    lines += section(title, entries, max_entries)
   return '\n'.join(lines) + '\n'
 
 
-def section(title: str, entries: Mapping[str, str], at_most: int | None = None) -> list[str]:
-  """Lines on videos and why; of many, how often each reason is given comes first."""
+def section(title: str, entries: Mapping[str, str], max_entries: int | None = None) -> list[str]:
+  """Returns lines that list videos with reasons; a long list starts with the counts of similar reasons."""
   if not entries:
     return []
   lines = ['', f'{title} ({len(entries)}):']
-  if len(entries) > (at_most or _FEW) and any(entries.values()):
-    lines += [f'  {count} x {kind}' for kind, count in _kinds(entries).most_common(at_most)]
-  lines += [f'  {name}: {why}' if why else f'  {name}' for name, why in itertools.islice(entries.items(), at_most)]
-  if at_most is not None and len(entries) > at_most:
-    lines.append(f'  and {len(entries) - at_most} more')
+  if len(entries) > (max_entries or _MAX_CLASSES) and any(entries.values()):
+    lines += [f'  {count} x {reason}' for reason, count in _count_reasons(entries).most_common(max_entries)]
+  lines += [
+    f'  {name}: {reason}' if reason else f'  {name}' for name, reason in itertools.islice(entries.items(), max_entries)
+  ]
+  if max_entries is not None and len(entries) > max_entries:
+    lines.append(f'  and {len(entries) - max_entries} more')
   return lines
 
 
-def _kinds(entries: Mapping[str, str]) -> collections.Counter[str]:
-  """How often each reason is given, whatever its numbers."""
-  return collections.Counter(re.sub(r'\d+(\.\d+)?', 'N', why) for why in entries.values())
+def _count_reasons(entries: Mapping[str, str]) -> collections.Counter[str]:
+  """Counts reasons, with all numbers replaced by N."""
+  return collections.Counter(re.sub(r'\d+(\.\d+)?', 'N', reason) for reason in entries.values())
 
 
-def _table(report: Mapping[str, Any], at_most: int | None) -> list[str]:
-  """Counts of every split and class; of many classes only those that lose most, if cut."""
+def _table(report: Mapping[str, Any], max_entries: int | None) -> list[str]:
+  """Returns the counts of every split and class; if there are too many classes, only those that lose most videos."""
   counts = {split: dict(by_class) for split, by_class in report['counts'].items()}
   width = max([len(name) for by_class in counts.values() for name in by_class] + [7]) + 2
-  cut = at_most is not None and max(map(len, counts.values()), default=0) > at_most
+  shortened = max_entries is not None and max(map(len, counts.values()), default=0) > max_entries
   lines = [f'{"":{width}}' + ''.join(f'{key:>9}' for key in _COUNTS)]
   for split, by_class in counts.items():
     total = {key: sum(row[key] for row in by_class.values()) for key in _COUNTS}
     lines.append(_line(split, total, width))
-    if cut:
-      worst = sorted(by_class.items(), key=lambda entry: entry[1]['usable'] / entry[1]['found'])
-      by_class = {name: row for name, row in worst[:_FEW] if row['usable'] < row['found']}
+    if shortened:
+      worst = sorted(by_class.items(), key=lambda entry: entry[1]['usable'] / entry[1]['listed'])
+      by_class = {name: row for name, row in worst[:_MAX_CLASSES] if row['usable'] < row['listed']}
     lines += [_line(f'  {name or "(no label)"}', row, width) for name, row in by_class.items()]
   lines.append(_line('total', report['total'], width))
-  return [*lines, *(['(of each split the classes that lose most; report.txt has all)'] if cut else [])]
+  return [*lines, *(['(only the classes that lose most videos; report.txt has all)'] if shortened else [])]
 
 
 def _line(name: str, row: Mapping[str, int], width: int) -> str:
@@ -158,5 +162,5 @@ def _line(name: str, row: Mapping[str, int], width: int) -> str:
 
 def save(report: Mapping[str, Any], directory: Path) -> None:
   """Writes report.json and report.txt."""
-  (directory / 'report.json').write_text(json.dumps(report, indent=2, ensure_ascii=False) + '\n', 'utf-8')
-  (directory / 'report.txt').write_text(text(report), 'utf-8')
+  write_json(directory / 'report.json', report)
+  write_text(directory / 'report.txt', text(report))
