@@ -18,7 +18,7 @@ def draws(length: int, seed: int, balance: float = 0.0, labels: np.ndarray | Non
     length: number of videos in the split.
     seed: seed of the order.
     balance: 0 draws every video once per epoch; 1 draws every class equally often; in between, a class is drawn in
-      proportion to its number of videos to the power of 1 - balance. All videos of a class are drawn before one repeats.
+      proportion to its number of videos to the power of 1 - balance. A class repeats no video before all are drawn.
     labels: label of every video, `length`; required if `balance` is not 0.
   """
   stream = grain.MapDataset.range(length).seed(seed).shuffle().repeat()

@@ -12,13 +12,13 @@ from mevit_jax.config.data import ClipConfig
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the original frame
 
 RATE = 30  # frames per second in which `stride` is measured
-# Position within a clip's first frame, in frame intervals. A little after its middle, all times of the clip are far from
-# frame boundaries at 30 fps; with exactly the middle, every other time at 15 fps would be on a boundary.
+# Position within a clip's first frame, in frame intervals. A little after its middle, all times of the clip are far
+# from frame boundaries at 30 fps; with exactly the middle, every other time at 15 fps would be on a boundary.
 _OFFSET = 0.55
 
 
 def train_times(rng: np.random.Generator, config: ClipConfig, duration: float, num_frames: int) -> np.ndarray:
-  """Samples frame times for training, float64 seconds `t`: a random dense clip, or a random time per uniform segment."""
+  """Samples frame times for training, float64 seconds `t`: a random dense clip, or a random time per segment."""
   if config.sampling == 'uniform':
     return (np.arange(config.frames) + rng.random(config.frames)) * duration / config.frames
   start = int(rng.integers(_num_starts(config, duration, num_frames)))

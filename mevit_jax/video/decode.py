@@ -184,7 +184,7 @@ def _decode_runs(stream: VideoStream, packets: list[Packet], times: np.ndarray) 
   to_rgb, decoded = ToRGB(), {}
   try:
     for first, last in plan_runs([packet.is_keyframe for packet in packets], timestamps, wanted):
-      for frame in decode_run(stream, packets[first : last + 1], wanted, size):
+      for frame in decode_run(stream, packets[first : last + 1], wanted, size, first == 0):
         if frame.pts not in decoded:  # a later run may lack the references of this frame
           decoded[frame.pts] = to_rgb(frame)
   except UnsafeError:
@@ -210,20 +210,24 @@ def plan_runs(keyframes: list[bool], timestamps: list[int], wanted: set[int]) ->
 
 
 def decode_run(
-  stream: VideoStream, packets: Iterable[Packet], wanted: set[int], size: tuple[int, int]
+  stream: VideoStream, packets: Iterable[Packet], wanted: set[int], size: tuple[int, int], from_start: bool
 ) -> Iterator[VideoFrame]:
   """Decodes a run of packets that starts at a keyframe; yields each wanted frame once, in display order.
+
+  A packet marked as a keyframe may not be a valid start: with periodic intra refresh, H.264 marks recovery points, whose
+  frames refer to earlier ones. So the run's first packet must come out as a key frame before any wanted frame.
 
   Args:
     stream: the video stream.
     packets: the run's packets.
     wanted: timestamps of the frames to yield.
     size: width and height that every frame must have.
+    from_start: the run starts at the first packet of the file, which is exact in any case.
 
   Raises:
     UnsafeError: the frames may differ from those of decoding from the first packet.
   """
-  context, yielded, start = stream.codec_context, set(), None
+  context, yielded, start, started = stream.codec_context, set(), None, from_start
   for packet in itertools.chain(packets, [None]):
     if packet is not None:
       start = packet.pts if start is None else start
@@ -238,7 +242,10 @@ def decode_run(
       broken_start = frame.pts == start and not frame.key_frame
       if frame.is_corrupt or broken_start or (frame.width, frame.height) != size:
         raise UnsafeError
+      started = started or frame.pts == start
       if frame.pts in wanted and frame.pts not in yielded:
+        if not started:
+          raise UnsafeError
         yielded.add(frame.pts)
         yield frame
   context.flush_buffers()

@@ -130,7 +130,7 @@ class FileReader:
       for first, last in _merge_runs(plan_runs(self._keyframes, self._timestamps, wanted)):
         for _ in itertools.islice(packets, first - num_read):
           pass
-        for frame in decode_run(stream, itertools.islice(packets, last + 1 - first), wanted, size):
+        for frame in decode_run(stream, itertools.islice(packets, last + 1 - first), wanted, size, first == 0):
           if position == len(requested) or frame.pts != requested[position]:
             raise UnsafeError  # the decoder did not return a requested frame
           rgb = to_rgb(frame)

@@ -90,6 +90,22 @@ def test_false_keyframes_fall_back_to_decoding_from_the_start():
     np.testing.assert_array_equal(decode(broken, times[index : index + 1])[0], frames[index])
 
 
+@pytest.mark.parametrize('container', ['mp4', 'matroska'])
+def test_periodic_intra_refresh_is_decoded_from_the_start(container):
+  """Its recovery points are marked as keyframes, although frames after them refer to earlier ones."""
+  shades = np.random.default_rng(0).integers(0, 256, (15, 20, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+  pictures = [np.roll(shades, index, 1) for index in range(110)]
+  options = {'preset': 'veryfast', 'bf': '0', 'x264-params': 'intra-refresh=1:keyint=48:bframes=0'}
+  data = make_video(pictures, size=(120, 160), container=container, keyframes=48, options=options)
+  expected, _ = decode_all(data)
+  times = (np.arange(110) + 0.5) / 30
+  reader = FileReader(data)
+  for index in range(0, 110, 7):
+    requested = times[index : index + 1]
+    np.testing.assert_array_equal(decode(data, requested)[0], expected[index])
+    np.testing.assert_array_equal(next(reader.frames(requested)), expected[index])
+
+
 def test_variable_frame_rate():
   stamps = [0, 40, 50, 500, 510, 1500, 1540, 1600]
   data = make_video(8, stamps=stamps, options={'bf': '2'})
