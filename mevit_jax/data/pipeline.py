@@ -1,8 +1,7 @@
-"""Batches for training and for evaluation, with Grain.
+"""Batches for training and evaluation, with Grain.
 
-A source is any picklable object with `len` and `source[i]`, a dict that holds at least `video` (the
-file's bytes), `label`, `id`, `num_frames` and `duration`. Where a batch stands in the run is one
-integer, the step: no iterator state is ever stored.
+A source is a picklable sequence of dicts with at least `video` (the encoded file), `label`, `id`, `num_frames` and
+`duration`. The position in the data is one integer, the global step: no iterator state is stored.
 """
 
 import contextlib
@@ -17,23 +16,29 @@ import numpy as np
 
 from mevit_jax.config.data import ClipConfig
 from mevit_jax.data.sampling import draws
-from mevit_jax.data.workers import WorkerBatches, note_reading
+from mevit_jax.data.workers import WorkerBatches, record_current_example
 from mevit_jax.datasets.reader import Source
 from mevit_jax.errors import UserError
 from mevit_jax.video.clips import Box, crop_resize, train_box, train_times, view_boxes, view_times
 from mevit_jax.video.decode import VideoError, decode
 
-_DRAWS = 20  # unreadable videos in a row, for one row of a batch, that are replaced and no error
+_MAX_REPLACEMENTS = 20  # consecutive unreadable videos for one example before training fails
 
 
 class Batches(Protocol):
-  """An iterator over batches, this host's rows of each; `close()` it."""
+  """Iterator over this process's slice of the batches; `close()` it."""
 
-  def __iter__(self) -> Iterator[dict[str, np.ndarray]]: ...
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    """Returns itself."""
+    ...
 
-  def __next__(self) -> dict[str, np.ndarray]: ...
+  def __next__(self) -> dict[str, np.ndarray]:
+    """Returns the next batch."""
+    ...
 
-  def close(self) -> None: ...
+  def close(self) -> None:
+    """Stops worker processes."""
+    ...
 
 
 def train_batches(
@@ -49,33 +54,47 @@ def train_batches(
   rows: slice | None = None,
   workers: int = 0,
 ) -> Batches:
-  """Endless random clips: video uint8 `r t h w 3`, label int32, index and used int64, error `r`.
+  """Returns an endless iterator of random clips.
 
-  `batch_size` is the global one, of which this host makes the `rows`. The same seed and step give
-  the same batch for any rows and workers. Each epoch is a new permutation; for `balance` and `labels` see
-  `sampling.draws`. An unreadable video is replaced by another one that the row's own random numbers name: `index` is
-  the dataset index asked for, `used` the one given, and `error` says why, one line a video; it is '' for the others.
+  A batch has video uint8 `b t h w 3`, label int32 `b`, index and used int64 `b`, error str `b`. The same seed and step
+  give the same batch for any slice and number of workers. An unreadable video is replaced by another one, chosen by the
+  example's own random numbers: `index` is the sampled dataset index, `used` the index that was decoded, and `error` has
+  one line per unreadable video ('' if none).
 
-  With `repeats` = k a video that is drawn gives k rows: it is decoded once, and each row is another crop of the same
-  frames. Rows stand in blocks of two videos, `a0 b0 a1 b1 ...`: neighbours are of different videos.
+  With `repeats` = k each sampled video gives k examples: it is decoded once, and they are different crops of the same
+  frames. Examples are in blocks of two videos, `a0 b0 a1 b1 ...`, so that neighbors come from different videos.
 
-  Raises VideoError where 20 in a row are unreadable. `close()` it.
+  Args:
+    source: the examples.
+    clip: clip sampling and crop size.
+    batch_size: global batch size.
+    seed: seed of the order and of the random crops.
+    repeats: examples per sampled video (repeated augmentation).
+    balance: class balance in [0, 1], see `sampling.draws`.
+    labels: label of every video; required if `balance` is not 0.
+    start_step: global step of the first batch.
+    rows: this process's slice of the global batch; all of it by default.
+    workers: number of worker processes; 0 decodes in threads.
+
+  Raises:
+    VideoError: 20 consecutive videos are unreadable.
+    UserError: the batch size does not fit, or the source is empty or cannot be read.
   """
   check_batch(batch_size, repeats)
-  _check(source)
+  _require_examples(source)
   pair = 2 if repeats > 1 else 1
-  block = pair * repeats  # rows
+  block = pair * repeats  # examples
   start, stop, _ = (rows or slice(None)).indices(batch_size)
-  first, last = start // block * pair, -(-stop // block) * pair  # the draws that these rows are of
-  # Random numbers belong to the draw's place in the endless stream, whoever makes it.
+  first, last = start // block * pair, -(-stop // block) * pair  # draws within a global batch
+  # Random numbers are keyed by the draw's position in the endless stream, independent of process and worker.
   clips = draws(len(source), seed, balance, labels).random_map(_TrainClips(source, clip, repeats))
-  clips = _HostRows(clips[start_step * batch_size // repeats :], first, last - first, batch_size // repeats)
+  clips = _BatchSlice(clips[start_step * batch_size // repeats :], first, last - first, batch_size // repeats)
   picks = [(row // block * pair + row % pair - first, row % block // pair) for row in range(start, stop)]
   return _batches(clips, last - first, source, workers, partial(_collate, picks))
 
 
 def check_batch(batch_size: int, repeats: int) -> None:
-  """Raises a UserError for a batch that does not hold whole blocks of rows."""
+  """Raises UserError if the batch size is not a multiple of the block of repeated examples."""
   if batch_size < 1 or repeats < 1:
     raise UserError(f'batch_size and data.repeated_augmentation must be at least 1, not {batch_size} and {repeats}')
   if repeats > 1 and batch_size % (2 * repeats):
@@ -95,20 +114,33 @@ def eval_batches(
   rows: slice | None = None,
   workers: int = 0,
 ) -> Batches:
-  """Every example once, in order: video uint8 `r v t h w 3`, label int32, index int64, mask bool, id, error `r`.
+  """Returns an iterator over every example once, in order.
 
-  Views are `v = clips crops`. All batches are whole: what fills the last one has mask False, index and label -1. An
-  unreadable video is zeros, and its error says why; it is '' for the others.
+  A batch has video uint8 `b v t h w 3`, label int32 `b`, index int64 `b`, mask bool `b`, id and error str `b`. Views
+  are ordered `v = clips crops`. The last batch is padded with examples of mask False, index -1 and label -1. An unreadable
+  video is all zeros, and `error` is the reason ('' for the others).
+
+  Args:
+    source: the examples.
+    clip: clip sampling and crop size.
+    clips: clips per video.
+    crops: crops per clip.
+    batch_size: global batch size.
+    rows: this process's slice of the global batch; all of it by default.
+    workers: number of worker processes; 0 decodes in threads.
+
+  Raises:
+    UserError: the batch size is less than 1, or the source is empty or cannot be read.
   """
   check_batch(batch_size, 1)
-  _check(source)
+  _require_examples(source)
   padded = -(-len(source) // batch_size) * batch_size
   start, stop, _ = (rows or slice(None)).indices(batch_size)
   examples = grain.MapDataset.range(padded).map(_EvalViews(source, clip, clips, crops))
-  return _batches(_HostRows(examples, start, stop - start, batch_size), stop - start, source, workers)
+  return _batches(_BatchSlice(examples, start, stop - start, batch_size), stop - start, source, workers)
 
 
-def _check(source: Source) -> None:
+def _require_examples(source: Source) -> None:
   if len(source) == 0:
     raise UserError('the dataset has no examples')
 
@@ -116,18 +148,18 @@ def _check(source: Source) -> None:
 def _batches(
   examples: grain.MapDataset, count: int, source: Source, workers: int, collate: Callable[[Any], Any] | None = None
 ) -> Batches:
-  """Batches of `count` examples, made by worker processes, or by threads without any."""
+  """Builds batches of `count` examples in worker processes, or in threads if `workers` is 0."""
   if workers:
-    # Batches before processes: Grain deals what comes out here to the workers in turn.
+    # Batch before distributing: Grain assigns the elements of this dataset to workers in turn.
     batches = examples.batch(count, batch_fn=collate).to_iter_dataset(grain.ReadOptions(0, 0))
-    return WorkerBatches(batches, workers, partial(_name, source))
-  threads = len(os.sched_getaffinity(0))  # decoding and resizing let go of Python's lock
-  # Two batches ahead: what is made while the devices are busy is there when they are not.
+    return WorkerBatches(batches, workers, partial(_describe_example, source))
+  threads = len(os.sched_getaffinity(0))  # decoding and resizing release the GIL
+  # Prefetch two batches, which are decoded while the devices are busy.
   return iter(examples.to_iter_dataset(grain.ReadOptions(threads, 2 * count)).batch(count, batch_fn=collate))
 
 
-class _HostRows(grain.MapDataset):
-  """`count` rows from `start` on, of every `batch_size`."""
+class _BatchSlice(grain.MapDataset):
+  """Selects `count` elements from `start` on, out of every `batch_size`."""
 
   def __init__(self, parent: grain.MapDataset, start: int, count: int, batch_size: int):
     super().__init__(parent)
@@ -139,37 +171,37 @@ class _HostRows(grain.MapDataset):
   def __getitem__(self, index: Any) -> Any:
     if isinstance(index, slice):
       return self.slice(index)
-    batch, row = divmod(index, self._count)
-    return self._parent[batch * self._batch_size + self._start + row]
+    batch, offset = divmod(index, self._count)
+    return self._parent[batch * self._batch_size + self._start + offset]
 
 
 @dataclass(frozen=True)
 class _TrainClips(grain.transforms.RandomMap):
-  """Random crops of a random clip of an example, or of another one where its video is unreadable."""
+  """Decodes a random clip of an example and crops it; replaces an example whose video is unreadable."""
 
   source: Source
   clip: ClipConfig
   repeats: int
 
   def random_map(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-    asked, unreadable = index, []
-    for _ in range(_DRAWS):
+    sampled, errors = index, []
+    for _ in range(_MAX_REPLACEMENTS):
       example = _read(self.source, index)
       try:
         with _named(example):
           video = self._crops(example, rng)  # k t h w 3
       except VideoError as error:
-        unreadable.append(str(error))
+        errors.append(str(error))
         index = int(rng.integers(len(self.source)))
         continue
       return {
         'video': video,
         'label': np.int32(example['label']),
-        'index': np.int64(asked),
+        'index': np.int64(sampled),
         'used': np.int64(index),
-        'error': np.str_('\n'.join(unreadable)),
+        'error': np.str_('\n'.join(errors)),
       }
-    raise VideoError(f'{_DRAWS} videos in a row are unreadable: {"; ".join(unreadable)}')
+    raise VideoError(f'{_MAX_REPLACEMENTS} consecutive videos are unreadable: {"; ".join(errors)}')
 
   def _crops(self, example: Mapping[str, Any], rng: np.random.Generator) -> list[np.ndarray]:
     frames = decode(example['video'], train_times(rng, self.clip, example['duration'], example['num_frames']))
@@ -178,14 +210,19 @@ class _TrainClips(grain.transforms.RandomMap):
 
 
 def _collate(picks: Sequence[tuple[int, int]], drawn: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-  """The rows of a batch: of which draw, and which of its crops."""
+  """Stacks a batch.
+
+  Args:
+    picks: (draw, crop) of every example of the batch.
+    drawn: the decoded draws, each with all of its crops.
+  """
   batch = {name: np.stack([drawn[i][name] for i, _ in picks]) for name in drawn[0] if name != 'video'}
-  return {'video': np.stack([drawn[i]['video'][k] for i, k in picks]), **batch}  # r t h w 3
+  return {'video': np.stack([drawn[i]['video'][k] for i, k in picks]), **batch}  # b t h w 3
 
 
 @dataclass(frozen=True)
 class _EvalViews(grain.transforms.Map):
-  """All views of an example, a clip's crops next to each other; zeros past the end."""
+  """Decodes all views of an example, ordered `clips crops`; zeros for padding past the end."""
 
   source: Source
   clip: ClipConfig
@@ -200,8 +237,8 @@ class _EvalViews(grain.transforms.Map):
     try:
       with _named(example):
         views = views if padding else self._views(example)
-    except VideoError as unreadable:
-      error = str(unreadable)
+    except VideoError as exception:
+      error = str(exception)
     return {
       'video': views,  # v t h w 3
       'label': np.int32(example['label']),
@@ -222,37 +259,37 @@ class _EvalViews(grain.transforms.Map):
 
 
 def _read(source: Source, index: int) -> Mapping[str, Any]:
-  note_reading(index)
+  record_current_example(index)
   try:
     return source[index]
-  except Exception as error:  # of whatever kind: it is the disk, or what stands there
-    raise UserError(f'dataset index {index} cannot be read: {_line(error)}') from error
+  except Exception as error:  # any kind: I/O errors, or a corrupt record
+    raise UserError(f'dataset index {index} cannot be read: {_one_line(error)}') from error
 
 
-def _name(source: Source, index: int) -> str:
+def _describe_example(source: Source, index: int) -> str:
   return f"video '{_read(source, index)['id']}'"
 
 
 @contextlib.contextmanager
 def _named(example: Mapping[str, Any]) -> Iterator[None]:
-  """Says which video an error is about: it may come out of a worker process, far from its cause."""
-  what = f"video '{example['id']}'"
+  """Adds the video's id to errors, which may be raised in another process than they are read."""
+  name = f"video '{example['id']}'"
   try:
     yield
   except VideoError as error:
-    raise VideoError(f'{what}: {error}') from error
+    raise VideoError(f'{name}: {error}') from error
   except MemoryError as error:
-    raise UserError(f'{what}: there is no memory to decode it; fewer data.workers need less') from error
+    raise UserError(f'{name}: not enough memory to decode it; use fewer data.workers') from error
   except Exception as error:
-    raise RuntimeError(f'{what}: {_line(error)}') from error
+    raise RuntimeError(f'{name}: {_one_line(error)}') from error
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
   return f'{type(error).__name__}: {" ".join(str(error).split())}'
 
 
 def _crop(frames: list[np.ndarray], box: Box, size: tuple[int, int]) -> np.ndarray:
-  """The box of every frame, `t h w 3`; a frame that comes again and again is resized once."""
-  once = {id(frame): frame for frame in frames}
-  resized = {key: crop_resize(frame, box, size) for key, frame in once.items()}
+  """Crops `box` from every frame, `t h w 3`; a frame that occurs several times is resized once."""
+  unique = {id(frame): frame for frame in frames}
+  resized = {key: crop_resize(frame, box, size) for key, frame in unique.items()}
   return np.stack([resized[id(frame)] for frame in frames])  # t h w 3

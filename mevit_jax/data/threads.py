@@ -1,4 +1,4 @@
-"""Several iterators at once, each in a thread: decoding lets go of Python's lock."""
+"""Mapping a generator function over jobs in threads; video decoding releases the GIL."""
 
 import contextlib
 import queue
@@ -7,34 +7,39 @@ from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 Job = TypeVar('Job')
-Made = TypeVar('Made')
+Result = TypeVar('Result')
 
 
 def map_in_threads(
-  make: Callable[[Job], Iterable[Made]], jobs: Iterable[Job], threads: int, ahead: int
-) -> Generator[Made, None, None]:
-  """What `make(job)` yields, of as many jobs at once as there are threads; a job's own in their order.
+  function: Callable[[Job], Iterable[Result]], jobs: Iterable[Job], threads: int, ahead: int
+) -> Generator[Result, None, None]:
+  """Yields the results of `function(job)` for all jobs; results of one job keep their order, jobs interleave.
 
-  No more than `ahead` wait to be taken, and one more in each thread. What a thread raises is raised here. Closing the
-  iterator ends the threads.
+  An exception in a thread is raised here. Closing the generator ends the threads.
+
+  Args:
+    function: function that yields results for a job.
+    jobs: the jobs.
+    threads: number of threads, each with one job at a time.
+    ahead: maximum number of queued results; each thread holds one more.
   """
-  waiting: queue.Queue = queue.Queue(ahead)
-  left, lock, ended = iter(jobs), threading.Lock(), threading.Event()
+  results: queue.Queue = queue.Queue(ahead)
+  remaining, lock, stopped = iter(jobs), threading.Lock(), threading.Event()
 
-  def put(kind: str, what: object) -> None:
-    while not ended.is_set():
+  def put(kind: str, value: object) -> None:
+    while not stopped.is_set():
       with contextlib.suppress(queue.Full):
-        return waiting.put((kind, what), timeout=0.1)
+        return results.put((kind, value), timeout=0.1)
     return None
 
   def work() -> None:
     try:
-      while not ended.is_set():
+      while not stopped.is_set():
         with lock:
-          job = next(left)
-        for made in make(job):
-          put('made', made)
-          if ended.is_set():
+          job = next(remaining)
+        for result in function(job):
+          put('result', result)
+          if stopped.is_set():
             return
     except StopIteration:
       put('end', None)
@@ -47,14 +52,14 @@ def map_in_threads(
   try:
     running = threads
     while running:
-      kind, what = waiting.get()
+      kind, value = results.get()
       if kind == 'error':
-        raise what
+        raise value
       if kind == 'end':
         running -= 1
       else:
-        yield what
+        yield value
   finally:
-    ended.set()
+    stopped.set()
     for worker in workers:
       worker.join()

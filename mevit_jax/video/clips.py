@@ -1,7 +1,7 @@
-"""Which frames a clip has and which part of them: times in seconds, boxes in pixels.
+"""Clip sampling: frame times in seconds, and crop boxes in pixels.
 
-A video is known here by its duration and its number of frames: its frame `i` is taken to be shown
-from i to i + 1 mean frame intervals. Randomness comes in as a NumPy generator.
+A video is described by its duration and number of frames: frame `i` is assumed to be displayed from i to i + 1 mean
+frame intervals. Randomness comes from a NumPy generator.
 """
 
 import numpy as np
@@ -9,16 +9,16 @@ from PIL import Image
 
 from mevit_jax.config.data import ClipConfig
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the native frame
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the original frame
 
-RATE = 30  # `stride` counts frames of a video of this many frames a second
-# A clip aims a little after the middle of its first frame. At 30 fps all its frames are then far
-# from where one frame becomes the next; in the very middle, every other one of 15 fps would not be.
-_AIM = 0.55
+RATE = 30  # frames per second in which `stride` is measured
+# Position within a clip's first frame, in frame intervals. A little after its middle, all times of the clip are far
+# from frame boundaries at 30 fps; with exactly the middle, every other time at 15 fps would be on a boundary.
+_OFFSET = 0.55
 
 
 def train_times(rng: np.random.Generator, config: ClipConfig, duration: float, num_frames: int) -> np.ndarray:
-  """Random times, float64 seconds `t`: a dense clip's start, or a time in each uniform segment."""
+  """Samples frame times for training, float64 seconds `t`: a random dense clip, or a random time per segment."""
   if config.sampling == 'uniform':
     return (np.arange(config.frames) + rng.random(config.frames)) * duration / config.frames
   start = int(rng.integers(_num_starts(config, duration, num_frames)))
@@ -26,15 +26,15 @@ def train_times(rng: np.random.Generator, config: ClipConfig, duration: float, n
 
 
 def view_times(config: ClipConfig, duration: float, num_frames: int, clips: int = 1) -> np.ndarray:
-  """Evaluation's times, float64 seconds `clips t`.
+  """Returns frame times for evaluation, float64 seconds `clips t`.
 
-  Dense: the centre clip, or clips spread evenly, both ends included. Uniform: clip `j` of `k` has
-  the frame at (j + 1/2) / k of every segment.
+  Dense: the center clip, or evenly spaced clips that include both ends. Uniform: clip `j` of `k` has the frame at
+  (j + 1/2) / k of every segment.
   """
   if config.sampling == 'uniform':
     phases = (np.arange(clips)[:, None] + 0.5) / clips
     frames = (np.arange(config.frames) + phases) * num_frames / config.frames
-    # Segments often meet frames edge to edge: name the frame, and aim at its middle.
+    # Segment positions are often on frame boundaries: round to a frame and use its middle.
     return (np.floor(frames + 1e-6) + 0.5) * duration / num_frames  # clips t
   last = _num_starts(config, duration, num_frames) - 1
   starts = np.arange(clips) * last // (clips - 1) if clips > 1 else np.array([last // 2])
@@ -42,32 +42,32 @@ def view_times(config: ClipConfig, duration: float, num_frames: int, clips: int 
 
 
 def _num_starts(config: ClipConfig, duration: float, num_frames: int) -> int:
-  """How many frames a dense clip can start at and end before the video does; 1 for a short one."""
+  """Number of frames at which a dense clip can start and still fit in the video; 1 for a short video."""
   span = (config.frames - 1) * config.stride / RATE
-  return max(1, int(np.ceil(num_frames * (1 - span / duration) - _AIM)))
+  return max(1, int(np.ceil(num_frames * (1 - span / duration) - _OFFSET)))
 
 
 def _dense(config: ClipConfig, start: int | np.ndarray, interval: float) -> np.ndarray:
-  return (start + _AIM) * interval + np.arange(config.frames) * config.stride / RATE
+  return (start + _OFFSET) * interval + np.arange(config.frames) * config.stride / RATE
 
 
 def train_box(rng: np.random.Generator, config: ClipConfig, height: int, width: int) -> Box:
-  """A random crop of `size` from a frame whose short side is first scaled to a random length.
+  """Samples a crop of `size` from a frame whose short side is resized to a random length.
 
-  The frame is scaled up further where `size` is wider or taller than it would be.
+  The frame is enlarged further if it would not cover `size`.
   """
   scale = rng.uniform(*config.short_side) / min(height, width)
   return _box(config, height, width, scale, rng.random(), rng.random())
 
 
 def view_boxes(config: ClipConfig, height: int, width: int, crops: int = 1) -> list[Box]:
-  """Crops of a frame that just covers `size`: the centre one, or spread evenly, ends included."""
-  places = np.linspace(0, 1, crops) if crops > 1 else np.array([0.5])
-  return [_box(config, height, width, 0, place, place) for place in places.tolist()]
+  """Returns crops of a frame resized to just cover `size`: the center one, or evenly spaced with both ends."""
+  positions = np.linspace(0, 1, crops) if crops > 1 else np.array([0.5])
+  return [_box(config, height, width, 0, position, position) for position in positions.tolist()]
 
 
 def _box(config: ClipConfig, height: int, width: int, scale: float, x: float, y: float) -> Box:
-  """The crop at x, y in 0..1 of a frame that is scaled, by more if `size` needs it."""
+  """Returns the crop at relative position x, y in [0, 1] of the frame scaled by `scale` or to cover `size`."""
   scale = max(scale, config.size[0] / height, config.size[1] / width)
   box_height, box_width = config.size[0] / scale, config.size[1] / scale
   left, top = x * max(0, width - box_width), y * max(0, height - box_height)
@@ -75,6 +75,6 @@ def _box(config: ClipConfig, height: int, width: int, scale: float, x: float, y:
 
 
 def crop_resize(frame: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
-  """The part `box` of a uint8 `h w 3` at another size (height, width), bilinear, antialiased."""
+  """Crops `box` from a uint8 frame `h w 3` and resizes it to (height, width), bilinear and antialiased."""
   image = Image.fromarray(frame).resize(size[::-1], Image.Resampling.BILINEAR, box)
   return np.asarray(image)  # h w 3

@@ -1,8 +1,8 @@
-"""Videos out of encoded bytes: what a file holds, and the frames shown at given times.
+"""Inspecting encoded videos, and decoding the frames displayed at given times.
 
-All packets are read first (1-2 ms for a ten second clip) and then only those that a clip needs are
-decoded. So nothing depends on a container's index or on its seek function: the packets' own
-timestamps say where to start. Whatever looks unsafe is decoded from the first packet to the last.
+All packets are demuxed first (1-2 ms for a ten-second clip); then only the packets that a clip needs are decoded. The
+packets' own timestamps determine where decoding starts, so nothing depends on a container's index or its seek
+function. Files for which this may be inexact are decoded from the first packet to the last.
 """
 
 import itertools
@@ -19,31 +19,37 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from mevit_jax.video.container import (
-  TIMED,
-  Demux,
+  CONTAINERS_WITH_PTS,
+  Demuxer,
   File,
-  Scan,
-  Turns,
+  Orientation,
+  PacketDecoder,
   VideoError,
-  opened,
-  tick_seconds,
-  turns_of,
-  upright,
+  apply_orientation,
+  open_video,
+  orientation_of,
+  time_base_seconds,
 )
 
-_TOLERANCE = 1e-6  # seconds: a time asked for may be a timestamp that went through float arithmetic
+_TOLERANCE = 1e-6  # seconds: a requested time may be a timestamp after float arithmetic
 
 
 class UnsafeError(Exception):
-  """Decoding from a keyframe on may not give what decoding from the first packet on does."""
+  """Decoding from a keyframe may give other frames than decoding from the first packet."""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-  """What a file holds, as displayed: rotation is applied, pixels are taken as square.
+  """Properties of a video as displayed: rotation is applied, pixels are treated as square.
 
-  `duration` is in seconds, from the first frame's display to the end of the last's; `fps` is the
-  mean rate, num_frames / duration. `damage` is '' or one line that says what does not decode.
+  Attributes:
+    num_frames: number of frames that decode.
+    fps: mean frame rate, num_frames / duration.
+    duration: seconds from the display of the first frame to the end of the last one.
+    height: height of a frame in pixels.
+    width: width of a frame in pixels.
+    codec: FFmpeg's name of the codec.
+    damage: one line that says what does not decode, or ''.
   """
 
   num_frames: int
@@ -56,39 +62,51 @@ class VideoInfo:
 
 
 def inspect(data: File, time_limit: float | None = None) -> VideoInfo:
-  """Decodes every frame once, in memory that does not grow with their number.
+  """Decodes every frame once, in memory that does not grow with the number of frames.
 
-  Raises VideoError if the file is no video or no frame decodes; if less than half of what it declares is there, or less
-  than half of its packets decode; or if that takes longer than `time_limit` seconds.
+  Raises:
+    VideoError: the file is not a video, no frame decodes, less than half of the declared duration is present, less than
+      half of the packets decode, or decoding takes longer than `time_limit` seconds.
   """
-  walk = Walk(data, time_limit)
-  for _ in walk:
+  frames = FrameIterator(data, time_limit)
+  for _ in frames:
     pass
-  return walk.info
+  return frames.info
 
 
 def decode(data: bytes, times: np.ndarray) -> list[np.ndarray]:
-  """The frames displayed at `times`, in seconds since the first frame's display, in any order.
+  """Returns the frames displayed at `times`, RGB uint8 `h w 3` each.
 
-  A frame is displayed from its timestamp until the next one's; the first is displayed before its
-  time too, and the last one for ever. Returns an RGB uint8 `h w 3` a time (a frame that is
-  displayed at several of them is one array). Raises VideoError if it cannot, as `inspect` does.
+  A frame is displayed from its timestamp until the next frame's. The first frame also counts as displayed before its
+  timestamp, and the last one forever. A frame displayed at several times is returned as one and the same array.
+
+  Args:
+    data: an encoded file.
+    times: seconds since the display of the first frame, in any order.
+
+  Raises:
+    VideoError: as `inspect`.
   """
-  with opened(data) as (container, stream):
-    packets = list(Demux(container, stream))
-    frames = _decode_runs(stream, packets, times) if container.format.name in TIMED else None
+  with open_video(data) as (container, stream):
+    packets = list(Demuxer(container, stream))
+    frames = _decode_runs(stream, packets, times) if container.format.name in CONTAINERS_WITH_PTS else None
     if frames is not None:
       return frames
-    stamps = np.sort([np.nan if packet.pts is None else packet.pts for packet in packets])
-    guess = displayed((stamps - stamps[0]) * tick_seconds(stream), times)
+    timestamps = np.sort([np.nan if packet.pts is None else packet.pts for packet in packets])
+    guess = displayed_index((timestamps - timestamps[0]) * time_base_seconds(stream), times)
   return _decode_all(data, times, guess.tolist())
 
 
-class Walk:
-  """Iterating decodes every frame once, in the order in which the decoder puts them out; `inspect` says what it raises.
+class FrameIterator:
+  """Iterator that decodes every frame once, in the decoder's output order.
 
-  When all have come, `info` says what they were, and `ticks`, int64, when each of them is displayed, in units of `tick`
-  seconds: from 0, and almost always rising.
+  Attributes (set when iteration has finished):
+    info: properties of the video.
+    ticks: int64 display time of every frame in units of `tick`, from 0; almost always increasing.
+    tick: unit of `ticks` in seconds.
+
+  Raises:
+    VideoError: as `inspect`.
   """
 
   info: VideoInfo
@@ -99,93 +117,122 @@ class Walk:
     self._data, self._time_limit = data, time_limit
 
   def __iter__(self) -> Iterator[VideoFrame]:
-    with opened(self._data) as (container, stream):
-      packets = Demux(container, stream, everything=True, time_limit=self._time_limit)
-      scan = Scan(stream, container.format.name in TIMED)
-      yield from scan.run(packets)
-      failures = scan.failures()
-      if len(scan.stamps) == 1:
-        raise VideoError(_undecoded(failures, packets.count) if failures else 'a single frame, as a still image is')
-      self.ticks, self.tick = scan.timeline()
+    with open_video(self._data) as (container, stream):
+      packets = Demuxer(container, stream, all_streams=True, time_limit=self._time_limit)
+      decoder = PacketDecoder(stream, container.format.name in CONTAINERS_WITH_PTS)
+      yield from decoder.run(packets)
+      failures = decoder.failures()
+      if len(decoder.timestamps) == 1:
+        raise VideoError(_summarize(failures, packets.count) if failures else 'a single frame, like a still image')
+      self.ticks, self.tick = decoder.timeline()
       order = np.argsort(self.ticks, kind='stable')
-      times = self.ticks[order] * float(self.tick)
-      last = scan.lengths[order[-1]] or times[-1] / (len(times) - 1) or 1 / scan.rate
-      duration = float(times[-1] + last)
-      damage = damage_of(container, stream, packets, duration, failures)
+      seconds = self.ticks[order] * float(self.tick)
+      last = decoder.durations[order[-1]] or seconds[-1] / (len(seconds) - 1) or 1 / decoder.rate
+      duration = float(seconds[-1] + last)
+      damage = describe_damage(container, stream, packets, duration, failures)
       codec = stream.codec_context.codec.canonical_name
-      self.info = VideoInfo(len(times), len(times) / duration, duration, *scan.shape, codec, damage)
+      self.info = VideoInfo(len(seconds), len(seconds) / duration, duration, *decoder.shape, codec, damage)
+
+  def displayed(self, times: np.ndarray) -> list[int]:
+    """Returns the index, in output order, of the frame displayed at each time."""
+    order = np.argsort(self.ticks, kind='stable')
+    return order[displayed_index(self.ticks[order] * float(self.tick), times)].tolist()
 
 
-def damage_of(
-  container: InputContainer, stream: VideoStream, packets: Demux, duration: float, failures: list[str]
+def describe_damage(
+  container: InputContainer, stream: VideoStream, packets: Demuxer, duration: float, failures: list[str]
 ) -> str:
-  """What does not decode, or ''. Raises VideoError where it is more than half."""
+  """Returns one line that says what does not decode, or ''.
+
+  Args:
+    container: the open file.
+    stream: its video stream.
+    packets: the exhausted demuxer of all streams.
+    duration: duration of the decoded frames in seconds.
+    failures: reason for every packet that does not decode.
+
+  Raises:
+    VideoError: more than half does not decode.
+  """
   declared = (container.duration or 0) / av.time_base
-  torn = bool(packets.torn) or packets.end < 0.9 * declared
-  pictures = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else declared * torn
-  if duration < pictures / 2:
-    raise VideoError(f'only {duration:.1f} s of {pictures:.1f} s are there{packets.torn and f": {packets.torn}"}')
+  truncated = bool(packets.error) or packets.end < 0.9 * declared
+  expected = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else declared * truncated
+  detail = packets.error and f': {packets.error}'
+  if duration < expected / 2:
+    raise VideoError(f'contains only {duration:.1f} s of {expected:.1f} s{detail}')
   if len(failures) > packets.count / 2:
-    raise VideoError(_undecoded(failures, packets.count))
-  if torn:
-    return f'the file ends at {packets.end:.1f} s of {declared:.1f} s{packets.torn and f": {packets.torn}"}'
-  return _undecoded(failures, packets.count) if failures else ''
+    raise VideoError(_summarize(failures, packets.count))
+  if truncated:
+    return f'truncated at {packets.end:.1f} s of {declared:.1f} s{detail}'
+  return _summarize(failures, packets.count) if failures else ''
 
 
-def _undecoded(failures: list[str], packets: int) -> str:
-  return f'{len(failures)} of {packets} packets do not decode: {failures[0]}'
+def _summarize(failures: list[str], num_packets: int) -> str:
+  return f'{len(failures)} of {num_packets} packets do not decode: {failures[0]}'
 
 
 def _decode_runs(stream: VideoStream, packets: list[Packet], times: np.ndarray) -> list[np.ndarray] | None:
-  """`decode` from the keyframes before each time, or None where that is not known to be exact."""
-  stamps = [packet.pts for packet in packets if packet.pts is not None]
+  """Decodes from the keyframe before each time; returns None if this may be inexact."""
+  timestamps = [packet.pts for packet in packets if packet.pts is not None]
   shown = np.sort([packet.pts for packet in packets if packet.pts is not None and not packet.is_discard])
-  if len(set(stamps)) < len(packets) or stamps[0] != min(stamps) or not shown.size:
+  if len(set(timestamps)) < len(packets) or timestamps[0] != min(timestamps) or not shown.size:
     return None
-  seconds = (shown - shown[0]) * tick_seconds(stream)
-  asked = shown[displayed(seconds, times)].tolist()
-  wanted = set(asked)
-  size = stream.width, stream.height  # before decoding: a decoder changes them with its frames
-  to_rgb, found = ToRGB(), {}
+  seconds = (shown - shown[0]) * time_base_seconds(stream)
+  requested = shown[displayed_index(seconds, times)].tolist()
+  wanted = set(requested)
+  size = stream.width, stream.height  # read before decoding: a decoder updates them with its frames
+  to_rgb, decoded = ToRGB(), {}
   try:
-    for first, last in plan_runs([packet.is_keyframe for packet in packets], stamps, wanted):
-      for frame in decode_run(stream, packets[first : last + 1], wanted, size):
-        if frame.pts not in found:  # this run may lack what it refers to
-          found[frame.pts] = to_rgb(frame)
+    for first, last in plan_runs([packet.is_keyframe for packet in packets], timestamps, wanted):
+      for frame in decode_run(stream, packets[first : last + 1], wanted, size, first == 0):
+        if frame.pts not in decoded:  # a later run may lack the references of this frame
+          decoded[frame.pts] = to_rgb(frame)
   except UnsafeError:
     return None
-  # A packet may hold no frame to show (VP8's alternate references): then the frame is another one.
-  return [found[pts] for pts in asked] if len(found) == len(wanted) else None
+  # A packet may contain no displayable frame (VP8's alternate references): then another frame is displayed.
+  return [decoded[pts] for pts in requested] if len(decoded) == len(wanted) else None
 
 
-def plan_runs(keyframes: list[bool], stamps: list[int], wanted: set[int]) -> list[tuple[int, int]]:
-  """First and last packet of the runs that hold the wanted frames, each from a keyframe.
+def plan_runs(keyframes: list[bool], timestamps: list[int], wanted: set[int]) -> list[tuple[int, int]]:
+  """Returns the first and last packet of each run, starting at a keyframe, that contains wanted frames.
 
-  Frames that come after a keyframe but are displayed before it may refer to what came before.
+  Frames that follow a keyframe in the file but are displayed before it may refer to earlier frames; their run starts at
+  an earlier keyframe.
   """
-  keys: list[int] = []
+  starts: list[int] = []
   runs: dict[int, int] = {}
   for index, keyframe in enumerate(keyframes):
     if keyframe or index == 0:
-      keys.append(index)
-    if stamps[index] in wanted:
-      runs[next(k for k in reversed(keys) if stamps[k] <= stamps[index])] = index
+      starts.append(index)
+    if timestamps[index] in wanted:
+      runs[next(start for start in reversed(starts) if timestamps[start] <= timestamps[index])] = index
   return sorted(runs.items())
 
 
 def decode_run(
-  stream: VideoStream, packets: Iterable[Packet], wanted: set[int], size: tuple[int, int]
+  stream: VideoStream, packets: Iterable[Packet], wanted: set[int], size: tuple[int, int], from_start: bool
 ) -> Iterator[VideoFrame]:
-  """The frames whose stamps are wanted, of a run of packets from a keyframe on, each once and in display order.
+  """Decodes a run of packets that starts at a keyframe; yields each wanted frame once, in display order.
 
-  Raises UnsafeError where they may not be what decoding from the first packet on would give.
+  A packet marked as a keyframe may not be a valid start: with periodic intra refresh, H.264 marks recovery points, whose
+  frames refer to earlier ones. So the run's first packet must come out as a key frame before any wanted frame.
+
+  Args:
+    stream: the video stream.
+    packets: the run's packets.
+    wanted: timestamps of the frames to yield.
+    size: width and height that every frame must have.
+    from_start: the run starts at the first packet of the file, which is exact in any case.
+
+  Raises:
+    UnsafeError: the frames may differ from those of decoding from the first packet.
   """
-  context, given, start = stream.codec_context, set(), None
+  context, yielded, start, started = stream.codec_context, set(), None, from_start
   for packet in itertools.chain(packets, [None]):
     if packet is not None:
       start = packet.pts if start is None else start
       if context.name == 'h264':
-        # A frame that no other refers to need not be decoded. (HEVC's flag for this is weaker.)
+        # Frames that no other frame refers to need not be decoded. (HEVC's flag for this is weaker.)
         context.skip_frame = 'DEFAULT' if packet.pts in wanted else 'NONREF'
     try:
       decoded = stream.decode(packet)
@@ -195,43 +242,56 @@ def decode_run(
       broken_start = frame.pts == start and not frame.key_frame
       if frame.is_corrupt or broken_start or (frame.width, frame.height) != size:
         raise UnsafeError
-      if frame.pts in wanted and frame.pts not in given:
-        given.add(frame.pts)
+      started = started or frame.pts == start
+      if frame.pts in wanted and frame.pts not in yielded:
+        if not started:
+          raise UnsafeError
+        yielded.add(frame.pts)
         yield frame
   context.flush_buffers()
 
 
 def _decode_all(data: bytes, times: np.ndarray, guess: list[int]) -> list[np.ndarray]:
-  """`decode` from the first packet to the last: again if the frames shown are not those that the packets made guess."""
+  """Decodes from the first packet to the last, and once more if other frames are displayed than guessed.
+
+  Args:
+    data: an encoded file.
+    times: seconds since the display of the first frame.
+    guess: frame indices to keep in the first pass, estimated from the packets.
+  """
   while True:
-    walk, kept = Walk(data), dict[int, np.ndarray]()
-    for index, frame in enumerate(walk):
-      if index == 0:  # a video has its first frame's size, whatever comes later
+    frames, kept = FrameIterator(data), dict[int, np.ndarray]()
+    for index, frame in enumerate(frames):
+      if index == 0:  # all frames are scaled to the size of the first
         to_rgb = ToRGB(frame.width, frame.height)
       if index in guess:
         kept[index] = to_rgb(frame)
-    order = np.argsort(walk.ticks, kind='stable')
-    shown = order[displayed(walk.ticks[order] * float(walk.tick), times)].tolist()
-    if set(shown) <= kept.keys():
-      return [kept[index] for index in shown]
-    guess = shown
+    displayed = frames.displayed(times)
+    if set(displayed) <= kept.keys():
+      return [kept[index] for index in displayed]
+    guess = displayed
 
 
-def displayed(seconds: np.ndarray, times: np.ndarray) -> np.ndarray:
-  """Index of the last of the sorted `seconds` that is at or before each time; the first at least"""
+def displayed_index(seconds: np.ndarray, times: np.ndarray) -> np.ndarray:
+  """Returns the index of the last of the sorted `seconds` at or before each time; 0 for times before the first."""
   return np.maximum(np.searchsorted(seconds, np.ravel(times) + _TOLERANCE, side='right') - 1, 0)
 
 
 class ToRGB:
-  """A video's frames as RGB arrays, turned upright as the first one given is; with a size, all of them scaled to it."""
+  """Converts a video's frames to RGB arrays in display orientation, which is read from the first frame.
+
+  Args:
+    width: width to scale to; None keeps each frame's own.
+    height: height to scale to; None keeps each frame's own.
+  """
 
   def __init__(self, width: int | None = None, height: int | None = None):
     self._size = {'width': width, 'height': height}
     self._reformatter = VideoReformatter()
-    self._turns: Turns | None = None
+    self._orientation: Orientation | None = None
 
   def __call__(self, frame: VideoFrame) -> np.ndarray:
     rgb = self._reformatter.reformat(frame, format='rgb24', threads=1, **self._size)
-    if self._turns is None:  # asked once: see `turns_of`
-      self._turns = turns_of(frame)
-    return np.ascontiguousarray(upright(rgb.to_ndarray(), self._turns))  # h w 3
+    if self._orientation is None:  # read once: see `orientation_of`
+      self._orientation = orientation_of(frame)
+    return np.ascontiguousarray(apply_orientation(rgb.to_ndarray(), self._orientation))  # h w 3

@@ -1,7 +1,7 @@
-"""Views of videos that no dataset has looked at, in memory that does not grow with their length.
+"""Views of videos that are not part of a prepared dataset, in memory that does not grow with their length.
 
-`video.decode` is told a video's duration and holds all its packets. Here a first pass over the packets notes when each
-is displayed, and a second one decodes those runs that the views need.
+`decode.decode` needs a video's duration and holds all of its packets. Here a first pass over the packets records their
+timestamps, and a second one decodes the runs that the views need.
 """
 
 import itertools
@@ -15,34 +15,46 @@ from av.video.stream import VideoStream
 from mevit_jax.config.data import ClipConfig
 from mevit_jax.errors import UserError
 from mevit_jax.video.clips import crop_resize, view_boxes, view_times
-from mevit_jax.video.container import TIMED, Demux, File, VideoError, opened, tick_seconds
-from mevit_jax.video.decode import ToRGB, UnsafeError, Walk, damage_of, decode_run, displayed, plan_runs
+from mevit_jax.video.container import CONTAINERS_WITH_PTS, Demuxer, File, VideoError, open_video, time_base_seconds
+from mevit_jax.video.decode import (
+  FrameIterator,
+  ToRGB,
+  UnsafeError,
+  decode_run,
+  describe_damage,
+  displayed_index,
+  plan_runs,
+)
 
-# Each of their packets holds one frame. (VP8's alternate references are packets of their own, and never shown.)
-_FRAME_A_PACKET = {'h264', 'hevc', 'vp9', 'av1', 'mpeg4', 'mjpeg'}
+# Codecs whose packets each contain one frame. (VP8's alternate references are separate packets that are never shown.)
+_ONE_FRAME_PER_PACKET = {'h264', 'hevc', 'vp9', 'av1', 'mpeg4', 'mjpeg'}
 
 
 class Reader(Protocol):
-  """A video's frames by time.
-
-  `duration` is in seconds, to the end of the last one's display; `damage` is '' or says in one line what is not there.
-  """
+  """Random access to a video's frames by time."""
 
   @property
-  def num_frames(self) -> int: ...
+  def num_frames(self) -> int:
+    """Number of frames."""
+    ...
 
   @property
-  def duration(self) -> float: ...
+  def duration(self) -> float:
+    """Seconds from the display of the first frame to the end of the last one."""
+    ...
 
   @property
-  def damage(self) -> str: ...
+  def damage(self) -> str:
+    """One line that says which part is missing or does not decode, or ''."""
+    ...
 
   def frames(self, times: np.ndarray) -> Iterator[np.ndarray]:
-    """The frame displayed at each of rising `times`, RGB uint8 `h w 3`, as `video.decode` has them."""
+    """Yields the frame displayed at each of the increasing `times`, RGB uint8 `h w 3`, as `decode.decode` does."""
+    ...
 
 
 class Span(NamedTuple):
-  """A part of a video: from `start` to `end` in seconds, so many frames."""
+  """A part of a video: start and end in seconds, and its number of frames."""
 
   start: float
   end: float
@@ -57,9 +69,11 @@ class _Packet(NamedTuple):
 
 
 class FileReader:
-  """A `Reader` of an encoded file.
+  """A `Reader` for an encoded file.
 
-  Raises VideoError where there is no video, or less than half of one; OSError where the file cannot be read.
+  Raises:
+    VideoError: the file is not a video, or less than half of it is present.
+    OSError: the file cannot be read.
   """
 
   num_frames: int
@@ -68,28 +82,28 @@ class FileReader:
 
   def __init__(self, file: File):
     self._file = file
-    with opened(file) as (container, stream):
-      demux = Demux(container, stream, everything=True)
-      packets = [_Packet(p.pts, p.is_keyframe, bool(p.is_discard), p.duration or 0) for p in demux]
-      self._runs = container.format.name in TIMED and _plain(stream, packets)
-      if self._runs:
-        self._note(stream, packets)
-        self.damage = damage_of(container, stream, demux, self.duration, [])
-    if not self._runs:
-      walk = Walk(file)
-      for _ in walk:
+    with open_video(file) as (container, stream):
+      demuxer = Demuxer(container, stream, all_streams=True)
+      packets = [_Packet(p.pts, p.is_keyframe, bool(p.is_discard), p.duration or 0) for p in demuxer]
+      self._by_runs = container.format.name in CONTAINERS_WITH_PTS and _one_frame_per_packet(stream, packets)
+      if self._by_runs:
+        self._record_timestamps(stream, packets)
+        self.damage = describe_damage(container, stream, demuxer, self.duration, [])
+    if not self._by_runs:
+      frames = FrameIterator(file)
+      for _ in frames:
         pass
-      self.num_frames, self.duration, self.damage = walk.info.num_frames, walk.info.duration, walk.info.damage
+      self.num_frames, self.duration, self.damage = frames.info.num_frames, frames.info.duration, frames.info.damage
     if self.num_frames == 1:
-      raise VideoError('a single frame, as a still image is')
+      raise VideoError('a single frame, like a still image')
 
-  def _note(self, stream: VideoStream, packets: list[_Packet]) -> None:
-    """Keeps what the packets say of time: all of it that `Walk` would find by decoding them."""
-    self._stamps: list[int] = [packet.pts or 0 for packet in packets]
+  def _record_timestamps(self, stream: VideoStream, packets: list[_Packet]) -> None:
+    """Derives from the packets what `FrameIterator` would find by decoding them."""
+    self._timestamps: list[int] = [packet.pts or 0 for packet in packets]
     self._keyframes = [packet.keyframe for packet in packets]
     self._shown = np.sort([packet.pts for packet in packets if not packet.discard]).astype(np.int64)
-    self._seconds = (self._shown - self._shown[0]) * tick_seconds(stream)
-    last = next(packet.duration for packet in packets if packet.pts == self._shown[-1]) * tick_seconds(stream)
+    self._seconds = (self._shown - self._shown[0]) * time_base_seconds(stream)
+    last = next(packet.duration for packet in packets if packet.pts == self._shown[-1]) * time_base_seconds(stream)
     self.num_frames = len(self._shown)
     rate = stream.guessed_rate or stream.average_rate or 25
     self.duration = float(self._seconds[-1] + (last or self._seconds[-1] / max(1, self.num_frames - 1) or 1 / rate))
@@ -97,72 +111,71 @@ class FileReader:
   def frames(self, times: np.ndarray) -> Iterator[np.ndarray]:
     """See `Reader`."""
     done = 0
-    if self._runs:
+    if self._by_runs:
       try:
-        for frame in self._from_keyframes(times):
+        for frame in self._decode_from_keyframes(times):
           done += 1
           yield frame
         return
       except UnsafeError:
         pass
-    yield from self._from_the_first(times[done:])
+    yield from self._decode_from_start(times[done:])
 
-  def _from_keyframes(self, times: np.ndarray) -> Iterator[np.ndarray]:
-    asked = self._shown[displayed(self._seconds, times)].tolist()
-    wanted, place = set(asked), 0
-    with opened(self._file) as (container, stream):
+  def _decode_from_keyframes(self, times: np.ndarray) -> Iterator[np.ndarray]:
+    requested = self._shown[displayed_index(self._seconds, times)].tolist()
+    wanted, position = set(requested), 0
+    with open_video(self._file) as (container, stream):
       size, to_rgb = (stream.width, stream.height), ToRGB()
-      packets, read = iter(Demux(container, stream)), 0
-      for first, last in _apart(plan_runs(self._keyframes, self._stamps, wanted)):
-        for _ in itertools.islice(packets, first - read):
+      packets, num_read = iter(Demuxer(container, stream)), 0
+      for first, last in _merge_runs(plan_runs(self._keyframes, self._timestamps, wanted)):
+        for _ in itertools.islice(packets, first - num_read):
           pass
-        for frame in decode_run(stream, itertools.islice(packets, last + 1 - first), wanted, size):
-          if place == len(asked) or frame.pts != asked[place]:
-            raise UnsafeError  # one was not put out
+        for frame in decode_run(stream, itertools.islice(packets, last + 1 - first), wanted, size, first == 0):
+          if position == len(requested) or frame.pts != requested[position]:
+            raise UnsafeError  # the decoder did not return a requested frame
           rgb = to_rgb(frame)
-          while place < len(asked) and asked[place] == frame.pts:
+          while position < len(requested) and requested[position] == frame.pts:
             yield rgb
-            place += 1
-        read = last + 1
-    if place < len(asked):
+            position += 1
+        num_read = last + 1
+    if position < len(requested):
       raise UnsafeError
 
-  def _from_the_first(self, times: np.ndarray) -> Iterator[np.ndarray]:
-    """Two walks: when the frames are displayed is known at the end of the first."""
-    walk = Walk(self._file)
-    for _ in walk:
+  def _decode_from_start(self, times: np.ndarray) -> Iterator[np.ndarray]:
+    """Decodes everything twice: display times are known only at the end of the first pass."""
+    first_pass = FrameIterator(self._file)
+    for _ in first_pass:
       pass
-    self.damage = self.damage or walk.info.damage  # of packets that say nothing of it themselves
-    order = np.argsort(walk.ticks, kind='stable')
-    asked = order[displayed(walk.ticks[order] * float(walk.tick), times)].tolist()
-    wanted, kept, place = set(asked), dict[int, np.ndarray](), 0
-    last_place = {index: place for place, index in enumerate(asked)}
-    for index, frame in enumerate(Walk(self._file)):
+    self.damage = self.damage or first_pass.info.damage  # also packets that only decoding shows to be corrupt
+    requested = first_pass.displayed(times)
+    wanted, kept, position = set(requested), dict[int, np.ndarray](), 0
+    last_position = {index: position for position, index in enumerate(requested)}
+    for index, frame in enumerate(FrameIterator(self._file)):
       if index == 0:
         to_rgb = ToRGB(frame.width, frame.height)
       if index in wanted:
         kept[index] = to_rgb(frame)
-      while place < len(asked) and asked[place] in kept:
-        yield kept[asked[place]]
-        if last_place[asked[place]] == place:
-          del kept[asked[place]]
-        place += 1
+      while position < len(requested) and requested[position] in kept:
+        yield kept[requested[position]]
+        if last_position[requested[position]] == position:
+          del kept[requested[position]]
+        position += 1
 
 
-def _plain(stream: VideoStream, packets: list[_Packet]) -> bool:
-  """Whether the packets alone say which frames there are, and when."""
-  stamps = {packet.pts for packet in packets}
+def _one_frame_per_packet(stream: VideoStream, packets: list[_Packet]) -> bool:
+  """Returns True if the packets alone determine the frames and their display times."""
+  timestamps = {packet.pts for packet in packets}
   return (
-    stream.codec_context.codec.canonical_name in _FRAME_A_PACKET
-    and None not in stamps
-    and len(stamps) == len(packets)
-    and packets[0].pts == min(stamp for stamp in stamps if stamp is not None)
+    stream.codec_context.codec.canonical_name in _ONE_FRAME_PER_PACKET
+    and None not in timestamps
+    and len(timestamps) == len(packets)
+    and packets[0].pts == min(timestamp for timestamp in timestamps if timestamp is not None)
     and not all(packet.discard for packet in packets)
   )
 
 
-def _apart(runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-  """Runs of which none begins before the one before it ends: those that do are one."""
+def _merge_runs(runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+  """Merges runs that overlap."""
   first, last = runs[0]
   for start, stop in runs[1:]:
     if start > last:
@@ -174,36 +187,54 @@ def _apart(runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class ArrayReader:
-  """A `Reader` of frames in memory, uint8 `t h w 3`, shown at an even rate."""
+  """A `Reader` for frames in memory at a constant rate.
+
+  Attributes:
+    video: uint8 `t h w 3`.
+    fps: frames per second.
+    damage: always ''.
+
+  Raises:
+    VideoError: the array is not a video.
+    UserError: fps is not positive.
+  """
 
   video: np.ndarray
   fps: float
   damage: str = ''
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.video.ndim != 4 or self.video.shape[-1] != 3 or self.video.dtype != np.uint8:
-      raise VideoError(f'frames are an array t h w 3 of uint8, not {self.video.shape} of {self.video.dtype}')
+      raise VideoError(f'frames must be a uint8 array (t, h, w, 3), not {self.video.dtype} {self.video.shape}')
     if len(self.video) < 2:
-      raise VideoError(f'{len(self.video)} frames are no video')
+      raise VideoError(f'a video must have at least 2 frames, not {len(self.video)}')
     if not self.fps > 0:
       raise UserError(f'fps must be more than 0, not {self.fps}')
 
   @property
   def num_frames(self) -> int:
+    """See `Reader`."""
     return len(self.video)
 
   @property
   def duration(self) -> float:
+    """See `Reader`."""
     return len(self.video) / self.fps
 
   def frames(self, times: np.ndarray) -> Iterator[np.ndarray]:
     """See `Reader`."""
-    for index in displayed(np.arange(len(self.video)) / self.fps, times).tolist():
+    for index in displayed_index(np.arange(len(self.video)) / self.fps, times).tolist():
       yield self.video[index]
 
 
 def spans(reader: Reader, window: float | None = None, every: float | None = None) -> list[Span]:
-  """All of a video as one span; or windows of `window` seconds, `every` so many, the last one at the video's end."""
+  """Splits a video into windows; the last one ends with the video.
+
+  Args:
+    reader: the video.
+    window: length of a window in seconds; None, or more than the video's duration, gives one span for the entire video.
+    every: distance between the starts of consecutive windows in seconds; `window` by default.
+  """
   if window is None or window >= reader.duration:
     return [Span(0.0, reader.duration, reader.num_frames)]
   interval = reader.duration / reader.num_frames
@@ -217,27 +248,34 @@ def spans(reader: Reader, window: float | None = None, every: float | None = Non
 def read_views(
   reader: Reader, clip: ClipConfig, parts: list[Span], clips: int, crops: int
 ) -> Iterator[tuple[Span, np.ndarray]]:
-  """Each span with evaluation's views of it, uint8 `v t h w 3`, as soon as its last frame is decoded.
+  """Yields each span with its evaluation views, uint8 `v t h w 3`, as soon as its last frame is decoded.
 
-  Views are `v = clips crops`, a clip's crops next to each other, as `pipeline.eval_batches` has them.
+  Views are ordered `v = clips crops`, as in `pipeline.eval_batches`.
+
+  Args:
+    reader: the video.
+    clip: clip sampling and crop size.
+    parts: the spans.
+    clips: clips per span.
+    crops: crops per clip.
   """
   times = np.stack(
     [part.start + view_times(clip, part.end - part.start, part.num_frames, clips) for part in parts]
   )  # parts clips t
   order = np.argsort(times, axis=None, kind='stable')
-  places = np.stack(np.unravel_index(order, times.shape), axis=1).tolist()
-  left = np.full(len(parts), times[0].size)
+  positions = np.stack(np.unravel_index(order, times.shape), axis=1).tolist()
+  remaining = np.full(len(parts), times[0].size)
   views = dict[int, np.ndarray]()
-  seen, cropped = None, np.empty(0)
-  for (part, k, t), frame in zip(places, reader.frames(times.ravel()[order]), strict=True):
-    if frame is not seen:
+  previous, cropped = None, np.empty(0)
+  for (part, k, t), frame in zip(positions, reader.frames(times.ravel()[order]), strict=True):
+    if frame is not previous:
       height, width = frame.shape[:2]
       boxes = view_boxes(clip, height, width, crops)
-      seen, cropped = frame, np.stack([crop_resize(frame, box, clip.size) for box in boxes])  # crops h w 3
+      previous, cropped = frame, np.stack([crop_resize(frame, box, clip.size) for box in boxes])  # crops h w 3
     if part not in views:
       views[part] = np.empty((clips, crops, clip.frames, *clip.size, 3), np.uint8)
     views[part][k, :, t] = cropped
-    left[part] -= 1
-    if not left[part]:
-      done = views.pop(part)
-      yield parts[part], done.reshape(-1, *done.shape[2:])  # v t h w 3
+    remaining[part] -= 1
+    if not remaining[part]:
+      completed = views.pop(part)
+      yield parts[part], completed.reshape(-1, *completed.shape[2:])  # v t h w 3

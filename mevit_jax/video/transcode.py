@@ -1,6 +1,6 @@
-"""Videos stored so that a few of their frames are cheap to read: encoded again, once, when a dataset is prepared.
+"""Re-encoding of videos during dataset preparation, so that decoding a few of their frames is cheap.
 
-The defaults come from a frontier of bytes, CPU and PSNR: docs/data.md.
+The defaults are a trade-off between size, CPU time and PSNR: see docs/data.md.
 """
 
 import io
@@ -14,29 +14,34 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from mevit_jax.errors import UserError
-from mevit_jax.video.container import VideoError, reason, turned, turns_of, upright
-from mevit_jax.video.decode import VideoInfo, Walk, inspect
+from mevit_jax.video.container import VideoError, apply_orientation, displayed_size, error_reason, orientation_of
+from mevit_jax.video.decode import FrameIterator, VideoInfo, inspect
 
 KINDS = ('keep', 'h264')
 
-# A frame refers to the one before it and to no other, so none is decoded but those from the keyframe to the one wanted.
-# Without CABAC frames decode in two thirds of the time. Least squares (tune psnr), not what flatters the eye.
+# Each frame refers only to the previous one, so that decoding a frame needs just those since its keyframe. Without
+# CABAC frames decode in two thirds of the time. Tuned for PSNR, not for visual quality.
 _X264 = {
   'preset': 'veryfast',
   'tune': 'psnr',
   'a53cc': '0',
   'x264-params': 'cabac=0:ref=1:weightp=0:bframes=0:scenecut=0',
 }
-_LONGEST = 2**31  # ticks from a frame to the next, in mp4
+_MAX_GAP = 2**31  # ticks between consecutive frames in mp4
 
 
 @dataclass(frozen=True)
 class Encoding:
-  """How a dataset's videos are stored.
+  """Storage format of a dataset's videos.
 
-  'keep' stores a file's bytes as they are. 'h264' encodes it again, without its sound: `short_side` pixels at most (0:
-  as it is; never scaled up), a keyframe every `keyframes` frames, and `quality` as x264's crf, less is better. Raises
-  UserError for what cannot be.
+  Attributes:
+    kind: 'keep' stores the original bytes; 'h264' re-encodes without audio.
+    short_side: maximum short side in pixels; videos are never scaled up, and 0 keeps the original size.
+    keyframes: keyframe interval in frames.
+    quality: x264's CRF; lower is better.
+
+  Raises:
+    UserError: a value is out of range.
   """
 
   kind: str = 'keep'
@@ -44,54 +49,54 @@ class Encoding:
   keyframes: int = 6
   quality: int = 23
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.kind not in KINDS:
-      raise UserError(f'encoding is {" or ".join(map(repr, KINDS))}, not {self.kind!r}')
+      raise UserError(f'encoding must be {" or ".join(map(repr, KINDS))}, not {self.kind!r}')
     if self.short_side < 2 and self.short_side != 0:
-      raise UserError(f'short_side is at least 2 pixels, or 0 for as it is, not {self.short_side}')
+      raise UserError(f'short_side must be at least 2 pixels, or 0 to keep the original size, not {self.short_side}')
     if self.keyframes < 1:
-      raise UserError(f'keyframes is at least 1, every frame, not {self.keyframes}')
+      raise UserError(f'keyframes must be at least 1 (every frame), not {self.keyframes}')
     if not 0 <= self.quality <= 51:
-      raise UserError(f"quality is x264's crf, from 0 to 51 and less is better, not {self.quality}")
+      raise UserError(f'quality must be an x264 CRF in [0, 51] (lower is better), not {self.quality}')
 
 
 def reencode(data: bytes, encoding: Encoding, time_limit: float | None = None) -> tuple[bytes, VideoInfo, VideoInfo]:
-  """The bytes to store, what `inspect` says of the source, and what it says of them.
+  """Returns the bytes to store, the properties of the source, and those of the stored video.
 
-  The source is decoded once, a frame at a time; what decodes of a damaged one is stored. Frames keep their display
-  times, and are stored upright. A source is kept as it is where its frames are not in the order of their times, or have
-  gaps that an mp4 file cannot hold.
+  The source is decoded once, frame by frame; of a damaged source the decodable frames are stored. Frames keep their
+  display times, and orientation is applied. The source is kept unchanged if its frames are not in the order of their
+  timestamps, or have gaps that exceed mp4's limit.
 
   Args:
     data: an encoded file.
-    encoding: how to store it.
-    time_limit: seconds that it may take to decode and encode, looked at between packets.
+    encoding: storage format.
+    time_limit: maximum seconds for decoding and encoding, checked between packets.
 
   Raises:
-    VideoError: as `inspect`, or its frames cannot be encoded.
+    VideoError: as `inspect`, or the frames cannot be encoded.
   """
   if encoding.kind == 'keep':
     info = inspect(data, time_limit)
     return data, info, info
-  walk, encoder = Walk(data, time_limit), _Encoder(encoding)
+  frames, encoder = FrameIterator(data, time_limit), _Encoder(encoding)
   try:
-    for frame in walk:
+    for frame in frames:
       encoder.add(frame)
-    times = np.append(walk.ticks, round(walk.info.duration / walk.tick))
-    gaps = np.diff(times)
-    if gaps.min() < 1 or gaps.max() >= _LONGEST:
-      return data, walk.info, walk.info
-    stored = encoder.finish(times.tolist(), walk.tick)
+    ticks = np.append(frames.ticks, round(frames.info.duration / frames.tick))
+    gaps = np.diff(ticks)
+    if gaps.min() < 1 or gaps.max() >= _MAX_GAP:
+      return data, frames.info, frames.info
+    stored = encoder.finish(ticks.tolist(), frames.tick)
   except av.FFmpegError as error:
-    raise VideoError(f'cannot be encoded again: {reason(error)}') from error
+    raise VideoError(f'cannot be re-encoded: {error_reason(error)}') from error
   info = inspect(stored)
-  if info.damage or info.num_frames != walk.info.num_frames:
-    raise VideoError(f'of {walk.info.num_frames} frames {info.num_frames} are there when encoded again {info.damage}')
-  return stored, walk.info, info
+  if info.damage or info.num_frames != frames.info.num_frames:
+    raise VideoError(f're-encoding kept {info.num_frames} of {frames.info.num_frames} frames {info.damage}'.rstrip())
+  return stored, frames.info, info
 
 
 class _Encoder:
-  """Frames in, an mp4 file out; their times are given when all of them are there."""
+  """Encodes frames to an mp4 file; display times are assigned at the end, when all are known."""
 
   def __init__(self, encoding: Encoding):
     self._encoding = encoding
@@ -103,25 +108,25 @@ class _Encoder:
     self._stream = self._output.add_stream('libx264', rate=30, options=_X264 | {'crf': str(encoding.quality)})
 
   def _start(self, frame: VideoFrame) -> None:
-    """A video has its first frame's size and is turned as that is, whatever comes later."""
-    self._turns = turns_of(frame)
-    sides = turned(frame.height, frame.width, self._turns)
+    """Configures the stream; size and orientation of the first frame apply to all frames."""
+    self._orientation = orientation_of(frame)
+    sides = displayed_size(frame.height, frame.width, self._orientation)
     target = min(*sides, self._encoding.short_side or min(sides))
-    # Even, because 2 x 2 pixels share a colour: what is left over is scaled away.
+    # Even, because chroma is subsampled 2 x 2; an odd side is scaled down by a pixel.
     self._stream.height, self._stream.width = [max(2, side * target // min(sides) // 2 * 2) for side in sides]
     self._stream.pix_fmt = 'yuv420p'
     context = self._stream.codec_context
-    context.time_base = Fraction(1, 30)  # of no consequence: `finish` knows better
-    context.gop_size, context.thread_count = self._encoding.keyframes, 1  # one thread: the same bytes every time
+    context.time_base = Fraction(1, 30)  # a placeholder: `finish` sets the real one
+    context.gop_size, context.thread_count = self._encoding.keyframes, 1  # one thread makes the output deterministic
     context.color_range = ColorRange.MPEG
-    context.colorspace = frame.colorspace or Colorspace.ITU601  # RGB has none of these
+    context.colorspace = frame.colorspace or Colorspace.ITU601  # RGB has no YUV color space
 
   def add(self, frame: VideoFrame) -> None:
-    """The next frame, of any size and format."""
+    """Encodes the next frame, which may have any size and pixel format."""
     if self._count == 0:
       self._start(frame)
     context = self._stream.codec_context
-    height, width = turned(context.height, context.width, self._turns)
+    height, width = displayed_size(context.height, context.width, self._orientation)
     picture = self._reformatter.reformat(
       frame,
       width,
@@ -132,24 +137,29 @@ class _Encoder:
       interpolation=Interpolation.BICUBIC,
       threads=1,
     )
-    picture = self._upright(picture)
+    picture = self._orient(picture)
     picture.pts, picture.time_base = self._count, context.time_base
     self._packets += self._stream.encode(picture)
     self._count += 1
 
-  def _upright(self, picture: VideoFrame) -> VideoFrame:
-    """A yuv420p picture as it is displayed; a new one, which knows nothing of the source's keyframes."""
-    pixels = picture.to_ndarray()  # its three planes, one below the other
+  def _orient(self, picture: VideoFrame) -> VideoFrame:
+    """Applies the orientation to a yuv420p frame; returns a new frame without the source's picture type."""
+    pixels = picture.to_ndarray()  # the three planes, concatenated vertically
     height, width = picture.height, picture.width
     luma, blue, red = np.split(pixels.ravel(), [height * width, height * width * 5 // 4])
     half = height // 2, width // 2
-    planes = [upright(luma.reshape(height, width), self._turns)]  # h w
-    planes += [upright(chroma.reshape(half), self._turns) for chroma in (blue, red)]
+    planes = [apply_orientation(luma.reshape(height, width), self._orientation)]  # h w
+    planes += [apply_orientation(chroma.reshape(half), self._orientation) for chroma in (blue, red)]
     pixels = np.concatenate([plane.ravel() for plane in planes]).reshape(-1, planes[0].shape[1])
     return VideoFrame.from_ndarray(pixels, 'yuv420p')
 
   def finish(self, times: list[int], tick: Fraction) -> bytes:
-    """The file; `times`, in ticks of so many seconds, are when its frames are displayed, and when the last one ends."""
+    """Returns the mp4 file.
+
+    Args:
+      times: display time of every frame, and the end of the last one, in ticks.
+      tick: length of a tick in seconds.
+    """
     self._packets += self._stream.encode(None)
     self._stream.time_base = tick
     for packet, start, end in zip(self._packets, times[:-1], times[1:], strict=True):

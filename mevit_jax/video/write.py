@@ -1,4 +1,4 @@
-"""Frames written as a video; a video written anew, with something drawn on its frames."""
+"""Writing frames as a video file, and copying a video with an overlay."""
 
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
@@ -7,61 +7,66 @@ from pathlib import Path
 import av
 import numpy as np
 
+from mevit_jax.files import atomic_path
 from mevit_jax.video.container import File
-from mevit_jax.video.decode import ToRGB, Walk
+from mevit_jax.video.decode import FrameIterator, ToRGB
 
-_TICK = Fraction(1, 90_000)  # of a second, as MPEG has it
+_TICK = Fraction(1, 90_000)  # seconds, MPEG's time base
 
 
 def write_overlay(path: Path, video: File, draw: Callable[[np.ndarray, float], np.ndarray]) -> None:
-  """Writes a video's frames, upright and without sound, as H.264 in an mp4 file.
+  """Writes a video's frames with an overlay, in display orientation and without audio, as H.264 in an mp4 file.
 
-  Frames keep their times. Memory does not grow with their number.
+  Frames keep their display times. Memory does not grow with the number of frames.
 
   Args:
     path: see `write_frames`.
-    video: what to read, twice: when its frames are displayed is known at the end.
-    draw: (frame uint8 `h w 3`, its time in seconds) -> the frame to write, of the same size.
+    video: the source. It is read twice: display times are known only after the first pass.
+    draw: function (frame uint8 `h w 3`, its time in seconds) -> the frame to write, of the same size.
 
   Raises:
-    VideoError: it cannot be read; OSError likewise, or it cannot be written.
+    VideoError: the source is not a usable video.
+    OSError: the source cannot be read.
+    UserError: the file cannot be written.
   """
-  walk = Walk(video)
-  for _ in walk:
+  first_pass = FrameIterator(video)
+  for _ in first_pass:
     pass
-  times = (walk.ticks * float(walk.tick)).tolist()
+  times = (first_pass.ticks * float(first_pass.tick)).tolist()
 
-  def drawn() -> Iterator[tuple[np.ndarray, float]]:
-    for index, (frame, seconds) in enumerate(zip(Walk(video), times, strict=True)):
+  def drawn_frames() -> Iterator[tuple[np.ndarray, float]]:
+    for index, (frame, seconds) in enumerate(zip(FrameIterator(video), times, strict=True)):
       if index == 0:
         to_rgb = ToRGB(frame.width, frame.height)
       yield draw(to_rgb(frame), seconds), seconds
 
-  write_frames(path, drawn(), walk.info.fps)
+  write_frames(path, drawn_frames(), first_pass.info.fps)
 
 
 def write_frames(path: Path, frames: Iterable[tuple[np.ndarray, float]], fps: float) -> None:
-  """Writes frames as H.264 in an mp4 file; an odd height or width loses its last pixel.
+  """Writes frames as H.264 in an mp4 file, atomically; an odd height or width loses its last pixel.
 
   Args:
-    path: where to write; half a file is never left there.
-    frames: uint8 `h w 3`, all of one size, each with its time in seconds, rising from 0.
-    fps: about how many there are in a second.
+    path: file to write.
+    frames: pairs (uint8 `h w 3`, time in seconds); all of one size, with times that increase from 0.
+    fps: approximate frame rate.
+
+  Raises:
+    UserError: the file cannot be written.
   """
-  temporary = path.with_name(f'{path.name}.tmp')
-  try:
-    with temporary.open('wb') as file, av.open(file, 'w', format='mp4') as output:
-      stream = output.add_stream('libx264', rate=round(fps) or 1, options={'crf': '20', 'preset': 'veryfast'})
-      stream.pix_fmt, stream.time_base, stream.codec_context.time_base = 'yuv420p', _TICK, _TICK
-      before = -1
-      for pixels, seconds in frames:
-        if before < 0:
-          stream.height, stream.width = (side // 2 * 2 for side in pixels.shape[:2])
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[: stream.height, : stream.width]))
-        before = max(before + 1, round(seconds / _TICK))  # an encoder wants them to rise
-        frame.pts, frame.time_base = before, _TICK
-        output.mux(stream.encode(frame))
-      output.mux(stream.encode())
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with (
+    atomic_path(path) as temporary,
+    temporary.open('wb') as file,
+    av.open(file, 'w', format='mp4') as output,
+  ):
+    stream = output.add_stream('libx264', rate=round(fps) or 1, options={'crf': '20', 'preset': 'veryfast'})
+    stream.pix_fmt, stream.time_base, stream.codec_context.time_base = 'yuv420p', _TICK, _TICK
+    previous = -1
+    for pixels, seconds in frames:
+      if previous < 0:
+        stream.height, stream.width = (side // 2 * 2 for side in pixels.shape[:2])
+      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[: stream.height, : stream.width]))
+      previous = max(previous + 1, round(seconds / _TICK))  # encoders require increasing timestamps
+      frame.pts, frame.time_base = previous, _TICK
+      output.mux(stream.encode(frame))
+    output.mux(stream.encode())

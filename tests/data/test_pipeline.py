@@ -19,7 +19,7 @@ REPEATED = {'repeats': 3, 'batch_size': 12, 'balance': 0.6, 'labels': LABELS}
 
 @dataclass(frozen=True)
 class Videos:
-  """Examples that share one video; `dead` ones have no video, and `broken` ones cannot be read."""
+  """Source whose examples share one video; `dead` ones are empty files, `broken` ones raise when read."""
 
   length: int = 7
   dead: tuple[int, ...] = ()
@@ -80,44 +80,44 @@ def test_train_batches():
       'label': ((4,), 'int32'),
       'index': ((4,), 'int64'),
       'used': ((4,), 'int64'),
-      'error': ((4,), 'str32'),  # of one letter: there is none
+      'error': ((4,), 'str32'),  # length 1: all are empty
     }
   index = column(batches, 'index').reshape(8, 7)  # epochs examples
   np.testing.assert_array_equal(np.sort(index, axis=1), np.tile(np.arange(7), (8, 1)))
-  assert len({tuple(epoch) for epoch in index.tolist()}) > 4  # each one in another order
+  assert len({tuple(epoch) for epoch in index.tolist()}) > 4  # every epoch has a different order
   np.testing.assert_array_equal(column(batches, 'used'), index.ravel())
   np.testing.assert_array_equal(column(batches, 'label'), index.ravel() * 10)
   clips = column(batches, 'video')
-  assert len({clip.tobytes() for clip in clips}) == len(clips)  # another crop every time
+  assert len({clip.tobytes() for clip in clips}) == len(clips)  # a different crop each time
 
 
-def test_the_seed_decides():
+def test_batches_depend_on_the_seed():
   assert_equal(train(), train())
   assert not np.array_equal(column(train(), 'index'), column(train(seed=6), 'index'))
 
 
 @pytest.mark.parametrize('options', [{}, REPEATED], ids=['plain', 'repeated'])
-@pytest.mark.parametrize('hosts', [1, 2, 4, 12])
-def test_rows_of_all_hosts_are_the_batch(hosts, options):
-  """Where a host's rows begin within a block of repeats, too."""
-  share = 12 // hosts
+@pytest.mark.parametrize('processes', [1, 2, 4, 12])
+def test_slices_of_all_processes_form_the_batch(processes, options):
+  """Includes slices that begin within a block of repeats."""
+  share = 12 // processes
   options = {'batch_size': 12, **options}
-  parts = [train(rows=slice(h * share, (h + 1) * share), **options) for h in range(hosts)]
-  initialize = [
+  parts = [train(rows=slice(h * share, (h + 1) * share), **options) for h in range(processes)]
+  joined = [
     {name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in zip(*parts, strict=True)
   ]
-  assert_equal(initialize, train(**options))
+  assert_equal(joined, train(**options))
 
 
 @pytest.mark.parametrize('options', [{}, REPEATED], ids=['plain', 'repeated'])
 @pytest.mark.parametrize('step', [1, 2, 7])
-def test_a_restart_goes_on_with_the_next_batch(step, options):
+def test_a_restart_continues_with_the_next_batch(step, options):
   assert_equal(train(steps=3, start_step=step, **options), train(steps=step + 3, **options)[step:])
   rows = slice(1, 3)
   assert_equal(train(3, start_step=step, rows=rows, **options), train(step + 3, rows=rows, **options)[step:])
 
 
-def test_workers_change_nothing():
+def test_batches_do_not_depend_on_workers():
   source = Videos(dead=(2, 5))
   alone = train(6, source, **REPEATED)
   assert_equal(train(6, source, workers=1, **REPEATED), alone)
@@ -138,10 +138,10 @@ def test_any_number_of_workers(workers, options):
       np.testing.assert_array_equal(np.concatenate([a[name], b[name]]), both[name][:4], err_msg=name)
 
 
-# Repeated augmentation and balance.
+# Repeated augmentation and class balance.
 
 
-def test_a_video_gives_neighbouring_blocks_and_is_decoded_once(monkeypatch):
+def test_repeats_are_adjacent_blocks_of_one_decoded_video(monkeypatch):
   decoded = []
 
   def count(data, times):
@@ -149,7 +149,7 @@ def test_a_video_gives_neighbouring_blocks_and_is_decoded_once(monkeypatch):
     return decode(data, times)
 
   monkeypatch.setattr(pipeline, 'decode', count)
-  monkeypatch.setattr(pipeline.os, 'sched_getaffinity', lambda _: [0])  # one thread reads ahead, and no further
+  monkeypatch.setattr(pipeline.os, 'sched_getaffinity', lambda _: [0])  # a single prefetch thread
   once = column(train(7, batch_size=4), 'index')  # the draws
   decoded.clear()
   batches = train(7, repeats=3, batch_size=12)
@@ -158,25 +158,24 @@ def test_a_video_gives_neighbouring_blocks_and_is_decoded_once(monkeypatch):
   np.testing.assert_array_equal(index, np.repeat(once.reshape(-1, 1, 2), 3, axis=1))
   np.testing.assert_array_equal(column(batches, 'label'), index.ravel() * 10)
   clips = column(batches, 'video')
-  assert len({clip.tobytes() for clip in clips}) == len(clips)  # another crop every time
+  assert len({clip.tobytes() for clip in clips}) == len(clips)  # a different crop each time
 
 
-def test_the_first_repeat_is_the_plain_clip():
-  """Of the same frames: the others differ in their crop alone."""
-  whole = ClipConfig(frames=3, size=(48, 64), stride=4, short_side=(48, 48))  # nothing is left to crop
-  batches = [pipeline.train_batches(Videos(), whole, batch_size=b, seed=5, repeats=r) for b, r in ((4, 1), (12, 3))]
-  plain, repeated = (next(each)['video'] for each in batches)
-  for each in batches:
-    each.close()
+def test_all_repeats_are_crops_of_the_same_frames():
+  uncropped = ClipConfig(frames=3, size=(48, 64), stride=4, short_side=(48, 48))  # the crop is the entire frame
+  batches = [pipeline.train_batches(Videos(), uncropped, batch_size=b, seed=5, repeats=r) for b, r in ((4, 1), (12, 3))]
+  plain, repeated = (next(iterator)['video'] for iterator in batches)
+  for iterator in batches:
+    iterator.close()
   blocks = repeated.reshape(2, 3, 2, *repeated.shape[1:])  # blocks repeats pair t h w 3
   for k in range(3):
     np.testing.assert_array_equal(blocks[:, k].reshape(plain.shape), plain)
 
 
-def test_rare_classes_come_as_often():
+def test_balanced_classes_are_drawn_equally_often():
   index = column(train(14, balance=1.0, labels=LABELS), 'index').reshape(8, 7)  # epochs draws
   for epoch in index:
-    assert np.bincount(LABELS[epoch]).tolist() == [4, 3]  # the one video of class 1 comes three times
+    assert np.bincount(LABELS[epoch]).tolist() == [4, 3]  # the only video of class 1 is drawn three times
   assert set(index.ravel()) == set(range(7))
 
 
@@ -186,26 +185,26 @@ def test_a_dataset_smaller_than_a_batch():
   assert train(1, Videos(length=1))[0]['index'].tolist() == [0] * 4
 
 
-def test_unreadable_videos_are_replaced_and_said():
+def test_unreadable_videos_are_replaced_and_reported():
   batches = train(14, Videos(dead=(2, 5)))
   index, used = column(batches, 'index'), column(batches, 'used')
   dead = np.isin(index, (2, 5))
-  assert dead.sum() == 16  # they are asked for, once an epoch like all
+  assert dead.sum() == 16  # sampled once per epoch, like all others
   assert not np.isin(used, (2, 5)).any()
   np.testing.assert_array_equal(used[~dead], index[~dead])
   assert len(set(used[dead].tolist())) > 2
   errors = column(batches, 'error')
   assert set(errors[~dead]) == {''}
-  for asked, error in zip(index[dead], errors[dead], strict=True):
+  for sampled, error in zip(index[dead], errors[dead], strict=True):
     first, *more = error.splitlines()
-    assert first == f"video 'clip{asked}': the file is empty"
+    assert first == f"video 'clip{sampled}': the file is empty"
     assert set(more) <= {f"video 'clip{other}': the file is empty" for other in (2, 5)}
   np.testing.assert_array_equal(column(batches, 'label'), used * 10)
 
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_errors_name_the_video(workers):
-  with pytest.raises(VideoError, match=r"20 videos in a row.*'clip1': the file is empty"):
+  with pytest.raises(VideoError, match=r"20 consecutive videos.*'clip1': the file is empty"):
     train(source=Videos(length=2, dead=(0, 1)), workers=workers)
   with pytest.raises(UserError, match='dataset index 0 cannot be read: OSError: the disk is on fire'):
     train(source=Videos(length=1, broken=(0,)), workers=workers)
@@ -214,11 +213,11 @@ def test_errors_name_the_video(workers):
 @pytest.mark.parametrize(
   ('failure', 'raised', 'message'),
   [
-    (MemoryError('no room'), UserError, "video 'clip0': there is no memory to decode it"),
+    (MemoryError('no room'), UserError, "video 'clip0': not enough memory to decode it; use fewer data.workers"),
     (TypeError('two\nlines'), RuntimeError, "video 'clip0': TypeError: two lines"),
   ],
 )
-def test_a_failure_that_is_no_bad_video_is_not_hidden(monkeypatch, failure, raised, message):
+def test_other_failures_are_raised(monkeypatch, failure, raised, message):
   def fail(*_):
     raise failure
 
@@ -244,31 +243,33 @@ def test_every_example_is_evaluated_once():
   assert types == ['int32', 'int64', 'bool']
 
 
-def test_evaluation_rows_and_batch_sizes():
-  whole = evaluate()
+def test_evaluation_does_not_depend_on_slices_and_batch_sizes():
+  complete = evaluate()
   parts = [evaluate(rows=slice(start, start + 2)) for start in (0, 2)]
-  for name in whole[0]:
+  for name in complete[0]:
     halves = [np.concatenate([a[name], b[name]]) for a, b in zip(*parts, strict=True)]
-    np.testing.assert_array_equal(np.concatenate(halves), column(whole, name))
+    np.testing.assert_array_equal(np.concatenate(halves), column(complete, name))
     other = column(evaluate(batch_size=3), name)
-    np.testing.assert_array_equal(other[:7], column(whole, name)[:7])
+    np.testing.assert_array_equal(other[:7], column(complete, name)[:7])
 
 
-def test_views_are_clips_of_crops():
-  def one(clips, crops):
+def test_views_are_ordered_by_clip_and_crop():
+  def first_views(clips, crops):
     return evaluate(Videos(length=1), batch_size=1, clips=clips, crops=crops)[0]['video'][0]
 
-  views = one(2, 3)
+  views = first_views(2, 3)
   assert views.shape == (6, 3, 16, 16, 3)
   assert len({view.tobytes() for view in views}) == 6
-  np.testing.assert_array_equal(views[[1, 4]], one(2, 1))  # the centre crop of either clip
-  np.testing.assert_array_equal(one(3, 3)[3:6], one(1, 3))  # the centre clip
+  np.testing.assert_array_equal(views[[1, 4]], first_views(2, 1))  # the center crop of both clips
+  np.testing.assert_array_equal(first_views(3, 3)[3:6], first_views(1, 3))  # the center clip
 
 
-def test_refuses():
+def test_invalid_arguments_are_rejected():
   with pytest.raises(UserError, match='no examples'):
     train(source=Videos(length=0))
   with pytest.raises(UserError, match='batch_size'):
     train(batch_size=0)
-  with pytest.raises(UserError, match=r'batch_size 8 is not divisible by 6: 2 videos x 3 data\.repeats'):
+  with pytest.raises(
+    UserError, match=r'batch_size 8 is not divisible by 6 \(2 videos x data\.repeated_augmentation 3\)'
+  ):
     train(batch_size=8, repeats=3)

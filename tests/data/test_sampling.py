@@ -1,4 +1,4 @@
-"""Which video each draw is: how often a class and a video come, and that nothing but seed and place decides it."""
+"""Sampling order: frequency of classes and videos, and dependence on nothing but seed and position."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def epochs(count, balance, seed=3):
 
 
 @pytest.mark.parametrize(('balance', 'expected'), [(0.0, [50, 0, 7, 3]), (0.5, [37, 0, 14, 9]), (1.0, [20, 0, 20, 20])])
-def test_every_epoch_keeps_the_quotas(balance, expected):
+def test_every_epoch_has_the_quotas(balance, expected):
   assert sampling.quotas(LABELS, balance).tolist() == expected
   for epoch in epochs(4, balance):
     assert np.bincount(LABELS[epoch], minlength=4).tolist() == expected
@@ -35,7 +35,7 @@ def test_quotas_are_within_one_of_the_shares(balance, classes):
 
 
 @pytest.mark.parametrize('balance', [0.0, 0.4, 1.0])
-def test_all_videos_of_a_class_come_before_one_comes_again(balance):
+def test_all_videos_of_a_class_are_drawn_before_one_repeats(balance):
   drawn = epochs(9, balance)
   for last in range(1, 10):
     times = np.bincount(drawn[:last].ravel(), minlength=60)
@@ -44,7 +44,7 @@ def test_all_videos_of_a_class_come_before_one_comes_again(balance):
 
 
 def test_orders_differ():
-  """Of epochs, of the turns through a class, and of seeds."""
+  """Epochs, cycles through a class, and seeds all have different orders."""
   drawn = epochs(4, 1.0)
   assert len({tuple(LABELS[epoch]) for epoch in drawn}) == 4
   small = np.array([i for i in drawn.ravel() if LABELS[i] == 3])
@@ -53,13 +53,14 @@ def test_orders_differ():
   np.testing.assert_array_equal(drawn, epochs(4, 1.0))
 
 
-def test_one_line_says_what_it_does():
+def test_describe():
   assert sampling.describe(LABELS, ('walk', 'none', 'run', 'sit'), 0.5) == (
-    "balance 0.5: rarest class 'sit': 3 videos, 9 draws an epoch; commonest class 'walk': 50 videos, 37 draws an epoch"
+    "class balance 0.5: rarest class 'sit': 3 videos, 9 draws per epoch; "
+    "most common class 'walk': 50 videos, 37 draws per epoch"
   )
 
 
 @pytest.mark.parametrize('balance', [-0.1, 1.1])
 def test_refuses(balance):
-  with pytest.raises(UserError, match=r'data\.balance must be in \[0, 1\], not'):
+  with pytest.raises(UserError, match=r'data\.class_balance must be in \[0, 1\], not'):
     sampling.draws(60, 0, balance, LABELS)

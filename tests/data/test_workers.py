@@ -1,4 +1,4 @@
-"""Worker processes: what ends them, what does not, and what is said of it."""
+"""Worker processes: signals, crashes and their error messages."""
 
 import contextlib
 import itertools
@@ -15,9 +15,9 @@ from mevit_jax.errors import UserError
 from tests.data.test_pipeline import CLIP, Videos, assert_equal, train
 
 
-def test_a_worker_that_is_killed_is_named_and_one_that_is_only_told_to_end_goes_on():
+def test_workers_ignore_sigterm_and_a_killed_one_is_reported():
   with contextlib.closing(train_batches(Videos(), CLIP, batch_size=4, seed=5, workers=2)) as batches:
-    seen = [next(batches) for _ in range(2)]  # one of each worker: both have begun
+    seen = [next(batches) for _ in range(2)]  # one from each worker: both have started
     children = psutil.Process().children()
     workers = [p for p in children if any('spawn_main' in word for word in p.cmdline())]
     assert len(workers) == 2
@@ -27,7 +27,7 @@ def test_a_worker_that_is_killed_is_named_and_one_that_is_only_told_to_end_goes_
     seen += [next(batches) for _ in range(8)]
     assert_equal(seen, train(10))
     workers[1].kill()
-    message = r"worker process [01] .* was killed by SIGKILL while it read video 'clip\d': .* memory .* data\.workers"
+    message = r"worker process [01] was killed by SIGKILL while reading video 'clip\d': .* memory.* data\.workers"
     with pytest.raises(UserError, match=message) as raised:
       list(itertools.islice(batches, 9))
     assert '\n' not in str(raised.value)

@@ -1,4 +1,4 @@
-"""Small videos made in memory, every frame of which can be told from the others."""
+"""Small videos encoded in memory, whose frames contain their index."""
 
 import io
 from fractions import Fraction
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def picture(index: int, height: int = 48, width: int = 64) -> np.ndarray:
-  """Frame `index`: its number in binary, as eight white or black bars, on a moving ramp, `h w 3`."""
+  """Frame `index`, uint8 `h w 3`: its index in binary, as eight white or black bars, above a moving ramp."""
   ramp = (np.arange(width) * 3 + index * 5) % 200 + 20
   pixels = np.repeat(np.tile(ramp.astype(np.uint8), (height, 1))[..., None], 3, -1)  # h w 3
   for bit in range(8):
@@ -18,7 +18,7 @@ def picture(index: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 
 def number(frame: np.ndarray) -> int:
-  """The number that `picture` wrote, whatever the codec and the size made of it."""
+  """Reads the index that `picture` drew; robust to compression and resizing."""
   height, width = frame.shape[:2]
   bars = [frame[: height // 3, bit * width // 8 : (bit + 1) * width // 8] for bit in range(8)]
   return sum((bar[:, bar.shape[1] // 4 : -bar.shape[1] // 4].mean() > 128) << bit for bit, bar in enumerate(bars))
@@ -40,7 +40,7 @@ def make_video(
   options: dict[str, str] | None = None,
   container_options: dict[str, str] | None = None,
 ) -> bytes:
-  """An encoded file; `stamps` are display times in milliseconds, `size` is (height, width)."""
+  """Encodes a video; `stamps` are display times in milliseconds, `size` is (height, width)."""
   height, width = size
   if isinstance(frames, int):
     frames = [picture(index, height, width) for index in range(frames)]
@@ -70,7 +70,7 @@ def make_video(
 
 
 def decode_all(data: bytes) -> tuple[list[np.ndarray], np.ndarray]:
-  """Every frame and its time, by the plainest loop there is: what `decode` must agree with."""
+  """Decodes every frame and its time with a plain PyAV loop, the reference for `decode`."""
   with av.open(io.BytesIO(data)) as container:
     container.streams.video[0].thread_type = 'NONE'
     frames = list(container.decode(video=0))

@@ -27,7 +27,7 @@ def frame_of(times, rate):
     {'short_side': (200, 256)},
   ],
 )
-def test_config_refuses(wrong):
+def test_invalid_configs_are_rejected(wrong):
   with pytest.raises(UserError):
     ClipConfig(**wrong)
 
@@ -44,26 +44,26 @@ def test_dense_at_30_fps_is_every_stride_th_frame(stride):
       np.testing.assert_array_equal(np.diff(frames), stride)
       starts.add(frames[0])
       assert frames[-1] < num_frames
-    if stride == 32 and num_frames < 400:  # every clip that fits, and none else
+    if stride == 32 and num_frames < 400:  # exactly the clips that fit
       assert starts == set(range(num_frames - 7 * 32))
 
 
 @pytest.mark.parametrize('rate', RATES)
-def test_no_time_is_near_the_edge_of_a_frame(rate):
-  """Where frames have a regular pattern, rounded timestamps cannot change it."""
+def test_times_are_not_near_frame_boundaries(rate):
+  """Rounded timestamps cannot change which frames a regular pattern selects."""
   num_frames = 400
   for config in [ClipConfig(8, stride=s) for s in (1, 2, 4, 8, 16, 32)] + [
     ClipConfig(t, sampling='uniform') for t in (8, 16, 32)
   ]:
     position = view_times(config, num_frames / rate, num_frames, 3) * rate
     if rate == round(rate):
-      edge = np.abs(position - np.round(position))
-      assert edge.min() > 0.01
+      distance = np.abs(position - np.round(position))
+      assert distance.min() > 0.01
     assert (position[:, 0] >= 0).all()
 
 
 @pytest.mark.parametrize('rate', [24, 25, 30000 / 1001, 30, 60])
-def test_real_files_give_the_frames_meant(rate):
+def test_frames_of_encoded_files(rate):
   data = make_video(100, rate=round(rate) if rate == round(rate) else 30, container='matroska')
   info = inspect(data)
   config = ClipConfig(frames=4, stride=8)
@@ -115,7 +115,7 @@ def test_uniform_views_differ():
 
 @pytest.mark.parametrize('shape', FRAMES)
 @pytest.mark.parametrize(('size', 'short_side'), SIZES)
-def test_boxes_are_inside_and_keep_the_aspect(shape, size, short_side):
+def test_boxes_are_inside_and_keep_the_aspect_ratio(shape, size, short_side):
   config = ClipConfig(size=size, short_side=short_side)
   rng = np.random.default_rng(0)
   boxes = [train_box(rng, config, *shape) for _ in range(200)]
@@ -126,7 +126,7 @@ def test_boxes_are_inside_and_keep_the_aspect(shape, size, short_side):
     assert (right - left) / (bottom - top) == pytest.approx(size[1] / size[0])
 
 
-def test_train_box_has_the_scale_asked_for():
+def test_train_box_has_the_configured_scale():
   config = ClipConfig(size=(224, 224), short_side=(256, 320))
   rng = np.random.default_rng(0)
   boxes = np.array([train_box(rng, config, 480, 640) for _ in range(2000)])
@@ -139,7 +139,7 @@ def test_train_box_has_the_scale_asked_for():
     assert boxes[:, far].max() > length - 5
 
 
-def test_view_boxes_lie_along_the_long_side():
+def test_view_boxes_are_spread_along_the_long_side():
   config = ClipConfig(size=(224, 224))
   assert view_boxes(config, 240, 320) == [(40, 0, 280, 240)]
   assert view_boxes(config, 240, 320, 3) == [(0, 0, 240, 240), (40, 0, 280, 240), (80, 0, 320, 240)]
@@ -153,6 +153,6 @@ def test_crop_resize_is_the_crop_resized():
   small = crop_resize(frame, (0, 0, 160, 120), (60, 80))
   assert (small.shape, small.dtype) == ((60, 80, 3), np.uint8)
   assert number(small) == 170
-  # Antialiased: a fine pattern becomes its mean rather than one of its colours.
+  # Antialiased: a fine pattern becomes its mean rather than one of its colors.
   stripes = np.repeat(np.tile(np.array([[0], [255]], np.uint8), (60, 160))[..., None], 3, -1)
   assert np.abs(crop_resize(stripes, (0, 0, 160, 120), (10, 10)).astype(int) - 127).max() < 16

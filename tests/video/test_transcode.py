@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mevit_jax.errors import UserError
-from mevit_jax.video import transcode as module
+from mevit_jax.video import transcode as transcode_module
 from mevit_jax.video.decode import VideoError, decode, inspect
 from mevit_jax.video.transcode import Encoding, reencode
 from tests.helpers.videos import decode_all, make_video, number, picture
@@ -27,14 +27,14 @@ KINDS = {
 }
 
 
-def psnr(one, other):
-  return 10 * np.log10(255**2 / np.mean((one.astype(float) - other) ** 2))
+def psnr(a, b):
+  return 10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2))
 
 
 @pytest.mark.parametrize(
   'wrong', [{'kind': 'x'}, {'short_side': 1}, {'short_side': -2}, {'keyframes': 0}, {'quality': 52}]
 )
-def test_encoding_refuses(wrong):
+def test_invalid_encodings_are_rejected(wrong):
   with pytest.raises(UserError, match=next(iter(wrong)).replace('kind', 'encoding')):
     Encoding(**wrong)
 
@@ -47,7 +47,7 @@ def test_keep_keeps_the_bytes():
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_the_same_frames_at_the_same_times(kind):
+def test_reencoding_keeps_frames_and_times(kind):
   data = make_video(**KINDS[kind])
   stored, source, info = reencode(data, H264)
   assert (source, info) == (inspect(data), inspect(stored))
@@ -56,13 +56,13 @@ def test_the_same_frames_at_the_same_times(kind):
   assert (info.height, info.width) == (source.height // 2 * 2, source.width // 2 * 2)
   times = np.random.default_rng(0).uniform(-0.2, 1.6, 20)
   frames = decode(data, times)
-  again = decode(stored, times)
-  assert [number(frame) for frame in again] == [number(frame) for frame in frames]
+  reencoded = decode(stored, times)
+  assert [number(frame) for frame in reencoded] == [number(frame) for frame in frames]
   if kind != 'odd':
-    assert psnr(np.stack(again), np.stack(frames)) > 40
+    assert psnr(np.stack(reencoded), np.stack(frames)) > 40
 
 
-def test_times_of_a_variable_rate_are_kept_to_the_tick():
+def test_variable_frame_rate_is_kept_exactly():
   stamps = [0, 40, 41, 500, 510, 1500, 1540, 9600]
   for container in ('mp4', 'matroska'):
     data = make_video(8, stamps=stamps, container=container, options={'bf': '2'})
@@ -70,20 +70,20 @@ def test_times_of_a_variable_rate_are_kept_to_the_tick():
     assert info.duration == pytest.approx(source.duration, abs=1e-4)
     _, times = decode_all(stored)
     np.testing.assert_allclose(times, decode_all(data)[1], atol=1e-9)
-    asked = np.concatenate([times, times - 1e-4, times + 1e-4])
-    assert [number(f) for f in decode(stored, asked)] == [number(f) for f in decode(data, asked)]
+    requested = np.concatenate([times, times - 1e-4, times + 1e-4])
+    assert [number(f) for f in decode(stored, requested)] == [number(f) for f in decode(data, requested)]
 
 
 @pytest.mark.parametrize('mirror', [False, True])
 @pytest.mark.parametrize('degrees', [0, 90, 180, 270])
-def test_stored_upright(degrees, mirror):
+def test_orientation_is_applied(degrees, mirror):
   data = make_video([picture(37)] * 3, rotation=degrees, mirror=mirror)
   for short_side in (0, 24):
     stored, source, info = reencode(data, Encoding('h264', short_side, quality=5))
-    turned = degrees in (90, 270)
-    assert (source.height, source.width) == ((64, 48) if turned else (48, 64))
+    transposed = degrees in (90, 270)
+    assert (source.height, source.width) == ((64, 48) if transposed else (48, 64))
     small = (info.height, info.width)
-    assert small == (((32, 24) if turned else (24, 32)) if short_side else (source.height, source.width))
+    assert small == (((32, 24) if transposed else (24, 32)) if short_side else (source.height, source.width))
     upright = decode(data, np.zeros(1))[0]
     if short_side:
       upright = upright.reshape(small[0], 2, small[1], 2, 3).mean((1, 3))  # h w 3
@@ -92,11 +92,9 @@ def test_stored_upright(degrees, mirror):
 
 @pytest.mark.parametrize('matrix', [1, 2, 5, 6, 9])
 @pytest.mark.parametrize('full', [False, True])
-def test_colours_stay(matrix, full):
-  colours = np.array(
-    [[250, 10, 10], [10, 250, 10], [10, 10, 250], [255, 255, 255], [0, 0, 0], [90, 160, 120]], np.uint8
-  )
-  flat = np.repeat(np.tile(colours.repeat(16, 0), (32, 1))[None], 1, 0).reshape(32, 96, 3)  # h w 3
+def test_colors_are_kept(matrix, full):
+  colors = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250], [255, 255, 255], [0, 0, 0], [90, 160, 120]], np.uint8)
+  flat = np.repeat(np.tile(colors.repeat(16, 0), (32, 1))[None], 1, 0).reshape(32, 96, 3)  # h w 3
   file = io.BytesIO()
   with av.open(file, 'w', format='mp4') as output:
     stream = output.add_stream('libx264', rate=30, options={'crf': '1'})
@@ -113,7 +111,7 @@ def test_colours_stay(matrix, full):
   after = decode(reencode(file.getvalue(), Encoding('h264', quality=1))[0], np.zeros(1))[0]
   for start in range(0, 96, 16):
     inside = np.s_[4:-4, start + 4 : start + 12]
-    np.testing.assert_allclose(before[inside].mean((0, 1)), colours[start // 16], atol=4)
+    np.testing.assert_allclose(before[inside].mean((0, 1)), colors[start // 16], atol=4)
     np.testing.assert_allclose(after[inside].mean((0, 1)), before[inside].mean((0, 1)), atol=2)
 
 
@@ -136,7 +134,7 @@ def test_sizes(size, short_side, expected):
   assert (info.height, info.width) == expected
 
 
-def test_few_frames_are_decoded_for_any():
+def test_keyframe_interval():
   stored = reencode(make_video(60, keyframes=1000), Encoding('h264', keyframes=5))[0]
   with av.open(io.BytesIO(stored)) as container:
     packets = [packet for packet in container.demux(video=0) if packet.size]
@@ -145,21 +143,21 @@ def test_few_frames_are_decoded_for_any():
     assert len(container.streams) == 1
 
 
-def test_the_same_bytes_every_time():
+def test_output_is_deterministic():
   data = make_video()
   assert reencode(data, H264)[0] == reencode(data, H264)[0]
 
 
-def test_what_decodes_of_a_damaged_one_is_stored():
-  whole = make_video(120, container='matroska')
-  stored, source, info = reencode(whole[: int(len(whole) * 0.6)], H264)
-  assert 'ends at' in source.damage
+def test_decodable_part_of_a_damaged_video_is_stored():
+  complete = make_video(120, container='matroska')
+  stored, source, info = reencode(complete[: int(len(complete) * 0.6)], H264)
+  assert 'truncated at' in source.damage
   assert (info.damage, info.num_frames) == ('', source.num_frames)
   last = np.array([source.duration - 0.01, 100.0])
   assert [number(frame) for frame in decode(stored, last)] == [source.num_frames - 1] * 2
 
 
-def test_a_change_of_size_keeps_the_first_one():
+def test_frames_keep_the_size_of_the_first_one():
   def packets(size):
     with av.open(
       io.BytesIO(make_video(6, container='h264', size=size, options={'bf': '0'})), format='h264'
@@ -171,15 +169,15 @@ def test_a_change_of_size_keeps_the_first_one():
   assert [number(frame) for frame in decode(stored, (np.arange(12) + 0.5) / info.fps)] == [*range(6), *range(6)]
 
 
-def test_kept_where_two_frames_have_one_time():
-  data = make_video(6, rate=2000, container='matroska', options={'bf': '0'})  # which counts milliseconds
+def test_videos_with_duplicate_timestamps_are_kept():
+  data = make_video(6, rate=2000, container='matroska', options={'bf': '0'})  # whose time base is a millisecond
   stored, source, info = reencode(data, H264)
   assert stored is data
   assert source == info
 
 
-@pytest.mark.parametrize('data', [b'', b'no video at all' * 99, make_video()[:2000]])
-def test_dead_files(data):
+@pytest.mark.parametrize('data', [b'', b'not a video at all' * 99, make_video()[:2000]])
+def test_unusable_files(data):
   with pytest.raises(VideoError):
     reencode(data, H264)
 
@@ -189,16 +187,16 @@ def test_time_limit():
     reencode(make_video(), H264, time_limit=1e-6)
 
 
-def test_frames_are_let_go(monkeypatch):
-  """Memory does not grow with a video's length, whenever Python may collect cycles."""
+def test_frames_are_freed(monkeypatch):
+  """Memory does not grow with the video's length, even without garbage collection."""
   alive = []
 
-  class Encoder(module._Encoder):
+  class Encoder(transcode_module._Encoder):
     def add(self, frame):
       super().add(frame)
-      alive.append(sum(issubclass(type(each), av.VideoFrame) for each in gc.get_objects()))
+      alive.append(sum(issubclass(type(item), av.VideoFrame) for item in gc.get_objects()))
 
-  monkeypatch.setattr(module, '_Encoder', Encoder)
+  monkeypatch.setattr(transcode_module, '_Encoder', Encoder)
   data = make_video(30, rotation=90)
   gc.collect()
   gc.disable()

@@ -1,4 +1,4 @@
-"""Videos written anew with something drawn on them."""
+"""Videos copied with an overlay."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from mevit_jax.video.write import write_overlay
 from tests.helpers.videos import decode_all, make_video, number
 
 
-def noted(times):
+def recording_overlay(times):
   def draw(frame, time):
     times.append(time)
     drawn = frame.copy()
@@ -31,12 +31,12 @@ def noted(times):
 )
 def test_frames_keep_their_order_and_times(tmp_path, stamps, options):
   data, drawn = make_video(8, stamps=stamps, **options), []
-  write_overlay(tmp_path / 'out.mp4', data, noted(drawn))
+  write_overlay(tmp_path / 'out.mp4', data, recording_overlay(drawn))
   frames, times = decode_all((tmp_path / 'out.mp4').read_bytes())
   expected = np.array(stamps or np.arange(8) * 1000 / 30) / 1000
   np.testing.assert_allclose(times, expected, atol=1e-4)
   np.testing.assert_allclose(drawn, expected, atol=1e-3)
-  assert all(frame[-6:-3, -6:-3].min() > 200 for frame in frames)  # what was drawn
+  assert all(frame[-6:-3, -6:-3].min() > 200 for frame in frames)  # the overlay
   height, width = options.get('size', (48, 64))
   if 'rotation' in options:
     height, width = width, height
@@ -46,9 +46,9 @@ def test_frames_keep_their_order_and_times(tmp_path, stamps, options):
   assert [number(frame) for frame in frames] == [*range(8)]
 
 
-def test_nothing_is_left_of_one_that_fails(tmp_path):
+def test_failures_leave_no_file(tmp_path):
   with pytest.raises(VideoError):
-    write_overlay(tmp_path / 'out.mp4', b'no video' * 99, noted([]))
+    write_overlay(tmp_path / 'out.mp4', b'not a video' * 99, recording_overlay([]))
   with pytest.raises(ZeroDivisionError):
     write_overlay(tmp_path / 'out.mp4', make_video(3), lambda frame, time: 1 // 0)
   assert not list(tmp_path.iterdir())
