@@ -7,7 +7,7 @@
 --config=configs/ablations/demo.py:M, see there.
 """
 
-from configs import common
+from mevit_jax.configs import common
 
 
 def get_config():

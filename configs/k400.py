@@ -9,7 +9,7 @@ The paper reports 80.6 top-1 and 94.7 top-5 with 1x3 views (81.1 and 94.9 with 1
 ViT. Not run here: no hours to report yet.
 """
 
-from configs import common
+from mevit_jax.configs import common
 
 
 def get_config(size: str = 'B/16'):

@@ -5,7 +5,7 @@
 The paper reports 85.6 top-1 and 95.2 top-5 with 16 frames and 1x3 views. Not run here.
 """
 
-from configs import k400
+from mevit_jax.configs import k400
 
 
 def get_config(size: str = 'B/16'):

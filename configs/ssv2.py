@@ -5,7 +5,7 @@
 The paper reports 65.7 top-1 and 90.5 top-5 with 16 frames and 1x3 views. Not run here.
 """
 
-from configs import common
+from mevit_jax.configs import common
 
 
 def get_config(size: str = 'B/16'):

@@ -5,7 +5,7 @@
 Its authors report 78.0 top-1 with 8x32 frames and 1x3 views, after about 416 V100 hours. Not run here.
 """
 
-from configs import k400
+from mevit_jax.configs import k400
 
 
 def get_config(size: str = 'B/16'):

@@ -7,7 +7,7 @@ ROOT holds a folder of videos a class, or ROOT is a CSV of path,label. From scra
 Small and quick: --config=configs/video_folder.py:Ti/16. Not run here at this size.
 """
 
-from configs import common
+from mevit_jax.configs import common
 
 
 def get_config(size: str = 'B/16'):

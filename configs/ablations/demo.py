@@ -8,7 +8,7 @@ python main.py --config=configs/ablations/demo.py:2 --workdir=runs/demo_m2      
 python main.py --config=configs/ablations/demo.py:4 --workdir=runs/demo_whole    (the whole grid: joint attention)
 """
 
-from configs import demo
+from mevit_jax.configs import demo
 
 
 def get_config(block_size: str = '2'):

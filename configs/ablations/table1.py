@@ -5,7 +5,7 @@
 Top-1 and top-5 there: M = 1 78.6 93.0, 2 80.2 93.6, 3 80.0 93.2, 7 77.6 92.8, 14 77.9 92.8. Not run here.
 """
 
-from configs import k400
+from mevit_jax.configs import k400
 
 
 def get_config(block_size: str = '2'):

@@ -5,7 +5,7 @@
 Top-1 there by self-attention + class-attention blocks: 9+3 79.4, 10+2 80.3, 11+1 80.5, 12+1 80.6. Not run here.
 """
 
-from configs import k400
+from mevit_jax.configs import k400
 
 
 def get_config(blocks: str = '11+1'):

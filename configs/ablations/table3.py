@@ -5,7 +5,7 @@
 Top-1 there: 0 of 12 75.6, 2 77.5, 4 77.9, 8 80.3, 12 80.2. Not run here.
 """
 
-from configs import k400
+from mevit_jax.configs import k400
 
 
 def get_config(motion_blocks: str = '8'):
