@@ -3,8 +3,8 @@
   mevit prepare moving_shapes --data_dir=data
   python main.py --config=configs/demo.py --workdir=runs/demo
 
-`bash launch/demo.sh` runs both and installs everything first. configs/ablations/demo.py has other kinds of time attention
-with the same budget.
+`bash launch/demo.sh` runs both and installs everything first. configs/ablations/demo.py has other kinds of time
+attention with the same budget.
 """
 
 from mevit_jax.configs import common

@@ -3,9 +3,9 @@
   mevit prepare video_folder ROOT --data_dir=data --name=mine
   python main.py --config=configs/video_folder.py --workdir=runs/mine --config.data.dataset=mine
 
-ROOT is a folder with one subfolder of videos per class, or a CSV file with the columns path,label. Training from scratch
-needs many videos: use --config.init_from. A smaller model: --config=configs/video_folder.py:Ti/16. We have not trained
-B/16 with this config yet.
+ROOT is a folder with one subfolder of videos per class, or a CSV file with the columns path,label. Training from
+scratch needs many videos: use --config.init_from. A smaller model: --config=configs/video_folder.py:Ti/16. B/16 was not
+trained here yet.
 """
 
 from mevit_jax.configs import common

@@ -2,7 +2,8 @@
 
   python main.py --config=configs/ablations/table2.py:11+1 --workdir=runs/table2_11 --config.data.data_dir=/data
 
-Top-1 in the paper by self-attention + class-attention blocks: 9+3 79.4, 10+2 80.3, 11+1 80.5, 12+1 80.6. Not trained here.
+Top-1 in the paper by self-attention + class-attention blocks: 9+3 79.4, 10+2 80.3, 11+1 80.5, 12+1 80.6. Not trained
+here.
 """
 
 from mevit_jax.configs import k400
