@@ -3,8 +3,8 @@
   python launch/colab.py
 
 Installed packages are kept, except those in UPGRADED that are too old: a pinned jax would replace the runtime's build
-for its device by one for CPUs, and another version of an imported package (NumPy, Matplotlib) would require a restart of
-the notebook. Added packages are at most as new as in requirements.txt.
+for its device by one for CPUs, and another version of an imported package (NumPy, Matplotlib) would require a restart
+of the notebook. Added packages are at most as new as in requirements.txt.
 """
 
 import importlib.metadata
