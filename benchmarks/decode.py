@@ -1,20 +1,19 @@
-"""What a clip costs to read: CPU, bytes and fidelity, beside the decoders that others use.
+"""Cost of decoding a clip: CPU, bytes and fidelity, compared with other decoders.
 
   python -m benchmarks.decode [VIDEO...] [--clips=20] [--frontier] [--json=FILE]
 
-Every clip is read out of encoded bytes: 8 frames, `stride` 32, a random crop of each, resized by the same function to
-8 x 224 x 224 x 3 uint8. All rows read the same random clips in turn, in one process and one thread. CPU is the
-process's, per clip, the median; `x decord` is the median of the clips' ratios to decord reading the original (to the
-first row that there is, where decord is not). PSNR is against the original's clips. Before anything is timed, each
-reader must give the frames that a plain loop gives.
+Every clip is decoded from encoded bytes: 8 frames, `stride` 32, a random crop of each, resized by the same function to
+8 x 224 x 224 x 3 uint8. All rows read the same random clips in interleaved order, in one process and one thread. CPU
+time is the median per clip; `x decord` is the median over clips of the speed relative to decord on the original (to the
+first available row if decord is not installed). PSNR is relative to the original's clips. Before timing, each reader
+must return the frames of a plain decoding loop.
 
-Without a VIDEO one is made. --frontier adds other ways to store a video, at its size. What is not installed is named
-and left out (requirements-benchmarks.txt).
+Without VIDEO, a synthetic video is used. --frontier adds other encodings at the same resolution. Decoders that are not
+installed are listed and skipped (requirements-benchmarks.txt).
 """
 
 import importlib
 import io
-import json
 import math
 import tempfile
 import time
@@ -29,26 +28,27 @@ from absl import flags
 
 from mevit_jax.cli.command import run
 from mevit_jax.config.data import ClipConfig
+from mevit_jax.files import write_json
 from mevit_jax.video.clips import crop_resize, train_box, train_times
 from mevit_jax.video.decode import decode, inspect
 from mevit_jax.video.transcode import Encoding, reencode
 
-_CLIPS = flags.DEFINE_integer('clips', 20, 'Random clips to read of each video.', lower_bound=1)
-_FRONTIER = flags.DEFINE_bool('frontier', False, 'Also other ways to store the video.')
-_JSON = flags.DEFINE_string('json', '', 'A file to write the figures to.')
+_CLIPS = flags.DEFINE_integer('clips', 20, 'Random clips per video.', lower_bound=1)
+_FRONTIER = flags.DEFINE_bool('frontier', False, 'Also measure other encodings of the video.')
+_JSON = flags.DEFINE_string('json', '', 'JSON file to write the results to.')
 
-# A reader's frames `t h w 3` from the file's bytes, of the frames with these indices at these times.
+# (bytes of a file, indices of frames, their times in seconds) -> frames `t h w 3`.
 Reader = Callable[[bytes, list[int], np.ndarray], Sequence[np.ndarray]]
 
 
 @dataclass
 class Row:
-  """One way to read one file; `error` is '' or why not."""
+  """A reader and the encoding that it reads; `error` is the reason for skipping it, or ''."""
 
   name: str
   read: Reader
   data: bytes
-  exact: bool = True  # the original's frames are wanted
+  exact: bool = True  # the original's frames are expected
   error: str = ''
   seconds: list[float] = field(default_factory=list)
   squares: list[float] = field(default_factory=list)
@@ -59,7 +59,7 @@ def read_ours(data: bytes, indices: list[int], times: np.ndarray) -> Sequence[np
 
 
 def read_pyav(data: bytes, indices: list[int], times: np.ndarray) -> Sequence[np.ndarray]:
-  """The plain loop: decode up to the last frame wanted."""
+  """Decodes all frames up to the last one requested."""
   frames = {}
   with av.open(io.BytesIO(data)) as container:
     container.streams.video[0].thread_type = 'NONE'
@@ -83,14 +83,14 @@ def read_torchcodec(data: bytes, indices: list[int], times: np.ndarray) -> Seque
 
 
 def read_torchcodec_approximate(data: bytes, indices: list[int], times: np.ndarray) -> Sequence[np.ndarray]:
-  """Without its scan of the file: an index is then a time at the mean rate."""
+  """Decodes without scanning the file first: an index is then a time at the mean frame rate."""
   decoders = importlib.import_module('torchcodec.decoders')
   reader = decoders.VideoDecoder(data, dimension_order='NHWC', num_ffmpeg_threads=1, seek_mode='approximate')
   return reader.get_frames_at(indices).data.numpy()
 
 
 def read_opencv(data: bytes, indices: list[int], times: np.ndarray) -> Sequence[np.ndarray]:
-  """Grabs frames up to the last one wanted; it reads files only, so bytes go through one."""
+  """Grabs frames up to the last one requested, from a temporary file, since OpenCV reads files only."""
   cv2 = importlib.import_module('cv2')
   frames = {}
   with tempfile.NamedTemporaryFile(suffix='.mp4') as file:
@@ -105,7 +105,7 @@ def read_opencv(data: bytes, indices: list[int], times: np.ndarray) -> Sequence[
   return [frames[index] for index in indices]
 
 
-PEERS = {
+READERS = {
   'decord': read_decord,
   'PyAV, a plain loop': read_pyav,
   'torchcodec': read_torchcodec,
@@ -113,12 +113,12 @@ PEERS = {
   'OpenCV': read_opencv,
 }
 
-# Ways to store a video that were weighed: codec, keyframe interval, options.
+# Encodings that were compared: codec, keyframe interval, options.
 _PSNR = {'tune': 'psnr', 'preset': 'veryfast', 'crf': '23', 'sc_threshold': '0'}
 _PLAIN = _PSNR | {'bf': '0', 'refs': '1'}
 _FAST = _PLAIN | {'coder': 'vlc', 'weightp': 'none'}
 _PYRAMID = _PSNR | {'b-pyramid': 'normal', 'b_strategy': '0'}
-STORED: dict[str, tuple[str, int, dict[str, str]]] = {
+ENCODINGS: dict[str, tuple[str, int, dict[str, str]]] = {
   **{f'h264, every {k}': ('libx264', k, _FAST) for k in (1, 2, 4, 6, 8, 12, 16, 32)},
   **{f'h264, every 6, crf {crf}': ('libx264', 6, _FAST | {'crf': str(crf)}) for crf in (20, 26)},
   **{f'h264, every 6, {p}': ('libx264', 6, _FAST | {'preset': p}) for p in ('superfast', 'fast', 'slow')},
@@ -141,8 +141,8 @@ STORED: dict[str, tuple[str, int, dict[str, str]]] = {
 }
 
 
-def store(data: bytes, codec: str, keyframes: int, options: dict[str, str]) -> bytes:
-  """The video encoded again at its size, with its times."""
+def encode(data: bytes, codec: str, keyframes: int, options: dict[str, str]) -> bytes:
+  """Transcodes a video at its resolution, keeping its timestamps."""
   file = io.BytesIO()
   with av.open(io.BytesIO(data)) as source, av.open(file, 'w', format='matroska' if codec == 'mjpeg' else 'mp4') as out:
     video = source.streams.video[0]
@@ -163,7 +163,7 @@ def store(data: bytes, codec: str, keyframes: int, options: dict[str, str]) -> b
 
 
 def make_video(frames: int = 300, height: int = 256, width: int = 340) -> bytes:
-  """Ten seconds of something that moves, pans and is noisy, as H.264 with its usual keyframe interval."""
+  """Encodes ten seconds of moving, panning, noisy video as H.264 with the default keyframe interval."""
   rng, file = np.random.default_rng(0), io.BytesIO()
   scene = np.zeros((height * 2, width * 2, 3))
   for cell in (4, 16, 64):
@@ -182,25 +182,28 @@ def make_video(frames: int = 300, height: int = 256, width: int = 340) -> bytes:
   return file.getvalue()
 
 
-def rows_of(data: bytes, frontier: bool) -> list[Row]:
+def make_rows(data: bytes, frontier: bool) -> list[Row]:
+  """Lists the readers of the original, ours with our encoding, and with `frontier` ours with other encodings."""
   encoding = Encoding('h264')
-  rows = [Row(name, read, data) for name, read in PEERS.items()]
+  rows = [Row(name, read, data) for name, read in READERS.items()]
   rows.append(Row('ours', read_ours, data))
   rows.append(
-    Row(f'ours, stored as h264 (short side {encoding.short_side})', read_ours, reencode(data, encoding)[0], exact=False)
+    Row(
+      f'ours, encoded as h264 (short side {encoding.short_side})', read_ours, reencode(data, encoding)[0], exact=False
+    )
   )
-  for name, how in STORED.items() if frontier else ():
-    rows.append(Row(name, read_ours, store(data, *how), exact=False))
+  for name, settings in ENCODINGS.items() if frontier else ():
+    rows.append(Row(name, read_ours, encode(data, *settings), exact=False))
   return rows
 
 
 def measure(data: bytes, rows: Sequence[Row], clips: int) -> None:
-  """Checks every row, then reads the same random clips with each of them in turn."""
+  """Checks every reader, then times all of them on the same random clips, interleaved."""
   info, config, rng = inspect(data), ClipConfig(), np.random.default_rng(0)
   with av.open(io.BytesIO(data)) as container:
     seconds = [float(frame.pts * frame.time_base) for frame in container.decode(video=0)]
   starts = np.array(seconds) - seconds[0]
-  for clip in range(-1, clips):  # the first one warms up, and is what is checked
+  for clip in range(-1, clips):  # the first clip warms up and is checked
     times = train_times(rng, config, info.duration, info.num_frames)
     indices = np.maximum(np.searchsorted(starts, times + 1e-6, side='right') - 1, 0).tolist()
     box = np.array(train_box(rng, config, info.height, info.width)) / np.tile([info.width, info.height], 2)
@@ -210,15 +213,15 @@ def measure(data: bytes, rows: Sequence[Row], clips: int) -> None:
       try:
         if clip < 0:
           _check(row, row.read(row.data, indices, times), plain)
-        began = time.process_time()
-        got = _clip(row.read(row.data, indices, times), box, config.size)
-        elapsed = time.process_time() - began
-      except Exception as error:  # of any of the libraries: the others go on
+        start = time.process_time()
+        result = _clip(row.read(row.data, indices, times), box, config.size)
+        elapsed = time.process_time() - start
+      except Exception as error:  # of any library: the others continue
         row.error = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
         continue
       if clip >= 0:
         row.seconds.append(elapsed)
-        row.squares.append(float(np.mean((got.astype(np.float32) - expected) ** 2)))
+        row.squares.append(float(np.mean((result.astype(np.float32) - expected) ** 2)))
 
 
 def _clip(frames: Sequence[np.ndarray], box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -228,15 +231,15 @@ def _clip(frames: Sequence[np.ndarray], box: np.ndarray, size: tuple[int, int]) 
 
 
 def _check(row: Row, frames: Sequence[np.ndarray], plain: Sequence[np.ndarray]) -> None:
-  """Raises where a reader of the original gives other frames: colours may be rounded otherwise, no more."""
+  """Raises a ValueError if a reader of the original returns other frames; rounding of colors may differ."""
   if row.exact:
     gaps = [float(np.abs(a.astype(np.int16) - b).mean()) for a, b in zip(frames, plain, strict=True)]
     if max(gaps) > 3:
-      raise ValueError(f'its frames are not those of a plain loop: {max(gaps):.1f} levels apart')
+      raise ValueError(f'frames differ from those of a plain loop by {max(gaps):.1f} levels')
 
 
 def figures(rows: Sequence[Row], size: int) -> list[dict[str, Any]]:
-  """A row's figures as they are printed and written."""
+  """Returns the results of all rows, as they are printed and written."""
   base = next(row for row in rows if not row.error)
   result = []
   for row in rows:
@@ -251,7 +254,7 @@ def figures(rows: Sequence[Row], size: int) -> list[dict[str, Any]]:
         'cpu_ms': float(np.median(row.seconds)) * 1e3,
         'clips_per_core_second': 1 / float(np.median(row.seconds)),
         'base': base.name,
-        'times_base': float(np.median(np.divide(base.seconds, row.seconds))),
+        'speedup': float(np.median(np.divide(base.seconds, row.seconds))),
         'psnr': 10 * math.log10(255**2 / error) if error else math.inf,
       }
     )
@@ -259,32 +262,34 @@ def figures(rows: Sequence[Row], size: int) -> list[dict[str, Any]]:
 
 
 def show(name: str, about: str, table: Sequence[dict[str, Any]]) -> None:
+  """Prints the results of one video as a table."""
   width = max(len(row['name']) for row in table)
   base = next(row['base'] for row in table if 'base' in row)
   print(f'\n{name}: {about}')
   print(f'{"":{width}}  bytes  CPU ms/clip  clips/s/core  x {base}  PSNR dB')
   for row in table:
     if 'skipped' in row:
-      print(f'{row["name"]:{width}}  left out: {row["skipped"]}')
+      print(f'{row["name"]:{width}}  skipped: {row["skipped"]}')
     else:
       print(
         f'{row["name"]:{width}} {row["bytes"]:5.2f}x {row["cpu_ms"]:12.1f} {row["clips_per_core_second"]:13.1f}'
-        f' {row["times_base"]:{len(base) + 3}.2f} {row["psnr"]:8.1f}'
+        f' {row["speedup"]:{len(base) + 3}.2f} {row["psnr"]:8.1f}'
       )
 
 
 def main(argv: Sequence[str]) -> None:
-  videos = {name: Path(name).read_bytes() for name in argv[1:]} or {'made here': make_video()}
+  """Measures the given videos, or a synthetic one."""
+  videos = {name: Path(name).read_bytes() for name in argv[1:]} or {'synthetic': make_video()}
   result = {}
   for name, data in videos.items():
     info = inspect(data)
-    rows = rows_of(data, _FRONTIER.value)
+    rows = make_rows(data, _FRONTIER.value)
     measure(data, rows, _CLIPS.value)
     about = f'{info.width}x{info.height}, {info.num_frames} frames, {info.codec}, {len(data)} bytes'
     result[name] = figures(rows, len(data))
     show(name, about, result[name])
   if _JSON.value:
-    Path(_JSON.value).write_text(json.dumps(result, indent=2) + '\n')
+    write_json(_JSON.value, result)
 
 
 if __name__ == '__main__':

@@ -1,17 +1,16 @@
-"""How fast batches come, from threads and from worker processes, and whether memory stays flat.
+"""Speed of the data pipeline with threads and with worker processes, and its memory over time.
 
-  python -m benchmarks.pipeline                                  # a video made here, 340x256, 280 frames
+  python -m benchmarks.pipeline                                  # a synthetic video, 340x256, 280 frames
   python -m benchmarks.pipeline clip.mp4 other.mp4 --workers=0,1,2,4 --repeats=1,2
   python -m benchmarks.pipeline --data_dir=data --dataset=mine   # a prepared dataset's training split
   python -m benchmarks.pipeline --memory                         # resident memory over 10,000 small clips
 
-Each setting is measured in every round, one after the other, and its median is shown. Beside the time on the clock
-stands CPU time, of this process and of all workers: where others use the machine, that is the figure to read.
+Each setting is measured in every round, one after the other; the table shows medians. CPU time includes all workers and
+is the number to compare on a shared machine.
 """
 
 import contextlib
 import io
-import json
 import os
 import statistics
 import time
@@ -29,26 +28,27 @@ from mevit_jax.cli.command import run
 from mevit_jax.config.data import ClipConfig
 from mevit_jax.data import pipeline
 from mevit_jax.datasets import reader as datasets
+from mevit_jax.files import write_json
 from mevit_jax.video import decode as video
 
-_DATA_DIR = flags.DEFINE_string('data_dir', 'data', 'The folder of prepared datasets.')
-_DATASET = flags.DEFINE_string('dataset', '', 'A prepared dataset to read, instead of files.')
-_WORKERS = flags.DEFINE_list('workers', '0,1,2,4', 'Numbers of worker processes; 0: threads of this process.')
-_REPEATS = flags.DEFINE_list('repeats', '1', 'Clips that a video gives when it is drawn.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'Clips of a batch.', lower_bound=1)
-_FRAMES = flags.DEFINE_integer('frames', 8, 'Frames of a clip.', lower_bound=1)
-_STRIDE = flags.DEFINE_integer('stride', 32, 'Between two frames of a clip.', lower_bound=1)
-_SIZE = flags.DEFINE_integer('size', 0, 'Of a clip, in pixels; 0: 224, and 32 with --memory.')
-_STEPS = flags.DEFINE_integer('steps', 12, 'Batches that are timed.', lower_bound=1)
-_ROUNDS = flags.DEFINE_integer('rounds', 3, 'How often each setting is measured.', lower_bound=1)
-_MEMORY = flags.DEFINE_bool('memory', False, 'Memory over time, with the last of --workers.')
-_CLIPS = flags.DEFINE_integer('clips', 10_000, 'With --memory: how many.')
-_JSON = flags.DEFINE_string('json', '', 'A file to write the figures to.')
+_DATA_DIR = flags.DEFINE_string('data_dir', 'data', 'Folder of prepared datasets.')
+_DATASET = flags.DEFINE_string('dataset', '', 'Prepared dataset to read instead of files.')
+_WORKERS = flags.DEFINE_list('workers', '0,1,2,4', 'Numbers of worker processes; 0 uses threads of this process.')
+_REPEATS = flags.DEFINE_list('repeats', '1', 'Clips per decoded video (data.repeated_augmentation).')
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'Clips per batch.', lower_bound=1)
+_FRAMES = flags.DEFINE_integer('frames', 8, 'Frames per clip.', lower_bound=1)
+_STRIDE = flags.DEFINE_integer('stride', 32, 'Distance between two frames of a clip.', lower_bound=1)
+_SIZE = flags.DEFINE_integer('size', 0, 'Side length of a clip in pixels; 0 is 224, or 32 with --memory.')
+_STEPS = flags.DEFINE_integer('steps', 12, 'Timed batches.', lower_bound=1)
+_ROUNDS = flags.DEFINE_integer('rounds', 3, 'Timed rounds.', lower_bound=1)
+_MEMORY = flags.DEFINE_bool('memory', False, 'Measure memory over time, with the last of --workers.')
+_CLIPS = flags.DEFINE_integer('clips', 10_000, 'Number of clips with --memory.')
+_JSON = flags.DEFINE_string('json', '', 'JSON file to write the results to.')
 
 
 @dataclass(frozen=True)
 class Files:
-  """Video files as a dataset, each of them again and again."""
+  """A dataset that repeats some video files."""
 
   files: tuple[tuple[bytes, video.VideoInfo], ...]
   length: int = 1000
@@ -68,7 +68,7 @@ class Files:
 
 
 def make_video(height: int, width: int, frames: int) -> bytes:
-  """An H.264 file of a textured picture that drifts, with some noise: about as hard to decode as a real one."""
+  """Encodes a drifting texture with noise as H.264, about as expensive to decode as a real video."""
   rng = np.random.default_rng(0)
   coarse = rng.integers(0, 255, (height // 8, 2 * width // 8, 3), np.uint8)
   texture = coarse.repeat(8, 0).repeat(8, 1).astype(np.int16)  # h 2w 3
@@ -85,23 +85,23 @@ def make_video(height: int, width: int, frames: int) -> bytes:
 
 
 def processes() -> list[psutil.Process]:
-  """This process and its children."""
+  """Returns this process and its children."""
   return [psutil.Process(), *psutil.Process().children(recursive=True)]
 
 
 def cpu_seconds() -> float:
-  """CPU time of this process and of its children that live."""
+  """Returns the CPU time of this process and of its running children."""
   return sum(sum(process.cpu_times()[:2]) for process in processes())
 
 
 def measure(source: pipeline.Source, clip: ClipConfig, workers: int, repeats: int, batch: int, steps: int) -> dict:
-  """One run: seconds until the first batch, then clips a second and CPU time over `steps` batches."""
+  """Measures the time to the first batch, then clips per second and CPU time over `steps` batches."""
   begin = time.monotonic()
   batches = pipeline.train_batches(source, clip, batch_size=batch, seed=0, repeats=repeats, workers=workers)
   with contextlib.closing(batches):
     next(batches)
     first = time.monotonic() - begin
-    for _ in range(2 * max(workers, 1)):  # what was made ahead does not count
+    for _ in range(2 * max(workers, 1)):  # prefetched batches do not count
       next(batches)
     start, cpu = time.monotonic(), cpu_seconds()
     for _ in range(steps):
@@ -112,29 +112,29 @@ def measure(source: pipeline.Source, clip: ClipConfig, workers: int, repeats: in
 
 
 def speed(source: pipeline.Source, clip: ClipConfig) -> list[dict]:
-  """A row a setting: medians over rounds."""
+  """Measures every setting; returns a row of medians for each."""
   settings = [(int(workers), int(repeats)) for repeats in _REPEATS.value for workers in _WORKERS.value]
   runs: dict[tuple[int, int], list[dict]] = {setting: [] for setting in settings}
   for _ in range(_ROUNDS.value):
     for setting in settings:
       runs[setting].append(measure(source, clip, *setting, _BATCH_SIZE.value, _STEPS.value))
   rows = []
-  print(f'{"workers":>8} {"repeats":>8} {"clips/s":>9} {"x one":>6} {"CPU ms/clip":>12} {"first batch s":>14}')
+  print(f'{"workers":>8} {"repeats":>8} {"clips/s":>9} {"speedup":>7} {"CPU ms/clip":>12} {"first batch s":>14}')
   for workers, repeats in settings:
     medians = {name: statistics.median(run[name] for run in runs[workers, repeats]) for name in runs[settings[0]][0]}
-    one = runs.get((1, repeats))
-    pairs = zip(runs[workers, repeats], one, strict=True) if one else ()
+    single = runs.get((1, repeats))
+    pairs = zip(runs[workers, repeats], single, strict=True) if single else ()
     ratio = statistics.median([a['clips_per_s'] / b['clips_per_s'] for a, b in pairs] or [float('nan')])
-    rows.append({'workers': workers, 'repeats': repeats, 'times_one_worker': ratio, **medians})
+    rows.append({'workers': workers, 'repeats': repeats, 'speedup_over_one_worker': ratio, **medians})
     print(
-      f'{workers or "threads":>8} {repeats:8} {medians["clips_per_s"]:9.1f} {ratio:6.2f} '
+      f'{workers or "threads":>8} {repeats:8} {medians["clips_per_s"]:9.1f} {ratio:7.2f} '
       f'{medians["cpu_ms_per_clip"]:12.1f} {medians["first_batch_s"]:14.1f}'
     )
   return rows
 
 
 def memory(source: pipeline.Source, clip: ClipConfig) -> list[dict]:
-  """A row each tenth of the clips: resident memory of this process and of its workers."""
+  """Measures resident memory of this process and of its workers; returns a row per tenth of the clips."""
   rows, workers, batch, count = [], int(_WORKERS.value[-1]), _BATCH_SIZE.value, _CLIPS.value
   repeats = int(_REPEATS.value[0])
   print(f'{"clips":>8} {"this process MiB":>17} {"workers MiB":>12}   ({workers or "no"} worker processes)')
@@ -150,7 +150,7 @@ def memory(source: pipeline.Source, clip: ClipConfig) -> list[dict]:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Measures, and prints a table."""
+  """Measures and prints a table."""
   size = _SIZE.value or (32 if _MEMORY.value else 224)
   clip = ClipConfig(_FRAMES.value, (size, size), stride=_STRIDE.value, short_side=(size * 8 // 7, size * 10 // 7))
   source: pipeline.Source
@@ -166,7 +166,7 @@ def main(argv: Sequence[str]) -> None:
   )
   rows = memory(source, clip) if _MEMORY.value else speed(source, clip)
   if _JSON.value:
-    Path(_JSON.value).write_text(json.dumps(rows, indent=2) + '\n')
+    write_json(_JSON.value, rows)
 
 
 if __name__ == '__main__':

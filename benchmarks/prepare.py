@@ -1,19 +1,17 @@
-"""How fast videos are prepared, how that grows with processes, and how much memory it takes.
+"""Speed, scaling and memory of dataset preparation.
 
   python -m benchmarks.prepare                                      videos/s, one process against two
-  python -m benchmarks.prepare --video=FILE.mp4 --videos=200        of copies of that file
+  python -m benchmarks.prepare --video=FILE.mp4 --videos=200        copies of that file
   python -m benchmarks.prepare --gigabytes=3 --videos=1000 --workers=2 --repeats=1      memory
-  python -m benchmarks.prepare --encoding=h264                      encoded again
+  python -m benchmarks.prepare --encoding=h264                      transcoded
 
-Files are copies of one video that differ in a box of padding behind it, so that no two have the same
-bytes. Each run is the whole command, from nothing, in processes of its own; the runs with different
-numbers of workers take turns. The peer decodes the same files in a plain PyAV loop and writes nothing.
-CPU is of all processes: it tells what a quiet machine would do, whoever else works on this one.
+Files are copies of one video with different padding appended, so that no two are identical. Each run is the complete
+command in new processes; runs with different numbers of workers are interleaved. The baseline decodes the same files in
+a plain PyAV loop and writes nothing. CPU time includes all processes and is the number to compare on a shared machine.
 """
 
 import dataclasses
 import io
-import json
 import os
 import shutil
 import statistics
@@ -30,24 +28,23 @@ import psutil
 from absl import flags
 
 from mevit_jax.cli import command
+from mevit_jax.files import write_json
 
-VIDEO = flags.DEFINE_string('video', None, 'An mp4 file; if not given one is made: 300 frames of 340x256.')
-VIDEOS = flags.DEFINE_integer('videos', 100, 'How many files.', lower_bound=4)
-GIGABYTES = flags.DEFINE_float('gigabytes', 0, 'Pad the files until they are this much together; 0: as they are.')
+VIDEO = flags.DEFINE_string('video', None, 'An mp4 file; by default a synthetic one: 300 frames of 340x256.')
+VIDEOS = flags.DEFINE_integer('videos', 100, 'Number of files.', lower_bound=4)
+GIGABYTES = flags.DEFINE_float('gigabytes', 0, 'Pad the files to this total size; 0 keeps them.')
 WORKERS = flags.DEFINE_list('workers', ['1', '2'], 'Numbers of processes to compare.')
-REPEATS = flags.DEFINE_integer('repeats', 3, 'How often; medians are told.', lower_bound=1)
-ENCODING = flags.DEFINE_string('encoding', 'keep', 'As of the command prepare.')
-FOLDER = flags.DEFINE_string(
-  'folder', None, 'Where files and datasets are made, and removed; a temporary one if not given.'
-)
-JSON = flags.DEFINE_string('json', None, 'Write the figures to this file too.')
+REPEATS = flags.DEFINE_integer('repeats', 3, 'Rounds; the table shows medians.', lower_bound=1)
+ENCODING = flags.DEFINE_string('encoding', 'keep', '--encoding of mevit prepare.')
+FOLDER = flags.DEFINE_string('folder', None, "Folder for temporary files; by default the system's.")
+JSON = flags.DEFINE_string('json', None, 'JSON file to write the results to.')
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """Of one command: seconds on the clock and of CPU, and the peaks of memory in MB."""
+  """Measurements of one command: wall-clock and CPU seconds, peak memory in MB."""
 
   seconds: float
   cpu: float
@@ -57,7 +54,7 @@ class Run:
 
 
 def make_video() -> bytes:
-  """300 frames of a moving ramp and noise: about as many bytes as a Kinetics clip has."""
+  """Encodes 300 frames of a ramp with moving noise, about the size of a Kinetics clip."""
   rng, file = np.random.default_rng(0), io.BytesIO()
   noise = rng.integers(0, 40, (256 + 300, 340, 3), np.uint8)
   ramp = (np.arange(340)[None, :, None] // 2).astype(np.uint8)
@@ -71,11 +68,11 @@ def make_video() -> bytes:
 
 
 def make_files(folder: Path, data: bytes) -> int:
-  """Copies of a video, each with other bytes behind it, and a list of them; returns how many bytes they are."""
-  wanted = int(GIGABYTES.value * 1e9 / VIDEOS.value)
+  """Writes copies of a video with different padding, and a CSV of them; returns their total size in bytes."""
+  expected = int(GIGABYTES.value * 1e9 / VIDEOS.value)
   rows = ['path,label,split']
   for i in range(VIDEOS.value):
-    padding = i.to_bytes(8, 'big') + bytes(max(0, wanted - len(data) - 16))
+    padding = i.to_bytes(8, 'big') + bytes(max(0, expected - len(data) - 16))
     box = (8 + len(padding)).to_bytes(4, 'big') + b'free' + padding
     (folder / f'{i}.mp4').write_bytes(data + box)
     rows.append(f'{i}.mp4,class {i % 2},{"validation" if i % 10 < 2 else "train"}')
@@ -83,8 +80,8 @@ def make_files(folder: Path, data: bytes) -> int:
   return sum(path.stat().st_size for path in folder.glob('*.mp4'))
 
 
-def peer(folder: Path) -> float:
-  """CPU seconds a video of a plain loop over frames."""
+def plain_loop(folder: Path) -> float:
+  """Measures the CPU seconds per video of a plain decoding loop."""
   paths = sorted(folder.glob('*.mp4'))[:20]
   before = time.process_time()
   for path in paths:
@@ -95,7 +92,7 @@ def peer(folder: Path) -> float:
 
 
 def prepare(folder: Path, workers: str) -> Run:
-  """One whole command."""
+  """Runs the command and measures it."""
   arguments = [sys.executable, '-m', 'mevit_jax', 'prepare', 'video_folder', folder / 'list.csv', '--name=copies']
   arguments += [f'--data_dir={folder / "data"}', f'--workers={workers}', f'--encoding={ENCODING.value}']
   began = time.monotonic()
@@ -103,12 +100,12 @@ def prepare(folder: Path, workers: str) -> Run:
   together = 0.0
   with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
     parent = psutil.Process(process.pid)
-    # Not waited for: what a process used is known as long as it is not.
+    # As a zombie, the process can still be asked for its resource usage.
     while parent.status() != psutil.STATUS_ZOMBIE:
       now = {}
-      for each in (parent, *children(parent)):
-        now[each.pid] = memory(each.pid)
-        peaks[each.pid] = max(peaks.get(each.pid, 0), now[each.pid])
+      for child in (parent, *children(parent)):
+        now[child.pid] = memory(child.pid)
+        peaks[child.pid] = max(peaks.get(child.pid, 0), now[child.pid])
       together = max(together, sum(now.values()))
       time.sleep(0.1)
     seconds = time.monotonic() - began
@@ -122,6 +119,7 @@ def prepare(folder: Path, workers: str) -> Run:
 
 
 def children(process: psutil.Process) -> list[psutil.Process]:
+  """Returns the descendants of a process; none if it has just ended."""
   try:
     return process.children(recursive=True)
   except psutil.NoSuchProcess:
@@ -129,7 +127,7 @@ def children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def memory(pid: int) -> float:
-  """MB that a process holds; 0 if it has just ended."""
+  """Returns the resident memory of a process in MB; 0 if it has just ended."""
   try:
     return psutil.Process(pid).memory_info().rss / 1e6
   except psutil.NoSuchProcess:
@@ -137,6 +135,7 @@ def memory(pid: int) -> float:
 
 
 def main(argv: Sequence[str]) -> None:
+  """Runs the command with every number of workers and prints a table."""
   command.no_arguments(argv)
   folder = Path(tempfile.mkdtemp(dir=FOLDER.value))
   try:
@@ -151,7 +150,7 @@ def main(argv: Sequence[str]) -> None:
     runs: dict[str, list[Run]] = {workers: [] for workers in WORKERS.value}
     loop = []
     for _ in range(REPEATS.value):
-      loop.append(peer(folder))
+      loop.append(plain_loop(folder))
       for workers in runs:
         run = prepare(folder, workers)
         runs[workers].append(run)
@@ -161,18 +160,20 @@ def main(argv: Sequence[str]) -> None:
           flush=True,
         )
     plain = statistics.median(loop)
-    print(f'a PyAV loop: {1e3 * plain:.1f} ms of CPU a video')
+    print(f'a PyAV loop: {1e3 * plain:.1f} ms of CPU per video')
     figures = {'videos': VIDEOS.value, 'bytes': size, 'encoding': ENCODING.value, 'loop_cpu': plain}
     first = next(iter(runs))
-    for workers, each in runs.items():
-      cpu = statistics.median(run.cpu for run in each) / VIDEOS.value
-      ratio = statistics.median(one.seconds / many.seconds for one, many in zip(runs[first], each, strict=True))
+    for workers, worker_runs in runs.items():
+      cpu = statistics.median(run.cpu for run in worker_runs) / VIDEOS.value
+      pairs = zip(runs[first], worker_runs, strict=True)
+      ratio = statistics.median(single.seconds / many.seconds for single, many in pairs)
       print(
-        f'{workers} workers: {ratio:.2f} x as fast as {first}, CPU {cpu / plain:.2f} x the loop; medians of {len(each)}'
+        f'{workers} workers: {ratio:.2f} x the speed of {first}, CPU {cpu / plain:.2f} x the loop; '
+        f'medians of {len(worker_runs)}'
       )
-      figures[workers] = {'speed_up': ratio, 'runs': [dataclasses.asdict(run) for run in each]}
+      figures[workers] = {'speed_up': ratio, 'runs': [dataclasses.asdict(run) for run in worker_runs]}
     if JSON.value:
-      Path(JSON.value).write_text(json.dumps(figures, indent=2) + '\n')
+      write_json(JSON.value, figures)
   finally:
     shutil.rmtree(folder)
 

@@ -1,26 +1,24 @@
-"""What a training step's gradients take on TPUs that are not there: the compiler's cycles beside the matmul floor.
+"""Estimated cost of the gradients of a training step on a TPU: compiler cycles, compared with the matmul lower bound.
 
   python -m benchmarks.tpu                                         # B/16, 8 frames, space 4, motion 8, M = 2, one v5e
   python -m benchmarks.tpu --chip=v5e,v5p,v6e --attention=auto,plain
   python -m benchmarks.tpu --block_size=1,2,7,14 --blocks=4+8,12+0
   python -m benchmarks.tpu --attention=auto --remat=none,block --json=tpu.json
 
-Needs libtpu (pip install -r requirements-plan.txt), on any Linux machine; minutes a row. The loss is a cross-entropy,
-the clips are bfloat16, the parameters float32, every block is unrolled; gradients only, no optimiser, on one chip.
+Needs libtpu (pip install -r requirements-plan.txt), on any Linux machine, no TPU; a row takes minutes. Cross-entropy
+loss, bfloat16 clips, float32 parameters, all blocks unrolled; gradients only, no optimizer, one chip.
 
-How to read it: 'Mcycles' is the sum of the compiler's estimates of all instructions, and of kernels of our own, which
-the compiler gives none: the larger of their tile-padded arithmetic over the matrix units' best and of their bytes over
-the memory's, divided by 0.6. 'doubled' is the total with those counted twice. 'share' is the cycles of the model's
-matrix products by formula (three forward passes) over Mcycles: 1 is a chip that does nothing else. CPU seconds are of
-tracing and compiling here, over all cores.
+Columns: 'mcycles' is the sum of the compiler's estimates of all instructions plus our Pallas kernels, for which the
+compiler has no estimate: they count as the larger of tile-padded arithmetic at peak rate and memory traffic at peak
+bandwidth, divided by 0.6. 'doubled' is the total with kernels counted twice. 'share' is the cycles of the model's
+matrix products by formula (three forward passes) divided by mcycles: 1 means nothing but matrix products.
+'compile_cpu_s' is the CPU time of tracing and compiling, over all cores.
 """
 
 import importlib.metadata
 import itertools
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,22 +30,23 @@ from absl import flags
 from mevit_jax.cli import command
 from mevit_jax.config.model import MEViTConfig, count_flops, variant
 from mevit_jax.errors import UserError
+from mevit_jax.files import write_json
 from mevit_jax.models.functional import build_model
 from mevit_jax.planning import chips
 from mevit_jax.planning.environment import prepare_process
 from mevit_jax.planning.estimate import StepPlan, plan_step
 
 _CHIP = flags.DEFINE_list('chip', ['v5e'], 'Chips: v5e, v5p, v6e.')
-_MODEL = flags.DEFINE_string('model', 'B/16', 'Sizes.')
-_BLOCKS = flags.DEFINE_list('blocks', ['4+8'], 'Blocks of the stages: space+motion, or space+motion+class.')
-_BLOCK_SIZE = flags.DEFINE_list('block_size', ['2'], 'M.')
-_FRAMES = flags.DEFINE_list('frames', ['8'], 'Frames of a clip.')
-_BATCH = flags.DEFINE_integer('batch', 8, 'Clips.', lower_bound=1)
-_ATTENTION = flags.DEFINE_list('attention', ['auto'], "How attention runs: 'auto', 'plain'.")
-_REMAT = flags.DEFINE_list('remat', ['none'], "What is computed again: 'none', 'block', 'residuals'.")
-_JSON = flags.DEFINE_string('json', '', 'A file to write the figures to.')
+_MODEL = flags.DEFINE_string('model', 'B/16', 'ViT variant.')
+_BLOCKS = flags.DEFINE_list('blocks', ['4+8'], 'Number of blocks per stage: space+motion, or space+motion+class.')
+_BLOCK_SIZE = flags.DEFINE_list('block_size', ['2'], 'Block sizes M.')
+_FRAMES = flags.DEFINE_list('frames', ['8'], 'Frames per clip.')
+_BATCH = flags.DEFINE_integer('batch', 8, 'Clips per batch.', lower_bound=1)
+_ATTENTION = flags.DEFINE_list('attention', ['auto'], "Attention implementations: 'auto', 'plain'.")
+_REMAT = flags.DEFINE_list('remat', ['none'], "Rematerialization: 'none', 'block', 'residuals'.")
+_JSON = flags.DEFINE_string('json', '', 'JSON file to write the results to.')
 
-# The fewest chips that libtpu knows; the step is compiled for the first of them.
+# The smallest topologies that libtpu supports; the step is compiled for the first chip.
 _SMALLEST = {'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2'}
 _CLASSES = 400
 _COLUMNS = (
@@ -57,32 +56,34 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def gradients_of(config: MEViTConfig, batch: int, device: jax.Device) -> jax.stages.Lowered:
-  """The gradients of a batch's loss with respect to all parameters, lowered for a device."""
+def lower_gradients(config: MEViTConfig, batch: int, device: jax.Device) -> jax.stages.Lowered:
+  """Lowers the gradients of the loss of a batch with respect to all parameters for a device."""
   model = build_model(config)
-  here = jax.sharding.SingleDeviceSharding(device)
+  sharding = jax.sharding.SingleDeviceSharding(device)
 
   def loss(params, video: jax.Array, label: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(model.apply(params, video), label).mean()
 
   video = jax.ShapeDtypeStruct((batch, config.frames, *config.image_size, 3), jnp.bfloat16)
   label = jax.ShapeDtypeStruct((batch,), jnp.int32)
-  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), (model.abstract, video, label))
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), (model.abstract, video, label)
+  )
   return jax.jit(jax.grad(loss)).lower(*shapes)
 
 
 def estimate(config: MEViTConfig, batch: int, chip: str) -> StepPlan:
-  """Compiles the gradients for a chip, and reads what they take."""
+  """Compiles the gradients for a chip and estimates their cost."""
   if chip not in _SMALLEST:
     raise UserError(f'--chip {chip!r} is not one of {", ".join(_SMALLEST)}')
   topology = chips.parse(_SMALLEST[chip])
   device = chips.devices_of(topology)[0]
   mesh = jax.sharding.Mesh(np.array([device]), ('x',))
-  return plan_step(gradients_of(config, batch, device), topology, mesh, {}, 3 * batch * count_flops(config))
+  return plan_step(lower_gradients(config, batch, device), topology, mesh, {}, 3 * batch * count_flops(config))
 
 
 def figures(step: StepPlan, chip: chips.Chip) -> dict[str, float]:
-  """The numbers of a row; cycles in millions."""
+  """Returns the numbers of a row; cycles in millions."""
   total, kernels = sum(step.cycles.values()) / 1e6, step.cycles.get('kernels', 0) / 1e6
   floor = step.flops / chip.flops * chip.clock / 1e6
   return {
@@ -94,7 +95,7 @@ def figures(step: StepPlan, chip: chips.Chip) -> dict[str, float]:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Compiles every combination of the flags, and prints a row each."""
+  """Compiles every combination of the flags and prints a row for each."""
   command.no_arguments(argv)
   prepare_process('benchmarks.tpu')
   rows: list[dict[str, Any]] = []
@@ -115,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
     print(' '.join(cells) + ('' if step.memory else '  does not fit'), flush=True)
     rows.append(row)
   if _JSON.value:
-    Path(_JSON.value).write_text(json.dumps(rows, indent=2) + '\n')
+    write_json(_JSON.value, rows)
 
 
 def _config(frames: str, blocks: str, size: str, attention: str, remat: str) -> MEViTConfig:

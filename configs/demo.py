@@ -1,17 +1,17 @@
-"""A tiny MEViT on moving_shapes, from scratch, on a laptop's CPU: four minutes on two cores, 100 % top-1.
+"""A tiny MEViT on moving_shapes, trained from scratch on a CPU: four minutes on two cores, 100 % top-1.
 
   mevit prepare moving_shapes --data_dir=data
   python main.py --config=configs/demo.py --workdir=runs/demo
 
-`bash launch/demo.sh` does both, from a fresh machine on. Other ways of seeing motion, with the same budget:
---config=configs/ablations/demo.py:M, see there.
+`bash launch/demo.sh` runs both and installs everything first. configs/ablations/demo.py has other kinds of time
+attention with the same budget.
 """
 
-from configs import common
+from mevit_jax.configs import common
 
 
 def get_config():
-  """The recipe."""
+  """Returns the config."""
   config = common.get_config('Ti/16')
   config.model.update(
     image_size=(32, 32),
@@ -24,12 +24,12 @@ def get_config():
     motion_blocks=2,
     class_blocks=1,
     block_size=2,
-    motion_init='random',  # from scratch there is no space attention worth copying
+    motion_init='random',  # without pretrained weights there is nothing to copy
     drop_path=0.0,
     dtype='float32',
   )
   config.data.dataset = 'moving_shapes'
-  config.data.stride = 2  # of 16 frames
+  config.data.stride = 2  # 8 of 16 frames
   config.data.short_side = (32, 32)
   config.optimizer.update(
     name='adamw',

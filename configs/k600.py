@@ -1,15 +1,15 @@
-"""MEViT on Kinetics-600: as on Kinetics-400, with 16 frames.
+"""MEViT on Kinetics-600: the config of Kinetics-400 with 16 frames.
 
   python main.py --config=configs/k600.py --workdir=runs/k600 --config.data.data_dir=/data
 
-The paper reports 85.6 top-1 and 95.2 top-5 with 16 frames and 1x3 views. Not run here.
+The paper reports 85.6 top-1 and 95.2 top-5 with 16 frames and 1x3 views. Not trained here yet.
 """
 
-from configs import k400
+from mevit_jax.configs import k400
 
 
 def get_config(size: str = 'B/16'):
-  """The recipe; `size` is a ViT's name: Ti, S, B, L or H, a slash, and the patch."""
+  """Returns the config; `size` is a ViT variant such as 'B/16': Ti, S, B, L or H, a slash and the patch size."""
   config = k400.get_config(size)
   config.data.dataset = 'kinetics600'
   config.model.frames, config.data.stride = 16, 16

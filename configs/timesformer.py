@@ -2,14 +2,14 @@
 
   python main.py --config=configs/timesformer.py --workdir=runs/timesformer --config.data.data_dir=/data
 
-Its authors report 78.0 top-1 with 8x32 frames and 1x3 views, after about 416 V100 hours. Not run here.
+Its authors report 78.0 top-1 with 8x32 frames and 1x3 views, after about 416 V100 hours. Not trained here yet.
 """
 
-from configs import k400
+from mevit_jax.configs import k400
 
 
 def get_config(size: str = 'B/16'):
-  """The recipe; `size` is a ViT's name: Ti, S, B, L or H, a slash, and the patch."""
+  """Returns the config; `size` is a ViT variant such as 'B/16': Ti, S, B, L or H, a slash and the patch size."""
   config = k400.get_config(size)
   model = config.model
   depth = model.space_blocks + model.motion_blocks + model.class_blocks

@@ -14,10 +14,11 @@ from mevit_jax.augment.clip import augment
 from mevit_jax.augment.mixing import mix
 from mevit_jax.augment.randaugment import OPERATIONS, operate
 from mevit_jax.config.augment import AugmentConfig
+from mevit_jax.config.data import Normalization
 
 FRAMES, SIZE, TEXT = 8, 72, 200
 FOLDER = Path(__file__).parent
-MEAN = STD = (0.5, 0.5, 0.5)
+NORMALIZATION = Normalization()
 SMOOTHING = 0.1
 
 
@@ -55,7 +56,8 @@ BOX = draw_clip((245, 190, 150), (120, 95, 80), 'box')
 def in_training(seed: int, **fields) -> jax.Array:
   """The clip with the ball as a training step would have it, `t h w 3`."""
   keys = jax.random.key(seed)[None]
-  return augment(jnp.asarray(BALL[None]), jnp.zeros(1, jnp.int32), keys, AugmentConfig(**fields), (0,), MEAN, STD)[0][0]
+  clips, labels = jnp.asarray(BALL[None]), jnp.zeros(1, jnp.int32)
+  return augment(clips, labels, keys, AugmentConfig(**fields), (0,), NORMALIZATION)[0][0]
 
 
 def rows_of_augmentation() -> list[tuple[str, jax.Array]]:

@@ -1,10 +1,10 @@
-"""Adds to a Python that has a jax of its own, Colab's say, what requirements.txt names and it lacks.
+"""Installs the packages of requirements.txt that a Python environment with its own jax, such as Colab, lacks.
 
   python launch/colab.py
 
-What is there stays, but for the libraries of UPGRADED where they are too old: a pinned jax would put one for CPUs in
-the place of the runtime's, and other versions of what a notebook has imported (NumPy, Matplotlib) would ask for its
-restart. What is added is at most as new as the tests' version.
+Installed packages are kept, except those in UPGRADED that are too old: a pinned jax would replace the runtime's build
+for its device by one for CPUs, and another version of an imported package (NumPy, Matplotlib) would require a restart
+of the notebook. Added packages are at most as new as in requirements.txt.
 """
 
 import importlib.metadata
@@ -14,46 +14,46 @@ import sys
 import tempfile
 from pathlib import Path
 
-# The oldest that the notebook ran with.
+# The oldest versions that the notebook was run with.
 OLDEST = {'jax': '0.8.1', 'flax': '0.12.6', 'orbax-checkpoint': '0.11.28'}
 UPGRADED = {'flax', 'orbax-checkpoint'}
 
 
-def wanted(requirements: str, there: dict[str, str]) -> list[str]:
-  """What pip is to install: [] if all is there that a requirements file has before its first empty line.
+def missing_requirements(requirements: str, installed: dict[str, str]) -> list[str]:
+  """Returns the requirements for pip; [] if all packages before the first empty line are installed.
 
   Args:
-    requirements: the file's text.
-    there: versions by name.
+    requirements: text of the requirements file.
+    installed: versions by package name.
   """
   lines = requirements.partition('\n\n')[0].splitlines()
   pins = dict(line.split('==') for line in lines if not line.startswith('#'))
-  known = {_plain(name) for name in there}
-  missing = [name for name in pins if _plain(name) not in known]
+  names = {_normalize(name) for name in installed}
+  missing = [name for name in pins if _normalize(name) not in names]
   if not missing:
     return []
   at_most = [f'{name}<={pins[name]}' for name in missing]
   return [*at_most, *(f'{name}>={version}' for name, version in OLDEST.items() if name not in missing)]
 
 
-def _plain(name: str) -> str:
-  """A package's name as all spell it."""
+def _normalize(name: str) -> str:
+  """Normalizes a package name (PEP 503)."""
   return re.sub(r'[-_.]+', '-', name).lower()
 
 
 def main() -> None:
-  """Installs what is missing."""
-  there = {found.name: found.version for found in importlib.metadata.distributions()}
-  asked = wanted((Path(__file__).parents[1] / 'requirements.txt').read_text(), there)
-  if not asked:
+  """Installs the missing packages."""
+  installed = {package.name: package.version for package in importlib.metadata.distributions()}
+  missing = missing_requirements((Path(__file__).parents[1] / 'requirements.txt').read_text(), installed)
+  if not missing:
     return
   with tempfile.NamedTemporaryFile('w', suffix='.txt') as constraints:
-    kept = {name: version for name, version in there.items() if _plain(name) not in UPGRADED}
+    kept = {name: version for name, version in installed.items() if _normalize(name) not in UPGRADED}
     constraints.write(''.join(f'{name}=={version}\n' for name, version in kept.items()))
     constraints.flush()
     pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
-    if subprocess.run([*pip, '--constraint', constraints.name, *asked]).returncode:
-      sys.exit(f'error: beside this jax {there.get("jax")} pip cannot add {", ".join(asked)}')
+    if subprocess.run([*pip, '--constraint', constraints.name, *missing]).returncode:
+      sys.exit(f'error: pip cannot add {", ".join(missing)} to this environment with jax {installed.get("jax")}')
 
 
 if __name__ == '__main__':

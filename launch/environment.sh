@@ -1,29 +1,30 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: a virtual environment with the pinned requirements, made once.
-#   environment FOLDER REQUIREMENTS...      PYTHON=python3.12 bash launch/demo.sh takes another Python
+# Sourced by the other scripts: a virtual environment with the pinned requirements and this package (editable).
+#   environment FOLDER REQUIREMENTS...      PYTHON=python3.12 bash launch/demo.sh uses another Python
 
 environment() {
   local folder=$1
   shift
-  local mark="$folder/installed.txt"
-  if ! cat "$@" | cmp -s - "$mark"; then
+  local installed="$folder/installed.txt"
+  if ! cat "$@" pyproject.toml | cmp -s - "$installed"; then
     echo "installing into $folder (once)"
-    "${PYTHON:-python3}" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' ||
-      { echo "error: Python 3.11 or 3.12 is needed: PYTHON=/path/to/python bash $0" >&2; return 1; }
+    "${PYTHON:-python3}" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' ||
+      { echo "error: Python 3.11, 3.12 or 3.13 is needed: PYTHON=/path/to/python bash $0" >&2; return 1; }
     "${PYTHON:-python3}" -m venv "$folder"
     local arguments=()
     local file
     for file in "$@"; do arguments+=(-r "$file"); done
     "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}"
-    cat "$@" > "$mark"
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+    cat "$@" pyproject.toml > "$installed"
   fi
 }
 
-usage() {  # the comment at the top of the script that calls it
+usage() {  # prints the comment at the top of the calling script
   awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' "${BASH_SOURCE[1]}"
 }
 
-run() {  # a command; with dry_run=1 it is only printed
+run() {  # runs a command; with dry_run=1 only prints it
   if [[ ${dry_run:-} ]]; then
     printf '%q ' "$@"
     echo

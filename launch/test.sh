@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Checks the code and runs the tests, in a virtual environment of their own.
-#   bash launch/test.sh          what needs the pinned requirements alone: some minutes
-#   bash launch/test.sh --all    and parity with PyTorch's models (installs torch, transformers, timm: 1 GB and more),
-#                                programs for TPUs that are not here (libtpu: 0.7 GB), the demo's accuracy, from files
-#                                to results, the report in Chromium, the notebook
-#   bash launch/test.sh -k NAME  pytest's arguments are passed on; -n0 runs all in one process
+# Runs ruff, mypy, shellcheck and the tests in a virtual environment of its own.
+#   bash launch/test.sh          tests that need the pinned requirements only: some minutes
+#   bash launch/test.sh --all    all tests: parity with PyTorch models (installs torch, transformers, timm: 1 GB and
+#                                more), ahead-of-time compilation for TPUs (libtpu: 0.7 GB), the accuracy of the demo,
+#                                end-to-end training, the report in Chromium, the notebook
+#   bash launch/test.sh -k NAME  further arguments go to pytest; -n0 runs all tests in one process
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
-parallel=(-n auto --maxprocesses=4 --dist loadfile)  # a file's tests share what they compile
+parallel=(-n auto --maxprocesses=4 --dist loadfile)  # the tests of a file share compiled functions
 
 if [[ ${1:-} == --all ]]; then
   shift

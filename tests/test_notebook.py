@@ -84,12 +84,12 @@ def colab():
 
 def test_a_runtimes_packages_stay():
   """Pip is asked for what is missing alone, and not to put another jax in the place of the runtime's."""
-  wanted, oldest = colab().wanted, colab().OLDEST
-  text = '# for CPU\nabsl-py==2.5.1\njax==0.10.2\nml_collections==1.1.0\n\n# What these need.\njaxlib==0.10.2\n'
+  missing, oldest = colab().missing_requirements, colab().OLDEST
+  text = '# for CPU\nabsl-py==2.5.1\njax==0.10.2\nml_collections==1.1.0\n\n# Dependencies of these.\njaxlib==0.10.2\n'
   there = {'absl_py': '1.4.0', 'jax': '0.9.0', 'jax-cuda12-plugin': '0.9.0'}
   at_least = [f'{name}>={version}' for name, version in oldest.items()]
-  assert wanted(text, there) == ['ml_collections<=1.1.0', *at_least]
-  assert wanted(text, {**there, 'ML.Collections': '1.0'}) == []
+  assert missing(text, there) == ['ml_collections<=1.1.0', *at_least]
+  assert missing(text, {**there, 'ML.Collections': '1.0'}) == []
   # The pins of requirements.txt are not older than what this names.
   lines = (ROOT / 'requirements.txt').read_text().splitlines()
   pins = dict(line.split('==') for line in lines if '==' in line and not line.startswith('#'))

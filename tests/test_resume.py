@@ -212,7 +212,7 @@ def test_a_running_mean_is_what_is_evaluated_and_goes_on(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_random_moments():
-  command = [sys.executable, '-m', 'benchmarks.kills', '--kills=5', '--steps=60', '--seed=1']
+  command = [sys.executable, '-m', 'benchmarks.fault_injection', '--kills=5', '--steps=60', '--seed=1']
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
   assert done.returncode == 0, done.stdout + done.stderr
   assert '5 kills' in done.stdout

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.peers import let_torchvision_in
+from benchmarks.torch_baselines import stub_torchvision_operators
 from mevit_jax.config.model import MEViTConfig
 from mevit_jax.models.functional import build_model
 from mevit_jax.models.order import from_block_order
@@ -35,7 +35,7 @@ def _import(name):
 @pytest.fixture(scope='session')
 def torch():
   torch = _import('torch')
-  let_torchvision_in(torch)
+  stub_torchvision_operators(torch)
   return torch
 
 
