@@ -1,4 +1,4 @@
-"""Predictions that nobody computed."""
+"""Random predictions."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from mevit_jax.evaluation.protocol import Predictions
 
 
 def predictions(videos=300, classes=12, views=2, seed=0, skill=2.0, dead=(), unlabelled=()):
-  """Of random videos, whose labels are the same for every seed; the classes come in pairs that look alike."""
+  """Builds random predictions with the same labels for every seed; classes come in pairs that are often confused."""
   labels = np.random.default_rng(7).integers(0, classes, videos)
   rng = np.random.default_rng(seed)
   logits = rng.normal(size=(videos, views, classes))
