@@ -108,10 +108,11 @@ def test_each_attention_is_of_the_last_block_that_has_it(stages, block, kinds):
   ],
 )
 def test_what_is_wrong_is_one_line(workdir, video, options, words):
+  def run(*, video=video, workdir=workdir, checkpoint='last', **query):
+    attention.explain(Path(video), load_checkpoint(workdir, checkpoint), **query)
+
   with pytest.raises(UserError, match=words) as error:
-    options = {'video': video, 'workdir': workdir, 'checkpoint': 'last', **options}
-    checkpoint = load_checkpoint(options.pop('workdir'), options.pop('checkpoint'))
-    attention.explain(Path(options.pop('video')), checkpoint, **options)
+    run(**options)
   assert '\n' not in str(error.value)
 
 

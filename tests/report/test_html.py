@@ -101,10 +101,8 @@ def test_the_numbers(tmp_path):
   shown = Page(path)
   for name in ('top1', 'top5', 'mean_class', 'mean_class_unreadable_wrong'):
     assert f'{100 * results[name]:.2f} %' in shown.text, name
-  assert (
-    '300 videos of made_up/validation, 2 clips \xd7 1 crop per video, 8 frames per clip (dense sampling); average of probabilities'
-    in shown.text
-  )
+  assert '300 videos of made_up/validation, 2 clips \xd7 1 crop per video, 8 frames per clip (dense' in shown.text
+  assert 'average of probabilities' in shown.text
   assert '2 videos are unreadable' in shown.text
   assert 'split/0004 it is <empty> & gone' in shown.text
   rows = shown.rows['classes-table'][1:]
