@@ -88,7 +88,7 @@ def test_an_ensemble_is_the_mean_of_probabilities():
 
 
 def test_what_one_could_not_read_or_has_no_label_is_excluded():
-  one, other = predictions(seed=1, dead=(3, 4), unlabelled=(9,)), predictions(seed=2, dead=(4, 5), unlabelled=(9,))
+  one, other = predictions(seed=1, dead=(3, 4), unlabeled=(9,)), predictions(seed=2, dead=(4, 5), unlabeled=(9,))
   found = comparison.compare(one, other, NAMES)
   assert (found['videos'], found['excluded']) == (296, 4)
 

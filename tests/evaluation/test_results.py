@@ -41,7 +41,7 @@ def without_labels(predictions):
   return dataclasses.replace(predictions, labels=np.full(6, -1))
 
 
-def test_unreadable_videos_are_counted_both_ways_and_unlabelled_ones_in_neither(predictions):
+def test_unreadable_videos_are_counted_both_ways_and_unlabeled_ones_in_neither(predictions):
   found = summarize(predictions)
   assert {name: found[name] for name in found if not name.startswith(('mean', 'inter', 'calib', 'aver'))} == {
     'videos': 6,
@@ -79,8 +79,8 @@ def test_no_labels_is_no_accuracy(predictions):
 def test_a_submission(predictions, tmp_path):
   """As the dataset's own baseline writes it: number and five class ids, semicolons, no header."""
   ids = np.asarray([f'test/{100 + i}' for i in range(6)])
-  unlabelled = dataclasses.replace(without_labels(predictions), ids=ids)
-  write_results(tmp_path, unlabelled, NAMES, {})
+  unlabeled = dataclasses.replace(without_labels(predictions), ids=ids)
+  write_results(tmp_path, unlabeled, NAMES, {})
   assert (tmp_path / 'submission.csv').read_text().splitlines() == [
     '100;0;1;2;3;4',
     '101;0;1;2;3;4',

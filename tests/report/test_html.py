@@ -159,7 +159,7 @@ def test_many_classes_are_a_picture_of_a_pixel_a_cell_and_the_names_under_the_po
 
 
 def test_the_most_confident_mistakes_come_first():
-  found = predictions(dead=(2,), unlabelled=(3, 4))
+  found = predictions(dead=(2,), unlabeled=(3, 4))
   confidence, right = found.probabilities.max(1), found.ranked(1)[:, 0] == found.labels
   worst = choose_worst(found, 10)
   assert len(worst) == 10
@@ -176,7 +176,7 @@ def test_without_mistakes_the_least_confident_are_shown():
 
 
 def test_without_labels_there_is_no_accuracy(tmp_path):
-  _, _, path = write(tmp_path, unlabelled=range(300))
+  _, _, path = write(tmp_path, unlabeled=range(300))
   text = Page(path).text
   assert 'No video has a label' in text
   assert 'accuracy' not in text.lower()
