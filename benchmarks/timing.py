@@ -132,7 +132,7 @@ def peak_rates(dtype: str, clock: str = 'wall') -> tuple[float, float]:
   kind = jax.devices()[0].device_kind.lower()
   for chip in CHIPS.values():
     if chip.platform == 'cuda' and chip.name in kind:
-      return chip.flops, chip.speed  # float32 does not reach this peak
+      return chip.flops, chip.hbm_bandwidth  # float32 does not reach this peak
   if has_gpu():
     return 0.0, 0.0
   side, numbers = 2048, 2**25

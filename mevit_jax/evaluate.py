@@ -1,6 +1,6 @@
-"""Evaluates a workdir's checkpoint: every video once, results and a picture."""
+"""Evaluates a workdir's checkpoint on every video of a split; writes results, example videos and a report."""
 
-import time
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from mevit_jax.config.experiment import Config
 from mevit_jax.data import pipeline
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.errors import UserError
-from mevit_jax.evaluation import attention_maps as explain
 from mevit_jax.evaluation.protocol import Predictions, predict_all
 from mevit_jax.evaluation.results import write_results
 from mevit_jax.models.functional import Params, build_model
@@ -22,8 +21,10 @@ from mevit_jax.parallel.distributed import is_main_process
 from mevit_jax.parallel.hosts import process_batch_slice
 from mevit_jax.parallel.mesh import batch_shards, make_mesh
 from mevit_jax.parallel.placement import batch_sharding, constrain_batch, shard_attention
-from mevit_jax.report import heatmaps, page
-from mevit_jax.report import strips as report
+from mevit_jax.progress import Progress
+from mevit_jax.report.attention import attention_sections
+from mevit_jax.report.examples import Example, choose_examples, choose_worst, draw_examples
+from mevit_jax.report.html import write_report
 from mevit_jax.training.compilation_cache import enable_compilation_cache
 from mevit_jax.training.malloc import configure_malloc
 from mevit_jax.training.preemption import PreemptionHandler, StopError
@@ -33,12 +34,31 @@ from mevit_jax.training.steps import make_evaluation_step
 Predict = Callable[[Params, jax.Array], jax.Array]
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+  """Everything that the evaluations of one run share.
+
+  Attributes:
+    config: config, whose `evaluation` is the protocol.
+    predict: jitted evaluation step; reusing it avoids recompilation.
+    workdir: workdir to write to.
+    mesh: devices.
+    check: callback after every batch, which may raise to stop the evaluation.
+  """
+
+  config: Config
+  predict: Predict
+  workdir: Path
+  mesh: jax.sharding.Mesh
+  check: Callable[[], None] = lambda: None
+
+
 def evaluate(config: Config, workdir: str) -> dict[str, Any]:
-  """Evaluates a checkpoint by the config's protocol, on the config's dataset.
+  """Evaluates a checkpoint with the protocol and dataset of a config; returns the contents of results.json.
 
   Raises:
-    UserError: for what a config, a dataset or a workdir can have wrong.
-    SystemExit: one of several processes got SIGTERM, with which a process that is alone ends at once.
+    UserError: the config, dataset or workdir is invalid.
+    SystemExit: SIGTERM during an evaluation on several processes. (A single process exits at once.)
   """
   configure_malloc()
   folder = Path(workdir).expanduser()
@@ -47,30 +67,27 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
   enable_compilation_cache(folder)
   trained = checkpoint.config
   for name in ('sampling', 'stride'):
-    theirs, ours = getattr(trained.data, name), getattr(config.data, name)
-    if theirs != ours:
-      print(f'evaluating with data.{name} {ours}; training used {theirs}', flush=True)
+    saved, requested = getattr(trained.data, name), getattr(config.data, name)
+    if saved != requested:
+      print(f'data.{name} differs from training: {saved} -> {requested}', flush=True)
   source = resolve.Source(str(folder), trained.model.layer_norm_eps, checkpoint.normalization, trained)
   config, changes = resolve.resolve(config, None, source, batch_shards(mesh), evaluate=True)
   if changes:
     print(resolve.describe(changes), flush=True)
   model = build_model(config.model, constrain_batch(mesh), shard_attention(mesh))
   process_batch_slice(batch_sharding(mesh), config.evaluation.batch_size)
-  step_function = make_evaluation_step(model, config.data.normalization)
-  predict = jax.jit(step_function, out_shardings=batch_sharding(mesh))
+  step = make_evaluation_step(model, config.data.normalization)
+  evaluator = Evaluator(config, jax.jit(step, out_shardings=batch_sharding(mesh)), folder, mesh)
   try:
-    with PreemptionHandler().during_evaluation() as check:  # not entered: a signal ends a process that is alone at once
+    with PreemptionHandler().during_evaluation() as check:  # not entered: a signal ends a single process
+      evaluator = dataclasses.replace(evaluator, check=check)
       return evaluate_params(
-        config,
-        predict,
-        folder,
-        mesh,
+        evaluator,
         checkpoint.params,
         checkpoint.step,
         checkpoint.weights,
-        names=checkpoint.class_names,
-        picture=True,
-        check=check,
+        class_names=checkpoint.class_names,
+        report=True,
       )
   except StopError as stopped:
     print(f'stopped by {stopped.signal.name}: this evaluation has written nothing', flush=True)
@@ -78,98 +95,83 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
 
 
 def evaluate_params(
-  config: Config,
-  predict: Predict,
-  workdir: Path,
-  mesh: jax.sharding.Mesh,
+  evaluator: Evaluator,
   params: Params,
   step: int,
   weights: Weights = 'raw',
   *,
-  names: tuple[str, ...] | None = None,
-  picture: bool = False,
-  check: Callable[[], None] = lambda: None,
+  class_names: tuple[str, ...] | None = None,
+  report: bool = False,
 ) -> dict[str, Any]:
-  """Evaluates params and writes WORKDIR/evaluation/NAME/.
+  """Evaluates parameters and writes WORKDIR/evaluation/NAME/; returns the contents of results.json.
 
   Args:
-    config: whose `evaluation` is the protocol.
-    predict: the jitted evaluation step: the same for all evaluations of a run, or each compiles again.
-    workdir: where to write.
-    mesh: the devices.
-    params: of the model.
-    step: of the params.
-    weights: what the params are: themselves or their running mean.
-    names: of the classes as the params know them; an error if the dataset has others. None does not look.
-    picture: whether to draw film strips and a report too.
-    check: called after every batch; it may raise to end this.
+    evaluator: config, evaluation step, workdir and devices.
+    params: model parameters.
+    step: training step of the parameters.
+    weights: 'raw' or 'ema' parameters.
+    class_names: class names of the checkpoint, which the dataset must have too; None skips this check.
+    report: draws example videos and writes the report too.
   """
-  protocol = config.evaluation
-  split = datasets.open_split(config.data.data_dir, config.data.dataset, protocol.split)
-  if names is not None and split.class_names != names:
-    there, now = ({'class_names': each, 'fingerprint': split.fingerprint} for each in (names, split.class_names))
+  config = evaluator.config
+  split = datasets.open_split(config.data.data_dir, config.data.dataset, config.evaluation.split)
+  if class_names is not None and split.class_names != class_names:
+    saved = {'class_names': class_names, 'fingerprint': split.fingerprint}
+    requested = {'class_names': split.class_names, 'fingerprint': split.fingerprint}
     raise UserError(
-      f'the dataset {split.dataset!r} has other classes than the checkpoint (there, and now): '
-      + '; '.join(datasets.differences(there, now))
+      f'the classes of dataset {split.dataset!r} differ from those of the checkpoint (saved -> requested): '
+      + '; '.join(datasets.differences(saved, requested))
     )
-  predictions = predict_split(config, predict, mesh, params, split, check)
-  folder = workdir / 'evaluation' / protocol.name
-  results = write_results(folder, predictions, split.class_names, _about(config, split, step, weights))
+  predictions = predict_split(evaluator, params, split)
+  folder = evaluator.workdir / 'evaluation' / config.evaluation.name
+  results = write_results(folder, predictions, split.class_names, _metadata(config, split, step, weights))
   if not is_main_process():
     return results
-  print(f'evaluation {protocol.name} at step {step}: {_in_words(results)}  {folder}', flush=True)
-  if picture and results['unreadable'] < results['videos']:
-    _draw(workdir, folder, config, params, split, predictions, results)
+  print(f'evaluation {config.evaluation.name} at step {step}: {_format_results(results)}: {folder}', flush=True)
+  if report and results['unreadable'] < results['videos']:
+    _write_report(evaluator, folder, params, split, predictions, results)
   return results
 
 
-def _in_words(results: dict[str, Any]) -> str:
-  """Accuracy where there is one, of how many videos, and how many do not count."""
-  words = [
-    f'{name} {100 * results[key]:.2f} %' for key, name in (('top1', 'top-1'), ('top5', 'top-5')) if key in results
-  ]
-  words.append(f'of {results["videos"]} videos' if words else f'{results["videos"]} videos')
-  return '  '.join([*words, *(f'{name} {results[name]}' for name in ('unlabelled', 'unreadable') if results[name])])
-
-
-def predict_split(
-  config: Config,
-  predict: Predict,
-  mesh: jax.sharding.Mesh,
-  params: Params,
-  split: datasets.Split,
-  check: Callable[[], None] = lambda: None,
-) -> Predictions:
-  """What the model says of a split's videos, by the config's protocol; see `evaluate_params`."""
-  protocol, rows = config.evaluation, batch_sharding(mesh)
+def predict_split(evaluator: Evaluator, params: Params, split: datasets.Split) -> Predictions:
+  """Predicts every video of a split with the protocol of the config."""
+  config, sharding = evaluator.config, batch_sharding(evaluator.mesh)
+  protocol = config.evaluation
   batches = pipeline.eval_batches(
     split.source,
     config.clip,
     clips=protocol.clips,
     crops=protocol.crops,
     batch_size=protocol.batch_size,
-    rows=process_batch_slice(rows, protocol.batch_size),
+    rows=process_batch_slice(sharding, protocol.batch_size),
     workers=config.data.workers,
   )
-  said = time.monotonic()
+  progress = Progress(f'evaluation {protocol.name}, videos')
 
-  def report_progress(done: int) -> None:
-    nonlocal said
-    check()
-    if time.monotonic() - said > 20:
-      said = time.monotonic()
-      print(f'evaluation {protocol.name}: {min(done, len(split))}/{len(split)} videos', flush=True)
+  def report(done: int) -> None:
+    evaluator.check()
+    if is_main_process():
+      progress(min(done, len(split)), len(split))
 
   try:
-    return predict_all(predict, params, batches, rows, report_progress, protocol.average)
+    return predict_all(evaluator.predict, params, batches, sharding, report, protocol.average)
   finally:
     batches.close()
 
 
-def _about(config: Config, split: datasets.Split, step: int, weights: Weights) -> dict[str, Any]:
-  """What the numbers are of: protocol, data, checkpoint, preprocessing, versions."""
+def _format_results(results: dict[str, Any]) -> str:
+  """Formats accuracy (if any video has a label) and counts: 'top-1 93.40 %, top-5 99.12 %, 1,024 videos'."""
+  words = [
+    f'{name} {100 * results[key]:.2f} %' for key, name in (('top1', 'top-1'), ('top5', 'top-5')) if key in results
+  ]
+  words.append(f'{results["videos"]:,} videos')
+  return ', '.join([*words, *(f'{results[name]:,} {name}' for name in ('unlabeled', 'unreadable') if results[name])])
+
+
+def _metadata(config: Config, split: datasets.Split, step: int, weights: Weights) -> dict[str, Any]:
+  """Returns protocol, data, checkpoint, preprocessing and versions for results.json."""
   protocol = experiment.to_dict(config)['evaluation']
-  del protocol['attention_maps']  # of the page
+  del protocol['attention_maps']  # affects the report only
   return {
     'protocol': {
       'name': config.evaluation.name,
@@ -184,65 +186,45 @@ def _about(config: Config, split: datasets.Split, step: int, weights: Weights) -
   }
 
 
-def _draw(
-  workdir: Path,
+def _write_report(
+  evaluator: Evaluator,
   folder: Path,
-  config: Config,
   params: Params,
   split: datasets.Split,
   predictions: Predictions,
   results: dict[str, Any],
 ) -> None:
-  """Film strips of some videos, and the report."""
-  shown, worst = report.choose(predictions), page.choose_worst(predictions)
-  strips = _strips(sorted({*shown, *worst}), config, split, predictions)
-  title = f'{split.dataset}, {config.evaluation.name}: {_in_words(results)}'
-  report.film_strips(folder / 'videos.png', [strips[i] for i in shown], title)
-  page.write_page(
+  """Writes videos.png and report.html."""
+  config = evaluator.config
+  chosen, worst = choose_examples(predictions), choose_worst(predictions)
+  examples = _read_examples(sorted({*chosen, *worst}), config, split, predictions)
+  title = f'{split.dataset}, {config.evaluation.name}: {_format_results(results)}'
+  draw_examples(folder / 'videos.png', [examples[i] for i in chosen], title)
+  write_report(
     folder / 'report.html',
     results,
     predictions,
     split.class_names,
-    strips=[(str(predictions.ids[i]), strips[i]) for i in worst],
-    metrics_file=workdir / 'metrics.jsonl',
-    sections=_looks(config, params, [strips[i] for i in worst]),
+    examples=[(str(predictions.ids[i]), examples[i]) for i in worst],
+    metrics_file=evaluator.workdir / 'metrics.jsonl',
+    sections=attention_sections(config, params, [examples[i] for i in worst]),
   )
-  print(f'film strips: {folder / "videos.png"}  report: {folder / "report.html"}', flush=True)
+  print(f'example videos: {folder / "videos.png"}, report: {folder / "report.html"}', flush=True)
 
 
-def _looks(config: Config, params: Params, strips: list[report.Strip]) -> list[page.Section]:
-  """Where the model looks in the first of these videos; nothing on many hosts, where one cannot compute alone."""
-  count = min(config.evaluation.attention_maps, len(strips))
-  if not count or jax.process_count() > 1:
-    return []
-  model, kinds = config.model, explain.kinds_of(config.model, -1)
-  looks = jax.jit(explain.make_looks(build_model(model), kinds, None, config.data.normalization))
-  pictures = []
-  for strip in strips[:count]:
-    _, patches, maps = jax.device_get(looks(params, strip.frames[None]))
-    heats = heatmaps.heat_maps(kinds, [weights[0] for weights in maps], patches[0], model)
-    said = f'{strip.likeliest[0][0]} {100 * strip.likeliest[0][1]:.1f} %'
-    caption = f'{said}, labelled {strip.label}' if strip.label else said
-    pictures.append((heatmaps.draw(strip.frames, heats, said), caption))
-  text = (
-    'The weights of its attentions: what the outlined patch reads in its frame and, for motion, in its block of '
-    'patches in all frames; what the class token reads; and attention rollout through all blocks.'
-  )
-  return [page.Section('Where the model looks', text, pictures)]
-
-
-def _strips(
-  chosen: list[int], config: Config, split: datasets.Split, predictions: Predictions
-) -> dict[int, report.Strip]:
-  """Videos as the model sees them: the first clip's centre crop."""
-  subset = [split.source[i] for i in chosen]
-  views = next(iter(pipeline.eval_batches(subset, config.clip, crops=1, batch_size=len(subset))))['video']
-  ranked = predictions.ranked(2)
+def _read_examples(
+  indices: list[int], config: Config, split: datasets.Split, predictions: Predictions
+) -> dict[int, Example]:
+  """Reads videos as the model sees them: center crop of the first clip."""
+  subset = [split.source[i] for i in indices]
+  batches = pipeline.eval_batches(subset, config.clip, crops=1, batch_size=len(subset))
+  videos = next(iter(batches))['video']  # n 1 t h w 3
+  top2 = predictions.ranked(2)
   return {
-    i: report.Strip(
-      frames=views[row, 0],
+    i: Example(
+      frames=videos[row, 0],
       label=split.class_names[int(predictions.labels[i])] if predictions.labels[i] >= 0 else '',
-      likeliest=[(split.class_names[k], float(predictions.probabilities[i, k])) for k in ranked[i]],
+      top_classes=[(split.class_names[k], float(predictions.probabilities[i, k])) for k in top2[i]],
     )
-    for row, i in enumerate(chosen)
+    for row, i in enumerate(indices)
   }

@@ -14,7 +14,7 @@ from mevit_jax.checkpoint.manager import CheckpointManager
 from mevit_jax.config.experiment import Config
 from mevit_jax.data import pipeline
 from mevit_jax.datasets import reader as datasets
-from mevit_jax.evaluate import evaluate_params, predict_split
+from mevit_jax.evaluate import Evaluator, evaluate_params, predict_split
 from mevit_jax.experiment import (
   Run,
   check_hosts,
@@ -97,7 +97,8 @@ def dry_run(config: Config, workdir: str) -> None:
   start = time.monotonic()
   split = datasets.open_split(config.data.data_dir, config.data.dataset, config.evaluation.split)
   some = [split.source[i] for i in range(min(len(split), config.evaluation.batch_size))]
-  predict_split(config, run.predict, run.mesh, state.params, dataclasses.replace(split, source=some))
+  evaluator = Evaluator(config, run.predict, run.workdir, run.mesh)
+  predict_split(evaluator, state.params, dataclasses.replace(split, source=some))
   print(f'compiled and ran an evaluation step: {time.monotonic() - start:.1f} s with its data')
 
 
@@ -179,9 +180,8 @@ def _evaluate(
 def _evaluate_params(run: Run, state: TrainState, step: int, stop: PreemptionHandler) -> dict[str, Any]:
   weights, params = select_params(state, run.config.evaluation.weights)
   with stop.during_evaluation(step) as check:
-    return evaluate_params(
-      run.config, run.predict, run.workdir, run.mesh, params, step, weights, picture=step == run.steps, check=check
-    )
+    evaluator = Evaluator(run.config, run.predict, run.workdir, run.mesh, check)
+    return evaluate_params(evaluator, params, step, weights, report=step == run.steps)
 
 
 def _batches(run: Run, start_step: int):

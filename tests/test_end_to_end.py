@@ -178,9 +178,9 @@ def test_a_split_without_labels_gives_predictions_and_no_accuracy(whole, tiny, t
   run = after(6, whole[0], tmp_path / 'run')
   without_labels(monkeypatch)
   found = evaluate.evaluate(tiny(), str(run))
-  assert (found['videos'], found['unlabelled']) == (11, 11)
+  assert (found['videos'], found['unlabeled']) == (11, 11)
   assert 'top1' not in found
-  assert f'evaluation {NAME} at step 6: 11 videos  unlabelled 11  ' in capsys.readouterr().out
+  assert f'evaluation {NAME} at step 6: 11 videos, 11 unlabeled: ' in capsys.readouterr().out
   folder = run / 'evaluation' / NAME
   assert {path.name for path in folder.iterdir()} == {
     'results.json', 'predictions.csv', 'logits.npz', 'submission.csv', 'videos.png', 'report.html',

@@ -74,7 +74,7 @@ def evaluated(recipe, workdir):
   def get(devices, batch):
     if (devices, batch) not in found:
       with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, '_draw', lambda *_: None)  # pictures take longer than all the rest
+        patch.setattr(evaluate, '_write_report', lambda *_: None)  # takes longer than the evaluation
         evaluate.evaluate(recipe(devices, batch), str(workdir))
       found[devices, batch] = read_results(workdir / 'evaluation' / NAME)[:2]
     return found[devices, batch]

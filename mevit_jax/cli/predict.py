@@ -31,7 +31,7 @@ from mevit_jax.cli import command
 from mevit_jax.datasets.builders.lists import SUFFIXES, walk
 from mevit_jax.errors import UserError
 from mevit_jax.inference.predictor import Predicted, Predictor
-from mevit_jax.report.predictions import Shown, clock, draw_figure, draws_labels, segments
+from mevit_jax.report.predictions import PredictedVideo, clock, draw_figure, label_drawer, segments
 from mevit_jax.video.reader import FileReader
 from mevit_jax.video.write import write_overlay
 
@@ -153,7 +153,7 @@ def predict(videos: dict[str, Path], predictor: Predictor, ready: float = 0.0) -
     ready: the seconds from the process' start to now.
   """
   options, speed = flags.FLAGS, _Clock(ready)
-  names, read, shown = list(videos), 0, list[Shown]()
+  names, read, shown = list(videos), 0, list[PredictedVideo]()
   with contextlib.ExitStack() as stack:
     table = _Table(stack.enter_context(_path(options.csv or os.devnull).open('w', newline='')), options.top)
     following = predictor.predict_each([videos[name] for name in names], options.window, options.every, report=speed)
@@ -170,7 +170,7 @@ def predict(videos: dict[str, Path], predictor: Predictor, ready: float = 0.0) -
         continue
       read += 1
       if options.figure and len(shown) < _FIGURE_VIDEOS:
-        shown.append(Shown(name, _frames(videos[name]), found.predictions))
+        shown.append(PredictedVideo(name, _frames(videos[name]), found.predictions))
       if options.overlay:
         write_overlay(_path(options.overlay), videos[name], _draws(found))
   if shown:
@@ -181,7 +181,7 @@ def predict(videos: dict[str, Path], predictor: Predictor, ready: float = 0.0) -
 
 def _draws(found: Predicted) -> Callable[[np.ndarray, float], np.ndarray]:
   """What `write_overlay` draws frames with; says now and then how far it is."""
-  draw, said = draws_labels(found.predictions), time.monotonic()
+  draw, said = label_drawer(found.predictions), time.monotonic()
   end = clock(found.predictions[-1].end)
 
   def drawn(frame: np.ndarray, seconds: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where a model looks: the weights of its own attentions, from what `Model.trace` says they read."""
+"""Attention maps of a clip, computed from the queries, keys and values that `Model.trace` returns."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -15,19 +15,19 @@ from mevit_jax.models.functional import Model, Params
 from mevit_jax.models.order import to_block_order
 
 Patch = tuple[int, int, int]  # frame, row, column
-Kind = tuple[str, int]  # what a heat map is of, 'space', 'motion', 'class' or 'rollout', and of which block
+MapKind = tuple[str, int]  # 'space', 'motion', 'class' or 'rollout', and the index of the block
 
 
-class Group(NamedTuple):
-  """The weights of an attention in some groups of tokens, and which tokens these are.
+class AttentionGroup(NamedTuple):
+  """Attention weights within groups of tokens, and the indices of these tokens.
 
-  A token is a number: patches by frame, row and column of the grid, then the class token.
+  Patches are numbered by frame, row and column of the grid; the class token comes last.
 
   Attributes:
-    weights: `b g h q s`, float32: of every query over the keys; they sum to 1.
-    values: `b g s h k`: what they are the weights of.
-    queries: `g q`.
-    keys: `g s`.
+    weights: `b g h q s`, float32: softmax of each query over the keys.
+    values: `b g s h k`.
+    queries: token indices `g q`.
+    keys: token indices `g s`.
   """
 
   weights: jax.Array
@@ -37,163 +37,163 @@ class Group(NamedTuple):
 
 
 def count_tokens(config: MEViTConfig) -> int:
-  """Patches of a clip and the class token, which is the last one."""
+  """Returns the number of patches in a clip plus one for the class token."""
   return config.frames * config.grid[0] * config.grid[1] + 1
 
 
-def attention_groups(traced: Traced, name: str, config: MEViTConfig) -> list[Group]:
-  """The weights, eq. 3, of a block's attention 'space', 'motion' or 'class', by its groups of tokens.
+def attention_groups(traced: Traced, name: str, config: MEViTConfig) -> list[AttentionGroup]:
+  """Computes the attention weights (eq. 3) of one attention layer, by group of tokens.
 
   Args:
-    traced: the block, from `Model.trace`.
-    name: of the attention.
-    config: of the model.
+    traced: block, as returned by `Model.trace`.
+    name: attention layer: 'space', 'motion' or 'class'.
+    config: model config.
   """
   patches, token = traced[name]
-  places = _places(config)  # t n
-  last = jnp.full((1, 1, 1), count_tokens(config) - 1)  # the class token, as `b h k`
+  indices = _patch_indices(config)  # t n
+  class_index = jnp.full((1, 1, 1), count_tokens(config) - 1)  # b h k
   if name == 'class':
     heads = Heads(*(x[:, None] for x in patches))  # b 1 s h k
-    return [Group(_weights(heads), heads.value, last[0], places.reshape(1, -1))]
-  by_group = _by_frame if name == 'space' else motion_groups
-  grouped = zip(*(by_group(x, config) for x in (*patches, places[None, ..., None, None])), strict=True)
-  found = []
-  for *region, numbers in grouped:  # b g s h k, and 1 g s 1 1
+    return [AttentionGroup(_attention_weights(heads), heads.value, class_index[0], indices.reshape(1, -1))]
+  group_patches = _group_by_frame if name == 'space' else motion_groups
+  regions = zip(*(group_patches(x, config) for x in (*patches, indices[None, ..., None, None])), strict=True)
+  groups = []
+  for *region, region_indices in regions:  # b g s h k, and 1 g s 1 1
     heads = Heads(*region)
     if token is not None:
-      heads = Heads(*(join(x, one) for x, one in zip(heads, token, strict=True)))  # b g s+1 h k
-      numbers = join(numbers, last)
-    members = numbers[0, :, :, 0, 0]  # g s
-    found.append(Group(_weights(heads), heads.value, members, members))
-  return found
+      heads = Heads(*(join(x, y) for x, y in zip(heads, token, strict=True)))  # b g s+1 h k
+      region_indices = join(region_indices, class_index)
+    members = region_indices[0, :, :, 0, 0]  # g s
+    groups.append(AttentionGroup(_attention_weights(heads), heads.value, members, members))
+  return groups
 
 
-def look(relevance: jax.Array, groups: Sequence[Group]) -> jax.Array:
-  """What is read where these tokens are asked for: `relevance` times an attention's matrix, the mean of its heads.
+def propagate_relevance(relevance: jax.Array, groups: Sequence[AttentionGroup]) -> jax.Array:
+  """Multiplies `relevance` by an attention matrix over all tokens, averaged over heads.
 
-  With 1 at a single token this is that token's own weights. The class token counts each of its groups the same, and a
-  token that is no query stays itself.
+  With 1 at a single token, the result is the attention weights of that token. A class token that is a query in several
+  groups averages over them; a token that is not a query keeps its relevance.
 
   Args:
     relevance: `b tokens`, float32; see `count_tokens`.
-    groups: of one attention.
+    groups: all groups of one attention layer.
 
   Returns:
     `b tokens`, with the same sum.
   """
-  asks = jnp.zeros(relevance.shape[1]).at[jnp.concatenate([group.queries.ravel() for group in groups])].add(1)
-  share = relevance / jnp.maximum(asks, 1)  # only the class token asks in several groups
-  read = jnp.where(asks > 0, 0, relevance)
+  query_counts = jnp.zeros(relevance.shape[1]).at[jnp.concatenate([group.queries.ravel() for group in groups])].add(1)
+  per_query = relevance / jnp.maximum(query_counts, 1)  # only the class token is a query in several groups
+  output = jnp.where(query_counts > 0, 0, relevance)
   for weights, _, queries, keys in groups:
-    part = jnp.einsum('bgq,bghqs->bgs', share[:, queries], weights) / weights.shape[2]  # b g s
-    read = read.at[:, keys].add(part)
-  return read
+    update = jnp.einsum('bgq,bghqs->bgs', per_query[:, queries], weights) / weights.shape[2]  # b g s
+    output = output.at[:, keys].add(update)
+  return output
 
 
-def rollout(traced: Sequence[Traced], config: MEViTConfig) -> jax.Array:
-  """Attention rollout (Abnar and Zuidema 2020) of the class token through all blocks, `b tokens`.
+def attention_rollout(traced: Sequence[Traced], config: MEViTConfig) -> jax.Array:
+  """Computes attention rollout (Abnar and Zuidema 2020) from the class token through all blocks, `b tokens`.
 
-  Each attention, of space, motion or class, is half itself and half the residual connection; feed-forward networks mix
-  no tokens. What stays with the class token is its own start: it is of no patch.
+  Each space, motion or class attention contributes half and its residual connection half; MLPs do not mix tokens. The
+  relevance that remains at the class token belongs to its embedding and to no patch.
   """
   batch = jax.tree.leaves(traced[0])[0].shape[0]
-  relevance = one_token(count_tokens(config) - 1, batch, config)
+  relevance = one_hot_relevance(count_tokens(config) - 1, batch, config)
   for block in reversed(traced):
-    for name in reversed(attentions_of(block, config)):
-      relevance = (relevance + look(relevance, attention_groups(block, name, config))) / 2
+    for name in reversed(attention_names(block, config)):
+      relevance = (relevance + propagate_relevance(relevance, attention_groups(block, name, config))) / 2
   return relevance
 
 
-def class_attention(block: Traced, config: MEViTConfig) -> jax.Array:
-  """What the class token reads in a block's class attention, or in its space attention: `b tokens`."""
+def class_token_attention(block: Traced, config: MEViTConfig) -> jax.Array:
+  """Returns the class token's weights in a block's class attention, else in its space attention: `b tokens`."""
   groups = attention_groups(block, 'class' if 'class' in block else 'space', config)
-  return look(one_token(count_tokens(config) - 1, groups[0].weights.shape[0], config), groups)
+  return propagate_relevance(one_hot_relevance(count_tokens(config) - 1, groups[0].weights.shape[0], config), groups)
 
 
-def attentions_of(block: Traced, config: MEViTConfig) -> list[str]:
-  """A block's attentions in the order in which they come."""
+def attention_names(block: Traced, config: MEViTConfig) -> list[str]:
+  """Lists the attention layers of a block in order of execution."""
   return [name for name in (*config.attentions, 'class') if name in block]
 
 
-def one_token(number: int | jax.Array, batch: int, config: MEViTConfig) -> jax.Array:
-  """1 at a token, `b tokens`."""
-  one = jax.nn.one_hot(number, count_tokens(config))
-  return jnp.broadcast_to(one, (batch, one.shape[0]))
+def one_hot_relevance(token: int | jax.Array, batch: int, config: MEViTConfig) -> jax.Array:
+  """Returns `b tokens` with 1 at one token and 0 elsewhere."""
+  one_hot = jax.nn.one_hot(token, count_tokens(config))
+  return jnp.broadcast_to(one_hot, (batch, one_hot.shape[0]))
 
 
-def on_grid(relevance: jax.Array, config: MEViTConfig) -> jax.Array:
-  """The patches of `b tokens`, as maps `b t rows columns`."""
+def to_grid(relevance: jax.Array, config: MEViTConfig) -> jax.Array:
+  """Drops the class token and reshapes `b tokens` to maps `b t rows columns`."""
   return relevance[:, :-1].reshape(-1, config.frames, *config.grid)  # b t rows columns
 
 
-def kinds_of(config: MEViTConfig, block: int) -> list[Kind]:
-  """The heat maps, as a name and a block: each attention's last block up to this one, and rollout through all."""
-  first, last = config.space_blocks, config.space_blocks + config.motion_blocks
-  upto = range(config.depth)[block]
-  kinds: list[Kind] = []
-  if last:
-    kinds.append(('space', min(upto, last - 1)))
-  if config.motion_blocks and upto >= first:
-    kinds.append(('motion', min(upto, last - 1)))
-  if upto >= last or not config.class_blocks:
-    kinds.append(('class', upto))
+def map_kinds(config: MEViTConfig, block: int) -> list[MapKind]:
+  """Lists the maps to draw: the last layer of each kind up to `block`, and rollout through all blocks."""
+  first_motion, end_motion = config.space_blocks, config.space_blocks + config.motion_blocks
+  index = range(config.depth)[block]
+  kinds: list[MapKind] = []
+  if end_motion:
+    kinds.append(('space', min(index, end_motion - 1)))
+  if config.motion_blocks and index >= first_motion:
+    kinds.append(('motion', min(index, end_motion - 1)))
+  if index >= end_motion or not config.class_blocks:
+    kinds.append(('class', index))
   return [*kinds, ('rollout', config.depth - 1)]
 
 
-def make_looks(
-  model: Model, kinds: Sequence[Kind], query: Patch | None, normalization: Normalization
+def make_attention_maps(
+  model: Model, kinds: Sequence[MapKind], query: Patch | None, normalization: Normalization
 ) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array, list[jax.Array]]]:
-  """The function that looks.
+  """Builds the function that computes attention maps.
 
   Args:
-    model: to look into.
-    kinds: of `kinds_of`.
-    query: the patch whose weights are asked for; None is where a clip's rollout is largest.
+    model: model.
+    kinds: maps to compute, from `map_kinds`.
+    query: patch whose weights are computed; None is the patch with the largest rollout value of each clip.
     normalization: pixel mean and standard deviation.
 
   Returns:
-    (params, video uint8 `b t h w 3`) -> logits `b classes`, the query `b 3`, and a map `b t rows columns` a kind.
+    (params, video uint8 `b t h w 3`) -> logits `b classes`, query patch `b 3`, one map `b t rows columns` per kind.
   """
   config = model.config
 
-  def looks(params: Params, video: jax.Array) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+  def attention_maps(params: Params, video: jax.Array) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
     pixels = normalize(video, normalization, config.dtype)
     traced = model.trace(params, pixels, slice(None))
-    through = rollout(traced, config)  # b tokens
-    chosen = through[:, :-1].argmax(1)  # b
+    rollout = attention_rollout(traced, config)  # b tokens
+    query_index = rollout[:, :-1].argmax(1)  # b
     if query:
       frame, row, column = query
-      chosen = jnp.full_like(chosen, (frame * config.grid[0] + row) * config.grid[1] + column)
+      query_index = jnp.full_like(query_index, (frame * config.grid[0] + row) * config.grid[1] + column)
 
-    def weights(name: str, block: int) -> jax.Array:
+    def relevance(name: str, block: int) -> jax.Array:
       if name == 'rollout':
-        return through
+        return rollout
       if name == 'class':
-        return class_attention(traced[block], config)
+        return class_token_attention(traced[block], config)
       groups = attention_groups(traced[block], name, config)
-      return look(jax.nn.one_hot(chosen, count_tokens(config)), groups)
+      return propagate_relevance(jax.nn.one_hot(query_index, count_tokens(config)), groups)
 
-    maps = [on_grid(weights(*kind), config) for kind in kinds]  # each b t rows columns
-    patches = jnp.stack(jnp.unravel_index(chosen, (config.frames, *config.grid)), axis=-1)  # b 3
+    maps = [to_grid(relevance(*kind), config) for kind in kinds]  # b t rows columns
+    patches = jnp.stack(jnp.unravel_index(query_index, (config.frames, *config.grid)), axis=-1)  # b 3
     return model.apply(params, pixels), patches, maps
 
-  return looks
+  return attention_maps
 
 
-def _weights(heads: Heads) -> jax.Array:
-  """Of every query, over the keys: `b g h q s`, float32."""
+def _attention_weights(heads: Heads) -> jax.Array:
+  """Computes the softmax of each query over the keys: `b g h q s`, float32."""
   query, key = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in heads[:2])
   logits = jnp.einsum('bgqhk,bgshk->bghqs', query, key) * query.shape[-1] ** -0.5  # b g h q s
   return jax.nn.softmax(logits, axis=-1)
 
 
-def _places(config: MEViTConfig) -> jax.Array:
-  """The numbers of the patches, in block order: `t n`."""
-  numbers = jnp.arange(count_tokens(config) - 1).reshape(config.frames, *config.grid, 1)  # t rows columns 1
-  return to_block_order(numbers, config)[..., 0]  # t n
+def _patch_indices(config: MEViTConfig) -> jax.Array:
+  """Returns the token indices of the patches, in block order: `t n`."""
+  indices = jnp.arange(count_tokens(config) - 1).reshape(config.frames, *config.grid, 1)  # t rows columns 1
+  return to_block_order(indices, config)[..., 0]  # t n
 
 
-def _by_frame(x: jax.Array, config: MEViTConfig) -> list[jax.Array]:
-  """Eq. 6: a frame is a group, `b t n h k`, as it stands."""
+def _group_by_frame(x: jax.Array, config: MEViTConfig) -> list[jax.Array]:
+  """Groups patches `b t n h k` by frame (eq. 6), which is their layout already."""
   del config
   return [x]

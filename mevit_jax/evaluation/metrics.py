@@ -1,83 +1,81 @@
-"""Statistics of predictions: accuracy and its intervals, calibration, confusion."""
+"""Classification metrics: accuracy, confidence intervals, calibration, confusion matrix."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import numpy as np
 
-_Z = 1.959964  # of a normal distribution's 95 %
 _RESAMPLES = 1000
-_TIE = 1e-5  # of the larger probability
+_TIE_TOLERANCE = 1e-5  # relative to the larger probability
 BINS = 15
 
 
 def ranked(probabilities: np.ndarray, count: int) -> np.ndarray:
-  """The `count` likeliest classes, `n count`, of probabilities `n c`; ties go to the lowest class.
+  """Returns the `count` most probable classes, `n count`, of probabilities `n c`; ties go to the lowest class id.
 
-  Nearer to each other than 1e-5 is a tie: classes of the same weights (no video of theirs was trained on, say) must be
-  one, and float32 rounds them apart, or not, by the size of the batch.
+  Probabilities within a relative 1e-5 are ties: classes with equal weights (such as classes without training videos)
+  have equal probabilities, but float32 rounding separates them or not depending on the batch size.
   """
-  left, rows = probabilities.copy(), np.arange(len(probabilities))
-  order = np.zeros((len(left), min(count, left.shape[1])), int)
-  for place in range(order.shape[1]):  # for a few classes of many, a tenth of a sort's time
-    tied = left >= (1 - _TIE) * left.max(axis=1, keepdims=True)
-    order[:, place] = tied.argmax(axis=1)  # the first one
-    left[rows, order[:, place]] = -1
+  remaining, rows = probabilities.copy(), np.arange(len(probabilities))
+  order = np.zeros((len(remaining), min(count, remaining.shape[1])), int)
+  for rank in range(order.shape[1]):  # for the top 5 of many classes, ten times as fast as sorting
+    tied = remaining >= (1 - _TIE_TOLERANCE) * remaining.max(axis=1, keepdims=True)
+    order[:, rank] = tied.argmax(axis=1)  # lowest class id
+    remaining[rows, order[:, rank]] = -1
   return order
 
 
 def hits(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-  """Whether each label is the likeliest class ('top1'), or among the five likeliest ('top5'): bool `n`."""
-  found = ranked(probabilities, 5) == labels[:, None]
-  return {'top1': found[:, 0], 'top5': found.any(axis=1)}
+  """Marks the videos whose label is the top-1 prediction ('top1') or among the top 5 ('top5'): bool `n`."""
+  correct = ranked(probabilities, 5) == labels[:, None]
+  return {'top1': correct[:, 0], 'top5': correct.any(axis=1)}
 
 
-def wilson(correct: int, total: int) -> tuple[float, float]:
-  """Wilson's 95 % interval of a proportion (Wilson 1927); (0, 1) where nothing was counted."""
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+  """Returns Wilson's 95 % confidence interval of a proportion (Wilson 1927); (0, 1) if `total` is 0."""
+  from scipy import stats  # slow to import
+
   if not total:
     return 0.0, 1.0
-  share, spread = correct / total, _Z**2 / total
-  centre = share + spread / 2
-  half = math.sqrt(spread * (share * (1 - share) + spread / 4))
-  return max(0.0, (centre - half) / (1 + spread)), min(1.0, (centre + half) / (1 + spread))
+  interval = stats.binomtest(correct, total).proportion_ci(0.95, method='wilson')
+  return float(interval.low), float(interval.high)
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], count: int) -> tuple[float, float]:
-  """The 95 % percentile interval of a statistic over 1,000 resamples of `count` videos; the same at every call.
+def bootstrap_interval(statistic: Callable[[np.ndarray], float], count: int) -> tuple[float, float]:
+  """Returns the 95 % percentile bootstrap interval of a statistic, over 1,000 resamples from a fixed seed.
 
   Args:
-    statistic: of how often each video was drawn, int `n`.
-    count: of videos, at least 1.
+    statistic: function of the number of times that each video was drawn, int `n`.
+    count: number of videos, at least 1.
   """
   rng = np.random.default_rng(0)
   draws = (np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(_RESAMPLES))
-  low, high = np.percentile([statistic(times) for times in draws], [2.5, 97.5])
+  low, high = np.percentile([statistic(counts) for counts in draws], [2.5, 97.5])
   return float(low), float(high)
 
 
-def mean_class_accuracy(labels: np.ndarray, right: np.ndarray, times: np.ndarray | None = None) -> float:
-  """The mean over the classes of what is right of them; a class without videos does not count.
+def mean_class_accuracy(labels: np.ndarray, correct: np.ndarray, counts: np.ndarray | None = None) -> float:
+  """Returns top-1 accuracy averaged over classes; classes without videos are left out.
 
   Args:
-    labels: `n`, from 0 on.
-    right: `n`, bool.
-    times: `n`: how often each video counts; once by default.
+    labels: class ids, int `n`.
+    correct: correct predictions, bool `n`.
+    counts: number of times that each video counts, `n`; None counts each once.
   """
-  times = np.ones(len(labels)) if times is None else times
-  totals = np.bincount(labels, times)
-  there = totals > 0
-  return float((np.bincount(labels, times * right)[there] / totals[there]).mean()) if there.any() else 0.0
+  counts = np.ones(len(labels)) if counts is None else counts
+  totals = np.bincount(labels, counts)
+  present = totals > 0
+  return float((np.bincount(labels, counts * correct)[present] / totals[present]).mean()) if present.any() else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-  """How often a model is right where it is this sure, in 15 bins of equal width.
+  """Accuracy by confidence, in 15 bins of equal width.
 
   Attributes:
-    counts: `bins`: how many predictions have a confidence in (i / 15, (i + 1) / 15].
+    counts: `bins`: number of predictions with a confidence in (i / 15, (i + 1) / 15].
     confidence: `bins`: their mean confidence; 0 in an empty bin.
-    accuracy: `bins`: the share of them that is right; 0 in an empty bin.
+    accuracy: `bins`: their accuracy; 0 in an empty bin.
   """
 
   counts: np.ndarray
@@ -86,30 +84,35 @@ class Calibration:
 
   @property
   def error(self) -> float:
-    """The expected calibration error (Guo et al. 2017): the mean distance of accuracy from confidence."""
+    """Expected calibration error (Guo et al. 2017): mean absolute difference of accuracy and confidence."""
     return float((self.counts * np.abs(self.accuracy - self.confidence)).sum() / max(1, self.counts.sum()))
 
 
-def calibrate(confidence: np.ndarray, right: np.ndarray) -> Calibration:
-  """The calibration of predictions: the confidence in each, in 0..1, and whether it is right."""
+def calibrate(confidence: np.ndarray, correct: np.ndarray) -> Calibration:
+  """Bins predictions by confidence.
+
+  Args:
+    confidence: probability of the predicted class, in 0..1, `n`.
+    correct: correct predictions, bool `n`.
+  """
   index = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
   counts = np.bincount(index, minlength=BINS)
-  each = np.maximum(counts, 1)
-  return Calibration(counts, np.bincount(index, confidence, BINS) / each, np.bincount(index, right, BINS) / each)
+  totals = np.maximum(counts, 1)
+  return Calibration(counts, np.bincount(index, confidence, BINS) / totals, np.bincount(index, correct, BINS) / totals)
 
 
-def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-  """How many videos of each class are taken for each class, int `c c`: label, then prediction."""
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+  """Counts videos by label (row) and predicted class (column), int `c c`."""
   return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)  # c c
 
 
-def similar_together(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-  """An order of the classes that has those next to each other that are taken for each other, int `c`.
+def cluster_classes(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+  """Orders the classes such that those confused with each other are neighbors, int `c`.
 
-  The leaves of an average-linkage tree; two classes are the nearer the more probability each gets in the other's
-  videos.
+  The order is that of the leaves of an average-linkage tree; the distance of two classes falls with the probability
+  that each receives in videos of the other.
   """
-  from scipy.cluster import hierarchy  # takes a while: only where a picture is drawn
+  from scipy.cluster import hierarchy  # slow to import
   from scipy.spatial.distance import squareform
 
   classes = probabilities.shape[1]
@@ -118,8 +121,8 @@ def similar_together(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarra
   sums = np.zeros((classes, classes))
   np.add.at(sums, labels, probabilities)
   means = sums / np.maximum(np.bincount(labels, minlength=classes), 1)[:, None]
-  near = means + means.T
-  np.fill_diagonal(near, 0)
-  far = 1 - near / max(near.max(), 1e-12)
-  np.fill_diagonal(far, 0)
-  return hierarchy.leaves_list(hierarchy.linkage(squareform(far, checks=False), 'average', optimal_ordering=True))
+  similarity = means + means.T
+  np.fill_diagonal(similarity, 0)
+  distance = 1 - similarity / max(similarity.max(), 1e-12)
+  np.fill_diagonal(distance, 0)
+  return hierarchy.leaves_list(hierarchy.linkage(squareform(distance, checks=False), 'average', optimal_ordering=True))

@@ -1,4 +1,4 @@
-"""Evaluation: every video once, over views, with the protocol named."""
+"""Predictions of a split: every video exactly once, averaged over its views."""
 
 import dataclasses
 import functools
@@ -14,19 +14,19 @@ from mevit_jax.models.functional import Params
 from mevit_jax.parallel.distributed import allgather_bytes
 from mevit_jax.parallel.hosts import global_batch, local_shards
 
-_CHUNK = 1024  # videos whose views are averaged at once: bounds memory, and changes no bit
+_CHUNK = 1024  # videos whose views are averaged at once; bounds memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-  """What a model says of every video of a split, in the split's order.
+  """Predictions for every video of a split, in order.
 
   Attributes:
-    ids: `n`: the videos.
-    labels: `n`: their labels; -1 for a video without.
-    logits: `n v c`, float32: of every view; zeros for a video that could not be read.
-    errors: `n`: why a video could not be read; '' for the others.
-    average: over the views, of probabilities or of logits.
+    ids: video ids, `n`.
+    labels: class ids, `n`; -1 without a label.
+    logits: logits of every view, float32 `n v c`; zeros for an unreadable video.
+    errors: reasons why videos are unreadable, `n`; '' for readable ones.
+    average: 'probabilities' or 'logits': the quantity averaged over views.
   """
 
   ids: np.ndarray
@@ -37,22 +37,22 @@ class Predictions:
 
   @functools.cached_property
   def readable(self) -> np.ndarray:
-    """Which videos could be read, `n`."""
+    """Mask of readable videos, bool `n`."""
     return self.errors == ''
 
   @functools.cached_property
   def probabilities(self) -> np.ndarray:
-    """Of every video and class, `n c`, float64: averaged over the views; zeros for a video that could not be read."""
+    """Class probabilities averaged over views, float64 `n c`; zeros for an unreadable video."""
     chunks = [averaged(self.logits[i : i + _CHUNK], self.average) for i in range(0, len(self.logits), _CHUNK)]
     return np.concatenate(chunks) * self.readable[:, None]
 
   def ranked(self, count: int) -> np.ndarray:
-    """The `count` likeliest classes of every video, `n count`; ties go to the lowest class."""
+    """Returns the `count` most probable classes of every video, `n count`; ties go to the lowest class id."""
     return metrics.ranked(self.probabilities, count)
 
 
 def averaged(logits: np.ndarray, average: Average) -> np.ndarray:
-  """Probabilities `n c`, float64, of logits `n v c`: averaged over the views."""
+  """Converts logits `n v c` to probabilities averaged over views, float64 `n c`."""
   logits = logits.astype(np.float64)
   if average == 'logits':
     logits = logits.mean(axis=1, keepdims=True)
@@ -68,28 +68,28 @@ def predict_all(
   report: Callable[[int], None] = lambda done: None,
   average: Average = 'probabilities',
 ) -> Predictions:
-  """Predicts every video of `eval_batches`, once; with many hosts, each predicts its rows, and all know all of them.
+  """Predicts every video of `eval_batches` once; each host computes its part, and all hosts receive all predictions.
 
   Args:
     step: (params, video uint8 `b v t h w 3`) -> logits `b v c`.
-    params: of the model.
-    batches: of one pass over a split.
-    sharding: of a batch.
-    report: called with the number of videos done, as far as this host can tell.
-    average: over the views.
+    params: model parameters.
+    batches: batches of one pass over a split.
+    sharding: batch sharding.
+    report: callback that receives the number of videos done, estimated from this host's part.
+    average: 'probabilities' or 'logits': the quantity averaged over views.
   """
   parts: list[tuple[np.ndarray, ...]] = []
   for batch in batches:
     video = global_batch({'video': batch['video']}, sharding)['video']
     readable = (batch['error'] == '')[:, None, None]
     logits = np.where(readable, local_shards(step(params, video)).astype(np.float32), 0)  # b v c
-    real = batch['mask']
-    rows = (batch['index'], batch['id'], batch['label'], logits, batch['error'])
-    parts.append(tuple(x[real] for x in rows))
+    mask = batch['mask']  # False for padding
+    columns = (batch['index'], batch['id'], batch['label'], logits, batch['error'])
+    parts.append(tuple(x[mask] for x in columns))
     report(sum(len(part[0]) for part in parts) * jax.process_count())
-  mine = [np.concatenate(column) for column in zip(*parts, strict=True)]
-  everyone = [pickle.loads(part) for part in allgather_bytes(pickle.dumps(mine))]
-  index, *columns = (np.concatenate(column) for column in zip(*everyone, strict=True))
-  _, once = np.unique(index, return_index=True)  # hosts may share rows
-  ids, labels, logits, errors = (column[once] for column in columns)
+  local = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+  all_hosts = [pickle.loads(part) for part in allgather_bytes(pickle.dumps(local))]
+  index, *merged = (np.concatenate(arrays) for arrays in zip(*all_hosts, strict=True))
+  _, unique = np.unique(index, return_index=True)  # hosts may hold the same part of a batch
+  ids, labels, logits, errors = (array[unique] for array in merged)
   return Predictions(ids, labels, logits, errors, average)

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: results.json, predictions.csv, logits.npz, submission.csv."""
+"""Files of an evaluation: results.json, predictions.csv, logits.npz, submission.csv."""
 
 import csv
 import dataclasses
@@ -14,89 +14,91 @@ from mevit_jax.config.evaluation import Average
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation import metrics
 from mevit_jax.evaluation.protocol import Predictions
-from mevit_jax.files import write_json
+from mevit_jax.files import atomic_path, write_json, write_text
 from mevit_jax.parallel.distributed import is_main_process
 
 
-def summarise(predictions: Predictions) -> dict[str, Any]:
-  """Counts, and accuracy over the videos that have a label: over the readable ones, and with the others as wrong.
+def summarize(predictions: Predictions) -> dict[str, Any]:
+  """Computes counts, accuracy with confidence intervals, and calibration.
 
-  There is no accuracy where no video has a label.
+  Accuracy is over labeled readable videos; `..._unreadable_wrong` counts unreadable ones as wrong. Without any labeled
+  video there are only counts.
   """
   labels, readable = predictions.labels, predictions.readable
-  labelled = labels >= 0
+  labeled = labels >= 0
   summary: dict[str, Any] = {
     'videos': len(labels),
-    'unlabelled': int((~labelled).sum()),
+    'unlabeled': int((~labeled).sum()),
     'unreadable': int((~readable).sum()),
     'unreadable_videos': dict(
       zip(predictions.ids[~readable].tolist(), predictions.errors[~readable].tolist(), strict=True)
     ),
   }
-  if not labelled.any():
+  if not labeled.any():
     return summary
-  counted = labelled & readable
+  counted = labeled & readable
   hits = {name: hit & counted for name, hit in metrics.hits(predictions.probabilities, labels).items()}
+  total = int(counted.sum())
   for name, hit in hits.items():
-    correct, total = int(hit.sum()), int(counted.sum())
-    summary[f'{name}_correct'] = correct
-    summary[name] = correct / max(1, total)
-    summary[f'{name}_interval'] = metrics.wilson(correct, total)
-    summary[f'{name}_unreadable_wrong'] = correct / int(labelled.sum())
-  right, of = hits['top1'][counted], labels[counted]
-  summary['mean_class'] = metrics.mean_class_accuracy(of, right)
+    count = int(hit.sum())
+    summary[f'{name}_correct'] = count
+    summary[name] = count / max(1, total)
+    summary[f'{name}_interval'] = metrics.wilson_interval(count, total)
+    summary[f'{name}_unreadable_wrong'] = count / int(labeled.sum())
+  correct, counted_labels = hits['top1'][counted], labels[counted]
+  summary['mean_class'] = metrics.mean_class_accuracy(counted_labels, correct)
   summary['mean_class_interval'] = (
-    metrics.bootstrap(lambda times: metrics.mean_class_accuracy(of, right, times), len(of)) if len(of) else (0.0, 1.0)
+    metrics.bootstrap_interval(lambda counts: metrics.mean_class_accuracy(counted_labels, correct, counts), total)
+    if total
+    else (0.0, 1.0)
   )
-  summary['mean_class_unreadable_wrong'] = metrics.mean_class_accuracy(labels[labelled], hits['top1'][labelled])
+  summary['mean_class_unreadable_wrong'] = metrics.mean_class_accuracy(labels[labeled], hits['top1'][labeled])
   summary['intervals'] = {
     'level': 0.95, 'top1': 'Wilson', 'top5': 'Wilson', 'mean_class': 'bootstrap over videos, 1000 resamples',
   }  # fmt: skip
   summary['calibration'] = {
-    'ece': calibration_of(predictions).error,
+    'ece': calibration(predictions).error,
     'binning': f'{metrics.BINS} bins of equal width',
-    'mean_confidence': float(predictions.probabilities[counted].max(axis=1).mean()) if len(of) else 0.0,
+    'mean_confidence': float(predictions.probabilities[counted].max(axis=1).mean()) if total else 0.0,
   }
   summary['averages'] = {average: _accuracy(predictions, average, counted) for average in typing.get_args(Average)}
   return summary
 
 
-def calibration_of(predictions: Predictions) -> metrics.Calibration:
-  """Of the videos that can be read and have a label."""
+def calibration(predictions: Predictions) -> metrics.Calibration:
+  """Bins the labeled readable videos by confidence."""
   counted = (predictions.labels >= 0) & predictions.readable
   probabilities, labels = predictions.probabilities[counted], predictions.labels[counted]
   return metrics.calibrate(probabilities.max(axis=1), metrics.hits(probabilities, labels)['top1'])
 
 
 def _accuracy(predictions: Predictions, average: Average, counted: np.ndarray) -> dict[str, float]:
-  """With another average over the views."""
+  """Computes top-1 and top-5 accuracy with another average over views."""
   probabilities = dataclasses.replace(predictions, average=average).probabilities
   hits = metrics.hits(probabilities, predictions.labels)
   return {name: int((hit & counted).sum()) / max(1, int(counted.sum())) for name, hit in hits.items()}
 
 
 def write_results(
-  folder: Path, predictions: Predictions, class_names: tuple[str, ...], about: dict[str, Any]
+  folder: Path, predictions: Predictions, class_names: tuple[str, ...], metadata: dict[str, Any]
 ) -> dict[str, Any]:
-  """Writes an evaluation's files into a folder, by one process, results.json last; returns what that holds.
+  """Writes the files of an evaluation on the main process, results.json last; returns the contents of results.json.
 
-  Where videos have no label there is a submission.csv too. Older results and pictures go.
+  Videos without labels are also written to submission.csv. Earlier results and figures in the folder are deleted.
+
+  Args:
+    folder: folder of the evaluation, created if needed.
+    predictions: predictions for a split.
+    class_names: class i is the i-th name.
+    metadata: further entries of results.json: protocol, dataset, checkpoint, versions.
   """
-  results = {**summarise(predictions), **about}
+  results = {**summarize(predictions), **metadata}
   if not is_main_process():
     return results
   folder.mkdir(parents=True, exist_ok=True)
-  for name in ('results.json', 'report.html', 'videos.png'):  # where results.json is, the other files are its own
+  for name in ('results.json', 'report.html', 'videos.png'):  # results.json marks a complete evaluation
     (folder / name).unlink(missing_ok=True)
-  np.savez(
-    folder / 'logits.npz',
-    ids=predictions.ids,
-    labels=predictions.labels,
-    logits=predictions.logits,
-    errors=predictions.errors,
-    class_names=np.asarray(class_names),
-    average=predictions.average,
-  )
+  _write_logits(folder / 'logits.npz', predictions, class_names)
   _write_csv(folder / 'predictions.csv', predictions, class_names)
   if (predictions.labels < 0).any():
     write_submission(folder / 'submission.csv', predictions)
@@ -105,17 +107,17 @@ def write_results(
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], Predictions, tuple[str, ...]]:
-  """What `write_results` has written: what results.json holds, the predictions, and the names of the classes.
+  """Reads an evaluation's folder: contents of results.json, predictions, class names.
 
   Raises:
-    UserError: the files are not there, or damaged.
+    UserError: a file is missing or damaged.
   """
   for name in ('results.json', 'logits.npz'):
     if not (folder / name).is_file():
-      raise UserError(f'{folder} holds no whole evaluation: {name} is not there; evaluate again')
+      raise UserError(f'the evaluation in {folder} is incomplete: {name} is missing; evaluate again')
   try:
     results = json.loads((folder / 'results.json').read_text())
-    # Opened here: NumPy leaves a damaged file open.
+    # np.load leaves a damaged file open if it opens the file itself.
     with (folder / 'logits.npz').open('rb') as file, np.load(file) as arrays:
       names = tuple(arrays['class_names'].tolist())
       ids, labels, logits, errors = (arrays[name] for name in ('ids', 'labels', 'logits', 'errors'))
@@ -124,9 +126,22 @@ def read_results(folder: Path) -> tuple[dict[str, Any], Predictions, tuple[str, 
     raise UserError(f'the evaluation in {folder} is damaged, evaluate again: {error}') from error
 
 
+def _write_logits(path: Path, predictions: Predictions, class_names: tuple[str, ...]) -> None:
+  with atomic_path(path) as temporary, temporary.open('wb') as file:
+    np.savez(
+      file,
+      ids=predictions.ids,
+      labels=predictions.labels,
+      logits=predictions.logits,
+      errors=predictions.errors,
+      class_names=np.asarray(class_names),
+      average=predictions.average,
+    )
+
+
 def _write_csv(path: Path, predictions: Predictions, class_names: tuple[str, ...]) -> None:
-  ranked = predictions.ranked(5)
-  with path.open('w', newline='') as file:
+  top5 = predictions.ranked(5)
+  with atomic_path(path) as temporary, temporary.open('w', newline='', encoding='utf-8') as file:
     writer = csv.writer(file)
     writer.writerow(['id', 'label', 'prediction', 'confidence', 'correct', 'top5', 'error'])
     for i, video in enumerate(predictions.ids):
@@ -135,21 +150,22 @@ def _write_csv(path: Path, predictions: Predictions, class_names: tuple[str, ...
       if not predictions.readable[i]:
         writer.writerow([video, name, '', '', '', '', predictions.errors[i]])
         continue
-      best = int(ranked[i, 0])
+      best = int(top5[i, 0])
       confidence = f'{predictions.probabilities[i, best]:.4f}'
-      top5 = '|'.join(class_names[k] for k in ranked[i])
+      names = '|'.join(class_names[k] for k in top5[i])
       correct = int(best == label) if label >= 0 else ''
-      writer.writerow([video, name, class_names[best], confidence, correct, top5, ''])
+      writer.writerow([video, name, class_names[best], confidence, correct, names, ''])
 
 
 def write_submission(path: Path, predictions: Predictions) -> None:
-  """Writes the readable videos without label as Something-Something-v2's test server reads them.
+  """Writes the readable unlabeled videos in the format of Something-Something-v2's test server.
 
-  A line a video: its number (what follows the last slash of its id) and the five likeliest class ids, with semicolons
-  between and no header, as the dataset's own baseline writes it (github.com/TwentyBN/something-something-v2-baseline).
+  Each line has the video's number (the part of its id after the last slash) and the top 5 class ids, separated by
+  semicolons, without a header, as in the dataset's baseline (github.com/TwentyBN/something-something-v2-baseline).
   """
-  ranked = predictions.ranked(5)
-  with path.open('w') as file:
-    for i in np.flatnonzero((predictions.labels < 0) & predictions.readable):
-      video = str(predictions.ids[i]).rpartition('/')[2]
-      file.write(';'.join([video, *map(str, ranked[i])]) + '\n')
+  top5 = predictions.ranked(5)
+  lines = [
+    ';'.join([str(predictions.ids[i]).rpartition('/')[2], *map(str, top5[i])]) + '\n'
+    for i in np.flatnonzero((predictions.labels < 0) & predictions.readable)
+  ]
+  write_text(path, ''.join(lines))

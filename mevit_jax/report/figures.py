@@ -1,4 +1,4 @@
-"""Pictures of a report, each as a data URI that a page holds in itself."""
+"""Figures of the HTML report, each encoded as a data URI."""
 
 import base64
 import contextlib
@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from mevit_jax.evaluation.metrics import BINS, Calibration
+from mevit_jax.report.film_strip import film_strip, frame_size, sample_frames
 
 INK, MUTED, BLUE, ORANGE = '#1f2328', '#8c959f', '#0969da', '#bc4c00'
-_COLOURS = [BLUE, ORANGE, INK, '#8250df', '#1a7f37', MUTED]
+_COLORS = [BLUE, ORANGE, INK, '#8250df', '#1a7f37', MUTED]
 _STYLE: dict[Any, Any] = {
   'font.size': 9,
   'axes.edgecolor': MUTED,
@@ -24,22 +25,22 @@ _STYLE: dict[Any, Any] = {
   'axes.axisbelow': True,
   'grid.color': '#eaeef2',
   'text.color': INK,
-  'text.parse_math': False,  # a name with two dollars is no formula
+  'text.parse_math': False,  # a name with two dollar signs is not a formula
   'xtick.color': INK,
   'ytick.color': INK,
   'legend.frameon': False,
-  'svg.hashsalt': 'mevit_jax',  # the same picture is the same bytes
+  'svg.hashsalt': 'mevit_jax',  # reproducible bytes
 }
 _STRIP_FRAMES, _STRIP_HEIGHT = 8, 112  # pixels
-_SHADES = 'Blues'
+_COLORMAP = 'Blues'
 
 
-def curves(series: Mapping[str, Mapping[int, float]], ylabel: str) -> str:
-  """Lines over steps: by name, the values at steps; short ones have marks."""
+def learning_curve(series: Mapping[str, Mapping[int, float]], ylabel: str) -> str:
+  """Draws one line per series of values by step; series of fewer than 40 values have markers."""
   with _figure(4.6, 2.9) as (figure, axes):
-    for (name, points), colour in zip(series.items(), itertools.cycle(_COLOURS)):
+    for (name, points), color in zip(series.items(), itertools.cycle(_COLORS)):
       steps = sorted(points)
-      (line,) = axes.plot(steps, [points[step] for step in steps], label=name, color=colour, lw=1.2)
+      (line,) = axes.plot(steps, [points[step] for step in steps], label=name, color=color, lw=1.2)
       line.set(marker='o' if len(steps) < 40 else '', markersize=3)
     axes.set(xlabel='step', ylabel=ylabel)
     axes.set_ylim(bottom=0)
@@ -48,31 +49,31 @@ def curves(series: Mapping[str, Mapping[int, float]], ylabel: str) -> str:
     return _svg(figure)
 
 
-def reliability(calibration: Calibration) -> str:
-  """Accuracy over confidence, and how many predictions are this sure."""
-  middles, width = (np.arange(BINS) + 0.5) / BINS, 0.94 / BINS
-  filled = calibration.counts > 0
-  with _figure(4.6, 4.2, rows=2, height_ratios=(3, 1)) as (figure, axes, below):
-    axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls='--', label='as right as sure')
-    axes.bar(middles, calibration.accuracy, width, color=BLUE, label='accuracy')
-    means = calibration.confidence[filled], calibration.accuracy[filled]
-    axes.plot(*means, 'o', ms=3, color=ORANGE, label='at the mean confidence')
+def reliability_diagram(calibration: Calibration) -> str:
+  """Draws accuracy by confidence, above a histogram of the confidences."""
+  centers, width = (np.arange(BINS) + 0.5) / BINS, 0.94 / BINS
+  occupied = calibration.counts > 0
+  with _figure(4.6, 4.2, rows=2, height_ratios=(3, 1)) as (figure, axes, histogram):
+    axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls='--', label='perfect calibration')
+    axes.bar(centers, calibration.accuracy, width, color=BLUE, label='accuracy')
+    means = calibration.confidence[occupied], calibration.accuracy[occupied]
+    axes.plot(*means, 'o', ms=3, color=ORANGE, label='mean confidence')
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel='accuracy')
     axes.legend(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=3, fontsize=8, columnspacing=1)
-    below.bar(middles, calibration.counts, width, color=MUTED)
-    below.set(xlabel='confidence', ylabel='videos')
+    histogram.bar(centers, calibration.counts, width, color=MUTED)
+    histogram.set(xlabel='confidence', ylabel='videos')
     return _svg(figure)
 
 
-def few_classes(confusion: np.ndarray, names: Sequence[str]) -> str:
-  """A confusion matrix `c c` with names and counts in it: for up to about twenty classes."""
-  side, shares = 1.6 + 0.42 * len(names), _shares(confusion)
+def confusion_matrix_with_counts(confusion: np.ndarray, names: Sequence[str]) -> str:
+  """Draws a confusion matrix `c c` with class names and counts, for up to about twenty classes."""
+  side, fractions = 1.6 + 0.42 * len(names), _row_fractions(confusion)
   short = [name if len(name) <= 24 else f'{name[:23]}…' for name in names]
   with _figure(side + 0.8, side) as (figure, axes):
-    axes.imshow(shares, cmap=_SHADES, vmin=0, vmax=1)
+    axes.imshow(fractions, cmap=_COLORMAP, vmin=0, vmax=1)
     for row, column in np.argwhere(confusion):
-      colour = 'white' if shares[row, column] > 0.6 else INK
-      axes.text(column, row, str(confusion[row, column]), ha='center', va='center', fontsize=8, color=colour)
+      color = 'white' if fractions[row, column] > 0.6 else INK
+      axes.text(column, row, str(confusion[row, column]), ha='center', va='center', fontsize=8, color=color)
     axes.set_xticks(range(len(names)), short, rotation=60, ha='right', rotation_mode='anchor')
     axes.set_yticks(range(len(names)), short)
     axes.set(xlabel='predicted', ylabel='label')
@@ -80,46 +81,36 @@ def few_classes(confusion: np.ndarray, names: Sequence[str]) -> str:
     return _svg(figure)
 
 
-def many_classes(confusion: np.ndarray) -> str:
-  """A confusion matrix `c c` as a PNG of a pixel a cell: the page makes it larger, and knows the names."""
+def confusion_matrix_pixels(confusion: np.ndarray) -> str:
+  """Encodes a confusion matrix `c c` as a PNG with one pixel per cell, which the report scales and labels."""
   import matplotlib
 
-  shades = matplotlib.colormaps[_SHADES](_shares(confusion) ** 0.5, bytes=True)[..., :3]  # one video of fifty is seen
-  return _uri(Image.fromarray(shades), 'PNG', optimize=True)
+  pixels = matplotlib.colormaps[_COLORMAP](_row_fractions(confusion) ** 0.5, bytes=True)[
+    ..., :3
+  ]  # the root makes 1 of 50 visible
+  return _uri(Image.fromarray(pixels), 'PNG', optimize=True)
 
 
-def film_strip(frames: np.ndarray) -> str:
-  """Up to eight frames of a video `t h w 3` next to each other, as a JPEG."""
-  chosen = np.linspace(0, len(frames) - 1, min(_STRIP_FRAMES, len(frames))).round().astype(int)
-  images = [_scaled(Image.fromarray(frame)) for frame in frames[chosen]]
-  gap = 3
-  strip = Image.new('RGB', (sum(image.width + gap for image in images) - gap, images[0].height), 'white')
-  for i, image in enumerate(images):
-    strip.paste(image, (i * (image.width + gap), 0))
-  return _uri(strip, 'JPEG', quality=82)
+def film_strip_jpeg(frames: np.ndarray) -> str:
+  """Encodes a film strip of up to eight frames of a video `t h w 3` as a JPEG."""
+  sampled = frames[sample_frames(len(frames), _STRIP_FRAMES)]
+  return _uri(Image.fromarray(film_strip(sampled, frame_size(frames, _STRIP_HEIGHT))), 'JPEG', quality=82)
 
 
-def picture(image: np.ndarray) -> str:
-  """Any picture, uint8 `h w 3`, as a PNG."""
+def image_png(image: np.ndarray) -> str:
+  """Encodes an image, uint8 `h w 3`, as a PNG."""
   return _uri(Image.fromarray(image), 'PNG', optimize=True)
 
 
-def _scaled(image: Image.Image) -> Image.Image:
-  """A frame as high as the strip; small ones are enlarged with their pixels visible."""
-  enlarges = image.height < _STRIP_HEIGHT
-  size = round(image.width * _STRIP_HEIGHT / image.height), _STRIP_HEIGHT
-  return image.resize(size, Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS)
-
-
-def _shares(confusion: np.ndarray) -> np.ndarray:
-  """Of each label's videos; a label without videos has none."""
+def _row_fractions(confusion: np.ndarray) -> np.ndarray:
+  """Divides each row by its sum; rows without videos stay 0."""
   return confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
 
 
 @contextlib.contextmanager
 def _figure(width: float, height: float, rows: int = 1, height_ratios: Sequence[float] = (1,)) -> Iterator[tuple]:
-  """A figure of so many inches, and its axes from top to bottom; what is drawn meanwhile has this page's style."""
-  import matplotlib.figure  # takes a while: only where a picture is drawn
+  """Yields a figure (sizes in inches) and its axes from top to bottom, in the style of the report."""
+  import matplotlib.figure  # slow to import
 
   with matplotlib.rc_context(_STYLE):
     figure = matplotlib.figure.Figure(figsize=(width, height), layout='constrained')
@@ -127,17 +118,17 @@ def _figure(width: float, height: float, rows: int = 1, height_ratios: Sequence[
     yield figure, *axes[:, 0]
 
 
-def _svg(figure) -> str:
+def _svg(figure: Any) -> str:
   buffer = io.BytesIO()
   figure.savefig(buffer, format='svg', metadata={'Date': None})
-  return _encoded(buffer, 'svg+xml')
+  return _encode(buffer, 'svg+xml')
 
 
-def _uri(image: Image.Image, kind: str, **options) -> str:
+def _uri(image: Image.Image, image_format: str, **options: Any) -> str:
   buffer = io.BytesIO()
-  image.save(buffer, kind, **options)
-  return _encoded(buffer, kind.lower())
+  image.save(buffer, image_format, **options)
+  return _encode(buffer, image_format.lower())
 
 
-def _encoded(buffer: io.BytesIO, kind: str) -> str:
-  return f'data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}'
+def _encode(buffer: io.BytesIO, subtype: str) -> str:
+  return f'data:image/{subtype};base64,{base64.b64encode(buffer.getvalue()).decode()}'

@@ -1,4 +1,4 @@
-"""Heat maps over a clip: on its frames, and as film strips in a picture."""
+"""Attention maps as heat maps over the frames of a clip."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,22 +8,25 @@ import numpy as np
 from PIL import Image
 
 from mevit_jax.config.model import MEViTConfig
-from mevit_jax.evaluation.attention_maps import Kind, Patch
+from mevit_jax.evaluation.attention_maps import MapKind, Patch
+from mevit_jax.report.film_strip import film_strip, resize_frame, sample_frames
 
-_SIDE = 112  # pixels: frames are enlarged to this many at least
-_FRAMES = 16  # in a strip, at most
-_COLOURS = 'inferno'
-_COVER = 0.75  # of a frame, by the colour of the largest weight
+_MIN_SIDE = 112  # pixels: smaller frames are enlarged by an integer factor
+_MAX_FRAMES = 16  # in a strip
+_COLORMAP = 'inferno'
+_MAX_ALPHA = 0.75  # opacity of the color of the largest weight
+_DPI = 120
+_FRAME_WIDTH, _GAP, _LEFT, _TOP, _MARGIN = 1.0, 0.04, 2.3, 0.45, 0.1  # inches
 
 
 @dataclasses.dataclass(frozen=True)
 class HeatMap:
-  """Weights over a clip's patches.
+  """Attention weights over the patches of a clip.
 
   Attributes:
-    title: what they are, a line or two.
+    title: description in a line or two.
     weights: `t rows columns`.
-    query: the patch that reads, (frame, row, column), or None.
+    query: query patch (frame, row, column), or None.
   """
 
   title: str
@@ -32,100 +35,107 @@ class HeatMap:
 
 
 def heat_maps(
-  kinds: Sequence[Kind], maps: Sequence[np.ndarray], patch: np.ndarray, config: MEViTConfig
+  kinds: Sequence[MapKind], maps: Sequence[np.ndarray], query: np.ndarray, config: MEViTConfig
 ) -> list[HeatMap]:
-  """One clip's maps, `t rows columns` each, with what they are; `patch` is the query, 3."""
-  frame, row, column = patch.tolist()
-  return [_heat_map(*kind, weights, (frame, row, column), config) for kind, weights in zip(kinds, maps, strict=True)]
+  """Adds titles to the attention maps of one clip.
+
+  Args:
+    kinds: kinds of the maps.
+    maps: weights, `t rows columns` each.
+    query: query patch, `3`.
+    config: model config.
+  """
+  frame, row, column = query.tolist()
+  return [_heat_map(kind, weights, (frame, row, column), config) for kind, weights in zip(kinds, maps, strict=True)]
 
 
-def shade(frames: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """Frames `t h w 3` uint8 in grey under the colours of weights `t rows columns` in 0..1; small ones are enlarged."""
+def overlay_weights(frames: np.ndarray, weights: np.ndarray) -> np.ndarray:
+  """Colors gray frames, uint8 `t h w 3`, by weights in 0..1, `t rows columns`; small frames are enlarged."""
   import matplotlib
 
-  colours = matplotlib.colormaps[_COLOURS](weights, bytes=True)[..., :3]  # t rows columns 3
-  size = _size(frames)
-  shaded = []
-  for frame, heat, weight in zip(frames, colours, weights, strict=True):
-    grey = np.asarray(_enlarged(frame, size).convert('L'), np.float32)[..., None]
-    # Patches stay squares: nothing is known between them.
-    heat, weight = (_stretched(x, size) for x in (heat, (255 * weight).astype(np.uint8)))
-    share = _COVER * np.sqrt(weight[..., None] / 255)
-    shaded.append((0.8 * grey * (1 - share) + heat * share).round().astype(np.uint8))
-  return np.stack(shaded)
+  colors = matplotlib.colormaps[_COLORMAP](weights, bytes=True)[..., :3]  # t rows columns 3
+  size = _display_size(frames)
+  blended = []
+  for frame, color, weight in zip(frames, colors, weights, strict=True):
+    gray = np.asarray(Image.fromarray(resize_frame(frame, size)).convert('L'), np.float32)[..., None]
+    # Weights are constant over a patch, so they are not interpolated.
+    color = _stretch(color, size)
+    alpha = _MAX_ALPHA * np.sqrt(_stretch((255 * weight).astype(np.uint8), size)[..., None] / 255)
+    blended.append((0.8 * gray * (1 - alpha) + color * alpha).round().astype(np.uint8))
+  return np.stack(blended)
 
 
-def scaled(weights: np.ndarray) -> np.ndarray:
-  """Weights in 0..1: the largest of the clip is 1."""
+def scale_to_max(weights: np.ndarray) -> np.ndarray:
+  """Divides weights by the largest one in the clip."""
   return weights / max(float(weights.max()), 1e-12)
 
 
-def draw(frames: np.ndarray, maps: Sequence[HeatMap], title: str) -> np.ndarray:
-  """A picture, uint8 `h w 3`: a strip of the clip's frames `t h w 3`, and one below it for each heat map."""
-  import matplotlib.figure  # takes a while: only where a picture is drawn
+def draw_heat_maps(frames: np.ndarray, maps: Sequence[HeatMap], title: str) -> np.ndarray:
+  """Draws a film strip of a clip `t h w 3` and one for each heat map below it: uint8 `h w 3`."""
+  import matplotlib.figure  # slow to import
   from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-  shown = np.unique(np.linspace(0, len(frames) - 1, min(_FRAMES, len(frames))).round().astype(int))
-  if query := next((heat.query for heat in maps if heat.query), None):
-    shown = np.unique([*shown, query[0]])  # its frame is always there
-  size = _size(frames)
-  strips = [('the clip', np.stack([np.asarray(_enlarged(frame, size)) for frame in frames]), query)]
-  strips += [(heat.title, shade(frames, scaled(heat.weights)), heat.query) for heat in maps]
-  width = 1.0
-  height, left, top = width * size[1] / size[0], 2.3, 0.45
-  whole = left + len(shown) * (width + 0.04) + 0.08, top + len(strips) * (height + 0.08) + 0.05
-  figure = matplotlib.figure.Figure(figsize=whole, dpi=120, facecolor='white')
-  text: dict[str, Any] = {'va': 'center', 'parse_math': False}  # a name with two dollars is no formula
-  figure.text(0.1 / whole[0], 1 - 0.5 * top / whole[1], title, fontsize=11, weight='bold', **text)
-  for row, (words, pictures, marked) in enumerate(strips):
-    bottom = whole[1] - top - (row + 1) * (height + 0.08)
-    figure.text(0.1 / whole[0], (bottom + height / 2) / whole[1], words, fontsize=8, **text)
-    for column, number in enumerate(shown):
-      x = left + column * (width + 0.04)
-      axes = figure.add_axes((x / whole[0], bottom / whole[1], width / whole[0], height / whole[1]))
-      axes.imshow(pictures[number], aspect='auto', interpolation='nearest')
-      axes.axis('off')
-      if marked and number == marked[0]:
-        _outline(axes, marked, size, maps[0].weights.shape[1:])
+  shown = sample_frames(len(frames), _MAX_FRAMES)
+  query = next((heat_map.query for heat_map in maps if heat_map.query), None)
+  if query:
+    shown = np.unique([*shown, query[0]])  # always show the frame of the query
+  strips = [('input frames', frames, query)]
+  strips += [(x.title, overlay_weights(frames, scale_to_max(x.weights)), x.query) for x in maps]
+  size = _display_size(frames)
+  row_height = _FRAME_WIDTH * size[1] / size[0]
+  width = _LEFT + len(shown) * (_FRAME_WIDTH + _GAP) + _MARGIN
+  height = _TOP + len(strips) * (row_height + 2 * _GAP) + _MARGIN
+  figure = matplotlib.figure.Figure(figsize=(width, height), dpi=_DPI, facecolor='white')
+  style: dict[str, Any] = {'va': 'center', 'parse_math': False}  # a name with two dollar signs is not a formula
+  figure.text(_MARGIN / width, 1 - 0.5 * _TOP / height, title, fontsize=11, weight='bold', **style)
+  gap = round(_GAP * size[0])
+  for row, (text, images, patch) in enumerate(strips):
+    bottom = height - _TOP - (row + 1) * (row_height + 2 * _GAP)
+    figure.text(_MARGIN / width, (bottom + row_height / 2) / height, text, fontsize=8, **style)
+    strip = film_strip(images[shown], size, gap)
+    strip_width = strip.shape[1] / size[0] * _FRAME_WIDTH
+    axes = figure.add_axes((_LEFT / width, bottom / height, strip_width / width, row_height / height))
+    axes.imshow(strip, aspect='auto', interpolation='nearest')
+    axes.axis('off')
+    if patch:
+      left = int(np.flatnonzero(shown == patch[0])[0]) * (size[0] + gap)
+      _outline_patch(axes, patch, size, maps[0].weights.shape[1:], left)
   canvas = FigureCanvasAgg(figure)
   canvas.draw()
   return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _heat_map(name: str, block: int, weights: np.ndarray, patch: Patch, config: MEViTConfig) -> HeatMap:
-  says = {
-    'space': f'space attention\nof the patch, block {block}',
-    'motion': f'motion attention\nof the patch, block {block}',
+def _heat_map(kind: MapKind, weights: np.ndarray, query: Patch, config: MEViTConfig) -> HeatMap:
+  name, block = kind
+  description = {
+    'space': f'space attention\nof the query, block {block}',
+    'motion': f'motion attention\nof the query, block {block}',
     'class': f'class attention, block {block}'
     if config.class_blocks
-    else f'class token in space\nattention, block {block}',
+    else f'space attention of the\nclass token, block {block}',
     'rollout': f'rollout, blocks 0 to {block}',
-  }
-  token = 1 - weights.sum()
-  rest = f'; class token {100 * token:.1f} %' if token > 5e-4 else ''
-  title = f'{says[name]}\nlargest {100 * weights.max():.1f} %{rest}'
-  return HeatMap(title, weights, patch if name in ('space', 'motion') else None)
+  }[name]
+  class_token = 1 - weights.sum()
+  suffix = f'; class token {100 * class_token:.1f} %' if class_token > 5e-4 else ''
+  title = f'{description}\nmax {100 * weights.max():.1f} %{suffix}'
+  return HeatMap(title, weights, query if name in ('space', 'motion') else None)
 
 
-def _outline(axes, patch: Patch, size: tuple[int, int], grid: tuple[int, ...]) -> None:
+def _outline_patch(axes: Any, patch: Patch, size: tuple[int, int], grid: tuple[int, ...], left: int) -> None:
   import matplotlib.patches
 
   width, height = size[0] / grid[1], size[1] / grid[0]
-  corner = patch[2] * width - 0.5, patch[1] * height - 0.5
-  for colour, thick in (('black', 2.6), ('#39ff14', 1.3)):
-    axes.add_patch(matplotlib.patches.Rectangle(corner, width, height, fill=False, ec=colour, lw=thick))
+  corner = left + patch[2] * width - 0.5, patch[1] * height - 0.5
+  for color, line_width in (('black', 2.6), ('#39ff14', 1.3)):
+    axes.add_patch(matplotlib.patches.Rectangle(corner, width, height, fill=False, ec=color, lw=line_width))
 
 
-def _size(frames: np.ndarray) -> tuple[int, int]:
-  """Width and height of a frame when it is shown."""
+def _display_size(frames: np.ndarray) -> tuple[int, int]:
+  """Returns the width and height at which frames are shown."""
   height, width = frames.shape[1:3]
-  times = -(-_SIDE // min(height, width))
-  return width * times, height * times
+  factor = -(-_MIN_SIDE // min(height, width))
+  return width * factor, height * factor
 
 
-def _enlarged(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
-  return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
-
-
-def _stretched(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  return np.asarray(_enlarged(x, size), np.float32)
+def _stretch(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  return np.asarray(Image.fromarray(x).resize(size, Image.Resampling.NEAREST), np.float32)

@@ -1,18 +1,21 @@
-"""The command explain, and a report's part of it: pictures of a checkpoint's attention, what is wrong in one line."""
+"""The command explain, and the attention maps in a report."""
 
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mevit_jax import experiment as runs
+from mevit_jax.checkpoint.reader import load_checkpoint
 from mevit_jax.cli import explain
 from mevit_jax.config.model import MEViTConfig
 from mevit_jax.datasets.builders import moving_shapes
 from mevit_jax.errors import UserError
 from mevit_jax.evaluate import evaluate
-from mevit_jax.evaluation.attention_maps import kinds_of
+from mevit_jax.evaluation.attention_maps import map_kinds
+from mevit_jax.report import attention
 from mevit_jax.video.decode import decode, inspect
 from tests.helpers.workdirs import of_format_1, with_checkpoint
 
@@ -38,10 +41,13 @@ def video(tmp_path_factory):
   return path
 
 
-def test_a_figure_and_an_overlay_of_the_models_own_weights(workdir, video, tmp_path, capsys):
-  figure, overlay = tmp_path / 'looks.png', tmp_path / 'looks.mp4'
-  heats = explain.explain(str(video), str(workdir), query=(1, 0, 1), figure=str(figure), overlay=str(overlay))
-  assert 'query: frame 1, row 0, column 1' in capsys.readouterr().out
+def test_a_figure_and_an_overlay_of_the_models_own_weights(workdir, video, tmp_path):
+  figure, overlay = tmp_path / 'attention.png', tmp_path / 'attention.mp4'
+  explanation = attention.explain(video, load_checkpoint(workdir), query=(1, 0, 1))
+  assert explanation.query == (1, 0, 1)
+  explanation.write_figure(figure)
+  explanation.write_overlay(overlay)
+  heats = explanation.heat_maps
   space, motion, classify, rollout = heats
   assert [heat.query for heat in heats] == [(1, 0, 1)] * 2 + [None] * 2
   for heat, total in ((space, 1), (motion, 1), (classify, 1), (rollout, 0.5)):  # half stays with the class token
@@ -60,16 +66,16 @@ def test_a_figure_and_an_overlay_of_the_models_own_weights(workdir, video, tmp_p
 
 
 def test_the_patch_that_is_shown_is_where_rollout_is_largest(workdir, video):
-  *_, motion, _, rollout = explain.explain(str(video), str(workdir))
+  *_, motion, _, rollout = attention.explain(video, load_checkpoint(workdir)).heat_maps
   assert motion.query == np.unravel_index(rollout.weights.argmax(), rollout.weights.shape)
 
 
-def test_a_report_shows_where_the_model_looks(workdir, tiny):
+def test_a_report_shows_attention_maps(workdir, tiny):
   fields = {'model.class_blocks': 1, 'evaluation.batch_size': 16}
   protocol = evaluate(tiny(**fields, **{'evaluation.attention_maps': 3}), str(workdir))['protocol']
-  assert 'looks' not in protocol  # of the page, not of the numbers
+  assert 'attention_maps' not in protocol  # affects the report only
   page = (workdir / 'evaluation' / protocol['name'] / 'report.html').read_text()
-  assert page.partition('Where the model looks')[2].count('data:image/png') == 3
+  assert page.partition('Attention maps')[2].count('data:image/png') == 3
 
 
 @pytest.mark.parametrize(
@@ -84,36 +90,42 @@ def test_a_report_shows_where_the_model_looks(workdir, tiny):
 )
 def test_each_attention_is_of_the_last_block_that_has_it(stages, block, kinds):
   names = ('space_blocks', 'motion_blocks', 'class_blocks')
-  assert kinds_of(MEViTConfig(**dict(zip(names, stages, strict=True))), block) == kinds
+  assert map_kinds(MEViTConfig(**dict(zip(names, stages, strict=True))), block) == kinds
 
 
 @pytest.mark.parametrize(
   ('options', 'words'),
   [
-    ({'block': 3}, r'has 3 blocks: --block is one of 0 to 2, not 3'),
-    ({'query': (2, 0, 0)}, r'2 frames of 2 x 2 patches: no query 2,0,0; the last is 1,1,1'),
-    ({'video': 'nothing.mp4'}, r'nothing\.mp4: there is no such file'),
-    ({'video': __file__}, r'test_explain_command\.py: not a video'),
+    ({'block': 3}, r'--block must be 0 to 2, as the model has 3 blocks, not 3'),
+    (
+      {'query': (2, 0, 0)},
+      r'--query=2,0,0 is out of range: the model has 2 frames of 2 x 2 patches, so the last patch is 1,1,1',
+    ),
+    ({'video': 'nothing.mp4'}, r'nothing\.mp4: no such file'),
+    ({'video': __file__}, r'test_explain\.py: not a video'),
     ({'checkpoint': '99'}, r'no checkpoint 99'),
     ({'workdir': 'nowhere'}, r'nowhere is no workdir: it has no config\.json'),
   ],
 )
 def test_what_is_wrong_is_one_line(workdir, video, options, words):
+  def run(*, video=video, workdir=workdir, checkpoint='last', **query):
+    attention.explain(Path(video), load_checkpoint(workdir, checkpoint), **query)
+
   with pytest.raises(UserError, match=words) as error:
-    explain.explain(**{'video': str(video), 'workdir': str(workdir), **options})
+    run(**options)
   assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(
   ('arguments', 'options', 'words'),
   [
-    ([], {}, 'name the video to look at'),
+    ([], {}, 'give one video file, not 0'),
     (['video.mp4'], {}, 'nothing to write'),
-    (['video.mp4'], {'figure': 'gone/looks.png'}, r'--figure=gone/looks\.png: there is no folder gone'),
-    (['video.mp4'], {'overlay': 'gone/looks.mp4'}, r'--overlay=gone/looks\.mp4: there is no folder gone'),
+    (['video.mp4'], {'figure': 'gone/attention.png'}, r'--figure=gone/attention\.png: there is no folder gone'),
+    (['video.mp4'], {'overlay': 'gone/attention.mp4'}, r'--overlay=gone/attention\.mp4: there is no folder gone'),
     (['video.mp4'], {'figure': '.'}, r'--figure=\. is a folder'),
-    (['video.mp4'], {'figure': 'looks.jpg'}, r'--figure=looks\.jpg: the name of that file ends with \.png'),
-    (['video.mp4'], {'figure': 'looks.png', 'query': '1,2'}, '--query is FRAME,ROW,COLUMN of a patch'),
+    (['video.mp4'], {'figure': 'attention.jpg'}, r'--figure=attention\.jpg: the name of that file ends with \.png'),
+    (['video.mp4'], {'figure': 'attention.png', 'query': '1,2'}, '--query must be FRAME,ROW,COLUMN of a patch'),
   ],
 )
 def test_what_is_asked_for_is_looked_at_first(monkeypatch, arguments, options, words):
@@ -132,4 +144,4 @@ def test_a_video_is_not_written_over(monkeypatch, video):
 
 def test_a_workdir_of_an_older_version_is_refused(workdir, video, tmp_path):
   with pytest.raises(UserError, match='has format 1, this version'):
-    explain.explain(str(video), str(of_format_1(workdir, tmp_path / 'older')))
+    attention.explain(video, load_checkpoint(of_format_1(workdir, tmp_path / 'older')))

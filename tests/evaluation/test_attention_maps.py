@@ -1,4 +1,4 @@
-"""Where a model looks: against the model's own attention, and against matrices over all tokens."""
+"""Attention maps: against the model's own attention, and against matrices over all tokens."""
 
 import math
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mevit_jax.config.model import MEViTConfig
-from mevit_jax.evaluation import attention_maps as explain
+from mevit_jax.evaluation import attention_maps
 from mevit_jax.models.attention import attend, motion_attention, space_attention
 from mevit_jax.models.functional import build_model
 from mevit_jax.models.order import from_block_order
@@ -26,14 +26,14 @@ CONFIGS = {
   'three stages, M=2 divides one side': tiny((5, 4), 3, (1, 2, 2), 2),
   'class token from the input, M=3 divides neither side': tiny((7, 4), 2, (1, 1, 0), 3),
   'time first, class token left out of motion': tiny(
-    (3, 5), 3, (0, 2, 0), 2, order='time_space', class_token_in_motion=False
+    (3, 5), 3, (0, 2, 0), 2, attention_order='time_space', class_token_in_motion=False
   ),
 }
 
 
-def parameter_shapes(config, blocks):
+def attention_layers(config, blocks):
   """Every block, with the name of each of its attentions."""
-  return [(block, name) for block in blocks for name in explain.attentions_of(block, config)]
+  return [(block, name) for block in blocks for name in attention_maps.attention_names(block, config)]
 
 
 def added(block, name, config):
@@ -54,18 +54,24 @@ def traced(request, exact_and_fast):
 
   def everything(params, video):
     blocks = model.trace(params, video, slice(None))
-    groups = [explain.attention_groups(block, name, config) for block, name in parameter_shapes(config, blocks)]
-    adds = [added(block, name, config) for block, name in parameter_shapes(config, blocks)]
-    return blocks, groups, adds, explain.rollout(blocks, config), explain.class_attention(blocks[-1], config)
+    groups = [attention_maps.attention_groups(block, name, config) for block, name in attention_layers(config, blocks)]
+    adds = [added(block, name, config) for block, name in attention_layers(config, blocks)]
+    return (
+      blocks,
+      groups,
+      adds,
+      attention_maps.attention_rollout(blocks, config),
+      attention_maps.class_token_attention(blocks[-1], config),
+    )
 
   return config, *jax.tree.map(np.asarray, jax.jit(everything)(params, video))
 
 
-def test_weights_sum_to_one_and_give_what_the_model_adds(traced):
+def test_weights_sum_to_one_and_reproduce_the_attention_output(traced):
   config, blocks, attentions, adds, *_ = traced
-  for (_, name), groups, (patches, token) in zip(parameter_shapes(config, blocks), attentions, adds, strict=True):
-    found = np.zeros((2, explain.count_tokens(config), config.heads, config.width // config.heads))
-    asked = np.zeros(explain.count_tokens(config))
+  for (_, name), groups, (patches, token) in zip(attention_layers(config, blocks), attentions, adds, strict=True):
+    found = np.zeros((2, attention_maps.count_tokens(config), config.heads, config.width // config.heads))
+    asked = np.zeros(attention_maps.count_tokens(config))
     for weights, values, queries, keys in groups:
       assert weights.shape == (2, len(queries), config.heads, queries.shape[1], keys.shape[1])
       np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
@@ -119,12 +125,12 @@ def matrix(config, block, name, clip):
   return found
 
 
-def test_looking_is_the_matrix_over_all_tokens_and_rollout_their_product(traced):
+def test_propagation_is_the_matrix_over_all_tokens_and_rollout_their_product(traced):
   config, blocks, attentions, _, rollout, class_attention = traced
-  tokens, clip = explain.count_tokens(config), 1
-  one_by_one = jax.jit(jax.vmap(explain.look, (0, None)))
+  tokens, clip = attention_maps.count_tokens(config), 1
+  one_by_one = jax.jit(jax.vmap(attention_maps.propagate_relevance, (0, None)))
   product = np.eye(tokens)
-  for (block, name), groups in zip(parameter_shapes(config, blocks), attentions, strict=True):
+  for (block, name), groups in zip(attention_layers(config, blocks), attentions, strict=True):
     groups = [group._replace(weights=group.weights[clip:][:1]) for group in groups]
     expected = matrix(config, block, name, clip)
     np.testing.assert_allclose(one_by_one(np.eye(tokens)[:, None], groups)[:, 0], expected, atol=1e-5)
@@ -135,7 +141,7 @@ def test_looking_is_the_matrix_over_all_tokens_and_rollout_their_product(traced)
   np.testing.assert_allclose(class_attention[clip], expected, atol=1e-5)
 
 
-def test_maps_lie_on_the_grid():
+def test_maps_have_the_shape_of_the_grid():
   config = CONFIGS['three stages, M=2 divides one side']
-  relevance = explain.one_token(1 * 20 + 3 * 4 + 2, 1, config)
-  assert np.argwhere(explain.on_grid(relevance, config)).tolist() == [[0, 1, 3, 2]]
+  relevance = attention_maps.one_hot_relevance(1 * 20 + 3 * 4 + 2, 1, config)
+  assert np.argwhere(attention_maps.to_grid(relevance, config)).tolist() == [[0, 1, 3, 2]]

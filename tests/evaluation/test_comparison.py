@@ -1,4 +1,4 @@
-"""Two evaluations of the same videos, and the command that compares them."""
+"""Comparison of two evaluations, and the command."""
 
 import dataclasses
 import json
@@ -15,7 +15,8 @@ from mevit_jax.cli import compare
 from mevit_jax.config import experiment
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation import comparison
-from mevit_jax.evaluation.results import summarise, write_results
+from mevit_jax.evaluation.results import summarize, write_results
+from mevit_jax.report.comparison import format_comparison
 from tests.helpers.predictions import ABOUT, predictions
 
 NAMES = tuple(f'class {i}' for i in range(12))
@@ -32,11 +33,11 @@ def test_the_numbers_are_those_of_each_evaluation():
   one, other = predictions(seed=1), predictions(seed=2, skill=3.0)
   found = comparison.compare(one, shuffled(other), NAMES)
   for name in ('top1', 'top5', 'mean_class'):
-    assert (found[name]['one'], found[name]['other']) == (summarise(one)[name], summarise(other)[name])
-    assert found[name]['difference'] == found[name]['other'] - found[name]['one'] > 0
+    assert (found[name]['a'], found[name]['b']) == (summarize(one)[name], summarize(other)[name])
+    assert found[name]['difference'] == found[name]['b'] - found[name]['a'] > 0
     low, high = found[name]['interval']
     assert low < found[name]['difference'] < high
-  assert (found['videos'], found['left_out']) == (300, 0)
+  assert (found['videos'], found['excluded']) == (300, 0)
 
 
 def test_the_interval_is_of_pairs():
@@ -57,9 +58,9 @@ def test_the_interval_is_of_pairs():
 def test_a_model_and_itself():
   found = comparison.compare(predictions(), predictions(), NAMES)
   assert found['top1']['interval'] == (0.0, 0.0)
-  assert found['mcnemar_top1'] == {'right_to_wrong': 0, 'wrong_to_right': 0, 'p': 1.0}
-  assert (found['right_to_wrong'], found['wrong_to_right'], found['same_prediction']) == ([], [], 1.0)
-  assert found['ensemble'] == {name: found[name]['one'] for name in ('top1', 'top5', 'mean_class')}
+  assert found['mcnemar_top1'] == {'correct_to_wrong': 0, 'wrong_to_correct': 0, 'p': 1.0}
+  assert (found['correct_to_wrong'], found['wrong_to_correct'], found['same_prediction']) == ([], [], 1.0)
+  assert found['ensemble'] == {name: found[name]['a'] for name in ('top1', 'top5', 'mean_class')}
 
 
 def test_videos_that_changed_are_named():
@@ -68,37 +69,37 @@ def test_videos_that_changed_are_named():
   right = [of.ranked(1)[:, 0] == of.labels for of in (one, other)]
   lost = set(one.ids[right[0] & ~right[1]].tolist())
   won = set(one.ids[right[1] & ~right[0]].tolist())
-  assert {video['id'] for video in found['right_to_wrong']} == lost
-  assert {video['id'] for video in found['wrong_to_right']} == won
+  assert {video['id'] for video in found['correct_to_wrong']} == lost
+  assert {video['id'] for video in found['wrong_to_correct']} == won
   p = stats.binomtest(len(won), len(lost) + len(won)).pvalue
-  assert found['mcnemar_top1'] == {'right_to_wrong': len(lost), 'wrong_to_right': len(won), 'p': pytest.approx(p)}
-  surest = [video['other']['confidence'] for video in found['right_to_wrong']]
+  assert found['mcnemar_top1'] == {'correct_to_wrong': len(lost), 'wrong_to_correct': len(won), 'p': pytest.approx(p)}
+  surest = [video['b']['confidence'] for video in found['correct_to_wrong']]
   assert surest == sorted(surest, reverse=True)
-  first = found['right_to_wrong'][0]
+  first = found['correct_to_wrong'][0]
   i = one.ids.tolist().index(first['id'])
-  assert first['label'] == first['one']['prediction'] == NAMES[one.labels[i]] != first['other']['prediction']
+  assert first['label'] == first['a']['prediction'] == NAMES[one.labels[i]] != first['b']['prediction']
 
 
 def test_an_ensemble_is_the_mean_of_probabilities():
   one, other = predictions(seed=1), predictions(seed=2)
   together = (one.probabilities + other.probabilities).argmax(1) == one.labels
   found = comparison.compare(one, other, NAMES)
-  assert found['ensemble']['top1'] == together.mean() > max(found['top1']['one'], found['top1']['other'])
+  assert found['ensemble']['top1'] == together.mean() > max(found['top1']['a'], found['top1']['b'])
 
 
-def test_what_one_could_not_read_or_has_no_label_is_left_out():
-  one, other = predictions(seed=1, dead=(3, 4), unlabelled=(9,)), predictions(seed=2, dead=(4, 5), unlabelled=(9,))
+def test_what_one_could_not_read_or_has_no_label_is_excluded():
+  one, other = predictions(seed=1, dead=(3, 4), unlabeled=(9,)), predictions(seed=2, dead=(4, 5), unlabeled=(9,))
   found = comparison.compare(one, other, NAMES)
-  assert (found['videos'], found['left_out']) == (296, 4)
+  assert (found['videos'], found['excluded']) == (296, 4)
 
 
 @pytest.mark.parametrize(
   ('other', 'match'),
   [
-    (predictions(videos=299), 'not of the same videos and classes'),
-    (predictions(classes=14), 'not of the same videos and classes'),
-    (dataclasses.replace(predictions(), labels=np.zeros(300, int)), 'other labels for the same videos'),
-    (predictions(dead=range(300)), 'there is nothing to compare'),
+    (predictions(videos=299), 'different videos or classes'),
+    (predictions(classes=14), 'different videos or classes'),
+    (dataclasses.replace(predictions(), labels=np.zeros(300, int)), 'different labels for the same videos'),
+    (predictions(dead=range(300)), 'nothing to compare'),
   ],
 )
 def test_what_cannot_be_compared(other, match):
@@ -110,9 +111,9 @@ def test_what_cannot_be_compared(other, match):
 def workdirs(tmp_path):
   """Two runs with another seed and block size, evaluated alike, and the second in another way too."""
   for seed, name in enumerate(('a', 'b')):
-    recipe = experiment.to_dict(experiment.Config())
-    recipe['training']['seed'] = seed
-    write_workdir(tmp_path / name, {'config': recipe, 'class_names': NAMES, 'fingerprint': 'f'})
+    config = experiment.to_dict(experiment.Config())
+    config['training']['seed'] = seed
+    write_workdir(tmp_path / name, {'config': config, 'class_names': NAMES, 'fingerprint': 'f'})
     write_results(tmp_path / name / 'evaluation/validation-2x1', predictions(seed=seed), NAMES, ABOUT)
   return tmp_path
 
@@ -125,56 +126,55 @@ def test_the_command(workdirs):
   command = [sys.executable, '-m', 'mevit_jax', 'compare', workdirs / 'a', workdirs / 'b', '--videos=2']
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
   assert (done.returncode, done.stderr) == (0, '')
-  found = compare.compare_evaluations(*folders(workdirs))
-  assert done.stdout == compare.in_words(found, 2) + '\n'
+  found = comparison.compare_evaluations(*folders(workdirs))
+  assert done.stdout == format_comparison(found, 2) + '\n'
 
 
 def test_in_words(workdirs):
-  found = compare.compare_evaluations(*folders(workdirs))
-  lines = compare.in_words(found, 2).splitlines()
-  assert '300 videos of made_up/validation, fingerprint ffffffffffff; 0 left out' in lines[2]
+  found = comparison.compare_evaluations(*folders(workdirs))
+  lines = format_comparison(found, 2).splitlines()
+  assert '300 videos of made_up/validation, fingerprint ffffffffffff; 0 excluded' in lines[2]
   numbers = [float(x) for x in next(line for line in lines if line.startswith('top-1')).replace('%', ' ').split()[1:4]]
-  expected = [100 * found['top1'][of] for of in ('one', 'other', 'difference')]
+  expected = [100 * found['top1'][of] for of in ('a', 'b', 'difference')]
   np.testing.assert_allclose(numbers, expected, atol=0.0051)
   assert sum(line.startswith('  split/') for line in lines) == 4
-  assert lines[-1] == '  recipe.training.seed: 0, and 1'
-  assert not any('right in' in line for line in compare.in_words(found, 0).splitlines() if line.endswith(':'))
+  assert lines[-1] == '  config.training.seed: 0 -> 1'
+  assert not any('Correct only in' in line for line in format_comparison(found, 0).splitlines() if line.endswith(':'))
 
 
 def test_all_of_it_is_json(workdirs):
-  found = compare.compare_evaluations(*folders(workdirs))
+  found = comparison.compare_evaluations(*folders(workdirs))
   stored = json.loads(json.dumps(found, allow_nan=False))
-  assert len(stored['right_to_wrong']) == stored['mcnemar_top1']['right_to_wrong'] > 2
-  assert stored['differing'] == ['recipe.training.seed: 0, and 1']
+  assert len(stored['correct_to_wrong']) == stored['mcnemar_top1']['correct_to_wrong'] > 2
+  assert stored['differences'] == ['config.training.seed: 0 -> 1']
 
 
 def test_another_average_needs_no_second_run(workdirs):
-  found = compare.compare_evaluations(*folders(workdirs), average='logits')
+  found = comparison.compare_evaluations(*folders(workdirs), average='logits')
   assert (
-    found['top1']['one']
-    == json.loads((folders(workdirs)[0] / 'results.json').read_text())['averages']['logits']['top1']
+    found['top1']['a'] == json.loads((folders(workdirs)[0] / 'results.json').read_text())['averages']['logits']['top1']
   )
 
 
 def test_which_evaluation(workdirs):
-  assert compare.find_evaluation(workdirs / 'a', None).name == 'validation-2x1'
+  assert comparison.find_evaluation(workdirs / 'a', None).name == 'validation-2x1'
   write_results(workdirs / 'a/evaluation/test-1x1', predictions(), NAMES, ABOUT)
-  with pytest.raises(UserError, match='several evaluations, choose one by --name: test-1x1, validation-2x1'):
-    compare.find_evaluation(workdirs / 'a', None)
-  assert compare.find_evaluation(workdirs / 'a', 'test-1x1').name == 'test-1x1'
-  with pytest.raises(UserError, match='holds no evaluation test-9x9; there: test-1x1, validation-2x1'):
-    compare.find_evaluation(workdirs / 'a', 'test-9x9')
+  with pytest.raises(UserError, match='several evaluations, choose one with --name: test-1x1, validation-2x1'):
+    comparison.find_evaluation(workdirs / 'a', None)
+  assert comparison.find_evaluation(workdirs / 'a', 'test-1x1').name == 'test-1x1'
+  with pytest.raises(UserError, match='has no evaluation test-9x9; it has test-1x1, validation-2x1'):
+    comparison.find_evaluation(workdirs / 'a', 'test-9x9')
 
 
 def test_another_dataset_is_refused(workdirs):
   other = {**ABOUT, 'dataset': {**ABOUT['dataset'], 'fingerprint': 'e' * 64}}
   write_results(folders(workdirs)[0], predictions(), NAMES, other)
-  with pytest.raises(UserError, match='not of the same videos: fingerprint: eee'):
-    compare.compare_evaluations(*folders(workdirs))
+  with pytest.raises(UserError, match='different datasets or splits: fingerprint: eee'):
+    comparison.compare_evaluations(*folders(workdirs))
 
 
 def test_what_the_command_refuses(workdirs):
-  with pytest.raises(UserError, match='two workdirs or evaluations are compared, not 1'):
+  with pytest.raises(UserError, match='two workdirs or evaluation folders, not 1'):
     compare.main(['compare', str(workdirs / 'a')])
-  with pytest.raises(UserError, match=r'nothing holds no evaluation: python main\.py'):
-    compare.find_evaluation(workdirs / 'nothing', None)
+  with pytest.raises(UserError, match=r'nothing has no evaluation; run: python main\.py'):
+    comparison.find_evaluation(workdirs / 'nothing', None)

@@ -1,4 +1,4 @@
-"""Statistics: against scipy, definitions read term by term, and what must hold of them."""
+"""Metrics: against scipy, their definitions and their properties."""
 
 import numpy as np
 import pytest
@@ -8,21 +8,24 @@ from mevit_jax.evaluation import metrics
 
 
 @pytest.mark.parametrize(('correct', 'total'), [(0, 7), (7, 7), (3, 10), (16000, 20000), (1, 1)])
-def test_wilson_is_scipys(correct, total):
-  expected = stats.binomtest(correct, total).proportion_ci(method='wilson')
-  np.testing.assert_allclose(metrics.wilson(correct, total), expected, rtol=1e-6, atol=1e-12)
+def test_wilson_interval_follows_the_formula(correct, total):
+  z, p = stats.norm.ppf(0.975), correct / total
+  center = p + z**2 / (2 * total)
+  half = z * np.sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
+  expected = (center - half) / (1 + z**2 / total), (center + half) / (1 + z**2 / total)
+  np.testing.assert_allclose(metrics.wilson_interval(correct, total), expected, rtol=1e-6, atol=1e-12)
 
 
-def test_nothing_counted_is_nothing_known():
-  assert metrics.wilson(0, 0) == (0.0, 1.0)
+def test_wilson_interval_without_videos():
+  assert metrics.wilson_interval(0, 0) == (0.0, 1.0)
 
 
 def test_a_bootstrap_of_a_mean_is_as_wide_as_theory_says():
   values = np.random.default_rng(1).random(400)
-  low, high = metrics.bootstrap(lambda times: np.average(values, weights=times), 400)
+  low, high = metrics.bootstrap_interval(lambda times: np.average(values, weights=times), 400)
   error = values.std() / 20
   np.testing.assert_allclose((low, high), values.mean() + np.array([-1.96, 1.96]) * error, atol=0.25 * error)
-  assert metrics.bootstrap(lambda times: np.average(values, weights=times), 400) == (low, high)
+  assert metrics.bootstrap_interval(lambda times: np.average(values, weights=times), 400) == (low, high)
 
 
 def test_mean_class_accuracy():
@@ -33,7 +36,7 @@ def test_mean_class_accuracy():
   assert metrics.mean_class_accuracy(labels[:0], right[:0]) == 0
 
 
-def test_calibration_is_what_guo_et_al_write():
+def test_calibration_error_follows_guo_et_al():
   rng = np.random.default_rng(0)
   confidence = np.concatenate([rng.random(60), np.arange(1, 16) / 15])
   right = rng.random(75) < 0.5  # some bins too sure, some not sure enough
@@ -57,22 +60,22 @@ def test_a_tie_that_rounding_broke_is_a_tie():
   assert metrics.ranked(even * [[1, 1 - 2e-5, 1, 1]], 2).tolist() == [[2, 1]]
 
 
-def test_confusion():
-  found = metrics.confusion(np.array([0, 0, 2, 1]), np.array([1, 1, 2, 0]), 3)
+def test_confusion_matrix():
+  found = metrics.confusion_matrix(np.array([0, 0, 2, 1]), np.array([1, 1, 2, 0]), 3)
   assert found.tolist() == [[0, 2, 0], [1, 0, 0], [0, 0, 1]]
 
 
-def test_classes_that_are_taken_for_each_other_stand_together():
+def test_confused_classes_are_neighbors():
   """Three groups of four, shuffled: the order puts each group in one run."""
   groups = np.random.default_rng(0).permutation(np.repeat(np.arange(3), 4))
   labels = np.repeat(np.arange(12), 5)
   scores = np.exp(3.0 * (groups[labels][:, None] == groups[None]) + np.random.default_rng(1).random((60, 12)))
-  order = metrics.similar_together(labels, scores / scores.sum(1, keepdims=True))
+  order = metrics.cluster_classes(labels, scores / scores.sum(1, keepdims=True))
   assert sorted(order) == list(range(12))
   assert np.count_nonzero(np.diff(groups[order])) == 2
 
 
 @pytest.mark.parametrize('classes', [1, 2, 3])
 def test_few_classes_have_an_order(classes):
-  found = metrics.similar_together(np.zeros(4, int), np.full((4, classes), 1 / classes))
+  found = metrics.cluster_classes(np.zeros(4, int), np.full((4, classes), 1 / classes))
   assert sorted(found) == list(range(classes))

@@ -1,4 +1,4 @@
-"""Evaluation: every video once, whatever the batch and the devices, and the unreadable ones by name."""
+"""Evaluation protocol: every video once for any batch size and number of devices; unreadable videos are listed."""
 
 import collections
 import dataclasses
@@ -9,7 +9,9 @@ import pytest
 
 from mevit_jax.config.data import ClipConfig
 from mevit_jax.config.evaluation import EvaluationConfig
+from mevit_jax.config.experiment import Config
 from mevit_jax.config.mesh import MeshConfig
+from mevit_jax.config.resolve import describe, resolve
 from mevit_jax.data import pipeline
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.errors import UserError
@@ -86,7 +88,7 @@ def test_the_same_bits_where_a_device_has_as_many_rows(source, devices, batch_si
   assert one.probabilities.tobytes() == many.probabilities.tobytes()
 
 
-def test_it_says_how_far_it_is(source):
+def test_progress(source):
   done = []
   predict(Some(source, 11), 4, report=done.append)
   assert done == [4, 8, 11]
@@ -154,21 +156,22 @@ def test_a_protocol_by_its_name_is_the_same_config():
   assert EvaluationConfig(clips=7, views='2x1') == EvaluationConfig(clips=2, crops=1)
 
 
-def test_a_batch_that_devices_do_not_divide_is_taken_larger(capsys):
-  assert EvaluationConfig(batch_size=64).shared(8).batch_size == 64
-  assert not capsys.readouterr().out
-  assert EvaluationConfig(batch_size=9).shared(8).batch_size == 16
-  assert capsys.readouterr().out == 'evaluation.batch_size 9 is taken as 16: it is cut into 8 parts\n'
+def test_a_batch_size_that_is_not_divisible_by_the_devices_is_rounded_up():
+  config, changes = resolve(Config(evaluation=EvaluationConfig(batch_size=64)), devices=8)
+  assert (config.evaluation.batch_size, changes) == (64, [])
+  config, changes = resolve(Config(evaluation=EvaluationConfig(batch_size=9)), devices=8)
+  assert config.evaluation.batch_size == 16
+  assert describe(changes) == 'config.evaluation.batch_size: 9 -> 16 (a multiple of 8 devices)'
 
 
 @pytest.mark.parametrize(
   ('fields', 'match'),
   [
-    ({'views': '4'}, r"evaluation\.views is clips x crops, as '4x3', not '4'"),
-    ({'views': '0x3'}, r'evaluation\.clips must be at least 1, not 0'),
-    ({'average': 'votes'}, r"evaluation\.average must be 'probabilities' or 'logits', not 'votes'"),
+    ({'views': '4'}, r"evaluation\.views must be clips x crops, such as '4x3', not '4'"),
+    ({'views': '0x3'}, r'evaluation\.clips must be in \[1, 1000\], not 0'),
+    ({'average': 'votes'}, r"evaluation\.average must be one of \['probabilities', 'logits'\], not 'votes'"),
   ],
 )
-def test_what_is_no_protocol(fields, match):
+def test_invalid_protocols(fields, match):
   with pytest.raises(UserError, match=match):
     EvaluationConfig(**fields)

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: numbers, a table, a picture."""
+"""Files of an evaluation, and its example videos."""
 
 import csv
 import dataclasses
@@ -10,10 +10,10 @@ from PIL import Image
 
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation import results as results_module
-from mevit_jax.evaluation.metrics import wilson
+from mevit_jax.evaluation.metrics import wilson_interval
 from mevit_jax.evaluation.protocol import Predictions
-from mevit_jax.evaluation.results import read_results, summarise, write_results
-from mevit_jax.report import strips as report
+from mevit_jax.evaluation.results import read_results, summarize, write_results
+from mevit_jax.report.examples import Example, choose_examples, draw_examples
 
 NAMES = ('a', 'b', 'ça, "c"', '$d$ \\frac', 'e', 'f')
 
@@ -41,20 +41,20 @@ def without_labels(predictions):
   return dataclasses.replace(predictions, labels=np.full(6, -1))
 
 
-def test_unreadable_videos_are_counted_both_ways_and_unlabelled_ones_in_neither(predictions):
-  found = summarise(predictions)
+def test_unreadable_videos_are_counted_both_ways_and_unlabeled_ones_in_neither(predictions):
+  found = summarize(predictions)
   assert {name: found[name] for name in found if not name.startswith(('mean', 'inter', 'calib', 'aver'))} == {
     'videos': 6,
-    'unlabelled': 1,
+    'unlabeled': 1,
     'unreadable': 1,
     'unreadable_videos': {'v3': 'it is empty'},
     'top1_correct': 2,
     'top1': 2 / 4,
-    'top1_interval': wilson(2, 4),
+    'top1_interval': wilson_interval(2, 4),
     'top1_unreadable_wrong': 2 / 5,
     'top5_correct': 3,
     'top5': 3 / 4,
-    'top5_interval': wilson(3, 4),
+    'top5_interval': wilson_interval(3, 4),
     'top5_unreadable_wrong': 3 / 5,
   }
   assert found['mean_class'] == (1 + 0 + 0 + 1) / 4  # classes 0, 2, 5 and 3
@@ -68,9 +68,9 @@ def test_unreadable_videos_are_counted_both_ways_and_unlabelled_ones_in_neither(
 
 
 def test_no_labels_is_no_accuracy(predictions):
-  assert summarise(without_labels(predictions)) == {
+  assert summarize(without_labels(predictions)) == {
     'videos': 6,
-    'unlabelled': 6,
+    'unlabeled': 6,
     'unreadable': 1,
     'unreadable_videos': {'v3': 'it is empty'},
   }
@@ -79,8 +79,8 @@ def test_no_labels_is_no_accuracy(predictions):
 def test_a_submission(predictions, tmp_path):
   """As the dataset's own baseline writes it: number and five class ids, semicolons, no header."""
   ids = np.asarray([f'test/{100 + i}' for i in range(6)])
-  unlabelled = dataclasses.replace(without_labels(predictions), ids=ids)
-  write_results(tmp_path, unlabelled, NAMES, {})
+  unlabeled = dataclasses.replace(without_labels(predictions), ids=ids)
+  write_results(tmp_path, unlabeled, NAMES, {})
   assert (tmp_path / 'submission.csv').read_text().splitlines() == [
     '100;0;1;2;3;4',
     '101;0;1;2;3;4',
@@ -96,7 +96,7 @@ def test_a_submission(predictions, tmp_path):
 def test_nothing_readable_is_no_accuracy(predictions):
   errors = np.asarray(['gone'] * 6)
   nothing = dataclasses.replace(predictions, logits=0 * predictions.logits, errors=errors)
-  summary = summarise(nothing)
+  summary = summarize(nothing)
   assert (summary['top1'], summary['top5'], summary['unreadable'], summary['mean_class']) == (0.0, 0.0, 6, 0.0)
   assert summary['top1_interval'] == summary['mean_class_interval'] == (0.0, 1.0)
   json.dumps(summary, allow_nan=False)
@@ -109,7 +109,7 @@ def test_what_was_written_is_read(predictions, tmp_path):
   assert (found, names, read.average) == (json.loads(json.dumps(results)), NAMES, 'logits')
   for name in ('ids', 'labels', 'logits', 'errors'):
     np.testing.assert_array_equal(getattr(read, name), getattr(several, name))
-  assert summarise(read) == summarise(several)
+  assert summarize(read) == summarize(several)
 
 
 @pytest.mark.parametrize('name', ['results.json', 'logits.npz'])
@@ -120,7 +120,7 @@ def test_an_evaluation_that_is_not_whole(predictions, tmp_path, name):
   with pytest.raises(UserError, match='is damaged, evaluate again'):
     read_results(tmp_path)
   (tmp_path / name).unlink()
-  with pytest.raises(UserError, match=f'no whole evaluation: {name} is not there'):
+  with pytest.raises(UserError, match=f'is incomplete: {name} is missing'):
     read_results(tmp_path)
 
 
@@ -142,7 +142,7 @@ def test_files(predictions, tmp_path):
   }  # fmt: skip
   stored = json.loads((folder / 'results.json').read_text())
   assert stored == json.loads(json.dumps(results))
-  assert stored == json.loads(json.dumps({**summarise(predictions), 'checkpoint': {'step': 3}, 'size': [2, 2]}))
+  assert stored == json.loads(json.dumps({**summarize(predictions), 'checkpoint': {'step': 3}, 'size': [2, 2]}))
   with (folder / 'predictions.csv').open(newline='') as file:
     rows = list(csv.DictReader(file))
   assert [row['id'] for row in rows] == [f'v{i}' for i in range(6)]
@@ -160,18 +160,18 @@ def test_files(predictions, tmp_path):
 
 
 def test_mistakes_and_right_ones_are_shown(predictions):
-  shown = report.choose(predictions, 4)
+  shown = choose_examples(predictions, 4)
   assert sorted(shown) == [0, 1, 2, 4]  # the mistakes, and one of each class that is right
-  assert 3 not in report.choose(predictions, 8)
-  assert len(set(report.choose(predictions, 8))) == len(report.choose(predictions, 8))
+  assert 3 not in choose_examples(predictions, 8)
+  assert len(set(choose_examples(predictions, 8))) == len(choose_examples(predictions, 8))
 
 
 def test_what_has_no_label_is_shown_by_what_is_said_of_it(predictions):
-  assert report.choose(without_labels(predictions), 2) == [0, 4]  # one of class 0, one of class 3
-  assert report.choose(predictions, 8)[-2:] == [1, 2]  # v5 has no label: it is no mistake
+  assert choose_examples(without_labels(predictions), 2) == [0, 4]  # one of class 0, one of class 3
+  assert choose_examples(predictions, 8)[-2:] == [1, 2]  # v5 has no label: it is no mistake
 
 
-def colours(path):
+def colors(path):
   with Image.open(path) as image:
     return set(map(tuple, np.asarray(image.convert('RGB')).reshape(-1, 3).tolist()))
 
@@ -180,18 +180,18 @@ def test_a_strip_without_a_label_is_neither_right_nor_wrong(tmp_path):
   frames = np.zeros((2, 8, 8, 3), np.uint8)
   green, red = (0x1A, 0x7F, 0x37), (0xCF, 0x22, 0x2E)
   for label, shown in (('', set()), ('b', {green, red})):
-    report.film_strips(tmp_path / 'a.png', [report.Strip(frames, label, [('a', 0.6), ('b', 0.3)])], 'title')
-    assert colours(tmp_path / 'a.png') & {green, red} == shown, label
+    draw_examples(tmp_path / 'a.png', [Example(frames, label, [('a', 0.6), ('b', 0.3)])], 'title')
+    assert colors(tmp_path / 'a.png') & {green, red} == shown, label
 
 
 @pytest.mark.parametrize(('frames', 'height', 'width'), [(2, 16, 16), (20, 12, 24)])
 def test_film_strips(tmp_path, frames, height, width):
   rng = np.random.default_rng(0)
   strips = [
-    report.Strip(rng.integers(0, 256, (frames, height, width, 3), np.uint8), label, [(NAMES[3], 0.7), (NAMES[2], 0.2)])
+    Example(rng.integers(0, 256, (frames, height, width, 3), np.uint8), label, [(NAMES[3], 0.7), (NAMES[2], 0.2)])
     for label in (NAMES[3], NAMES[2], NAMES[0])
   ]
-  report.film_strips(tmp_path / 'videos.png', strips, 'a $title$ \\frac')
+  draw_examples(tmp_path / 'videos.png', strips, 'a $title$ \\frac')
   with Image.open(tmp_path / 'videos.png') as image:
     pixels = np.asarray(image.convert('RGB')).astype(int)
   columns = min(frames, 8)

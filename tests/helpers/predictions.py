@@ -1,12 +1,12 @@
-"""Predictions that nobody computed."""
+"""Random predictions."""
 
 import numpy as np
 
 from mevit_jax.evaluation.protocol import Predictions
 
 
-def predictions(videos=300, classes=12, views=2, seed=0, skill=2.0, dead=(), unlabelled=()):
-  """Of random videos, whose labels are the same for every seed; the classes come in pairs that look alike."""
+def predictions(videos=300, classes=12, views=2, seed=0, skill=2.0, dead=(), unlabeled=()):
+  """Builds random predictions with the same labels for every seed; classes come in pairs that are often confused."""
   labels = np.random.default_rng(7).integers(0, classes, videos)
   rng = np.random.default_rng(seed)
   logits = rng.normal(size=(videos, views, classes))
@@ -15,7 +15,7 @@ def predictions(videos=300, classes=12, views=2, seed=0, skill=2.0, dead=(), unl
   errors = np.full(videos, '', dtype='U20')
   errors[list(dead)] = 'it is <empty> & gone'
   logits[list(dead)] = 0
-  labels[list(unlabelled)] = -1
+  labels[list(unlabeled)] = -1
   ids = np.asarray([f'split/{i:04d}' for i in range(videos)])
   return Predictions(ids, labels, logits.astype(np.float32), errors)
 

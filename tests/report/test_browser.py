@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.report.test_page import METRICS, write
+from tests.report.test_html import METRICS, write
 
 pytestmark = [
   pytest.mark.slow,

@@ -1,4 +1,4 @@
-"""Timelines, and what is drawn of predictions."""
+"""Timelines and figures of predictions."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mevit_jax.report.predictions import Segment, Shown, clock, draw_figure, draws_labels, segments
+from mevit_jax.report.predictions import PredictedVideo, Segment, clock, draw_figure, label_drawer, segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def test_clock(seconds, text):
 
 
 def test_labels_are_written_at_the_bottom_and_change_with_the_time():
-  draw = draws_labels(parts((0, 2, WALKS), (2, 4, RUNS)))
+  draw = label_drawer(parts((0, 2, WALKS), (2, 4, RUNS)))
   frame = np.full((90, 160, 3), 128, np.uint8)
   early, late, last = (draw(frame, time) for time in (0.0, 2.0, 99.0))
   assert (early[:60] == 128).all()
@@ -69,7 +69,10 @@ def test_a_figure(tmp_path):
   frames = np.random.default_rng(0).integers(0, 256, (8, 12, 16, 3), np.uint8)
   one, several = parts((0, 3, RUNS)), parts((0, 2, WALKS), (2, 4, RUNS))
   sizes = []
-  for videos in ([Shown('a $b$', frames, one)], [Shown('a', frames, one), Shown('b', frames, several)]):
+  for videos in (
+    [PredictedVideo('a $b$', frames, one)],
+    [PredictedVideo('a', frames, one), PredictedVideo('b', frames, several)],
+  ):
     draw_figure(tmp_path / 'figure.png', videos)
     with Image.open(tmp_path / 'figure.png') as image:
       sizes.append(image.size)
@@ -79,5 +82,7 @@ def test_a_figure(tmp_path):
 
 @pytest.mark.parametrize(('suffix', 'start'), [('png', b'\x89PNG'), ('svg', b'<?xml'), ('pdf', b'%PDF')])
 def test_a_figure_of_every_kind(tmp_path, suffix, start):
-  draw_figure(tmp_path / f'figure.{suffix}', [Shown('a', np.zeros((2, 12, 16, 3), np.uint8), parts((0, 3, RUNS)))])
+  draw_figure(
+    tmp_path / f'figure.{suffix}', [PredictedVideo('a', np.zeros((2, 12, 16, 3), np.uint8), parts((0, 3, RUNS)))]
+  )
   assert (tmp_path / f'figure.{suffix}').read_bytes().startswith(start)

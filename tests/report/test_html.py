@@ -1,4 +1,4 @@
-"""report.html: what is on the page."""
+"""HTML report: contents of the page."""
 
 import base64
 import io
@@ -9,16 +9,16 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from mevit_jax.evaluation.metrics import confusion
+from mevit_jax.evaluation.metrics import confusion_matrix
 from mevit_jax.evaluation.results import write_results
-from mevit_jax.report import page
-from mevit_jax.report.strips import Strip
+from mevit_jax.report import html
+from mevit_jax.report.examples import Example, choose_worst
 from tests.helpers.predictions import ABOUT, predictions
 
 EVIL = '</script><script>document.title = "taken over"</script> & $x$ "quoted"'
 
 
-class CheckpointFormat(HTMLParser):
+class Page(HTMLParser):
   """What a page holds: its rows by the id of their table, its text, pictures, and addresses that it asks for."""
 
   def __init__(self, path):
@@ -55,30 +55,30 @@ class CheckpointFormat(HTMLParser):
     return ' '.join(' '.join(self.words).split())
 
 
-def parameter_shapes(classes):
+def class_names(classes):
   return (EVIL, *(f'class {i}' for i in range(1, classes)))
 
 
 def write(folder, classes=12, sections=(), metrics='', **changes):
   """A page of made-up predictions; returns what was predicted and the page."""
   found = predictions(classes=classes, **changes)
-  names = parameter_shapes(classes)
+  names = class_names(classes)
   results = write_results(folder, found, names, ABOUT)
   frames = np.random.default_rng(0).integers(0, 256, (4, 20, 30, 3), np.uint8)
-  strips = [
+  examples = [
     (
       str(found.ids[i]),
-      Strip(frames, names[found.labels[i]] if found.labels[i] >= 0 else '', [(names[0], 0.7), (names[1], 0.2)]),
+      Example(frames, names[found.labels[i]] if found.labels[i] >= 0 else '', [(names[0], 0.7), (names[1], 0.2)]),
     )
-    for i in page.choose_worst(found)
+    for i in choose_worst(found)
   ]
   (folder / 'metrics.jsonl').write_text(metrics)
-  page.write_page(
+  html.write_report(
     folder / 'report.html',
     results,
     found,
     names,
-    strips=strips,
+    examples=examples,
     metrics_file=folder / 'metrics.jsonl',
     sections=sections,
   )
@@ -98,34 +98,35 @@ def image(address):
 
 def test_the_numbers(tmp_path):
   found, results, path = write(tmp_path, dead=(4, 5), metrics=METRICS)
-  shown = CheckpointFormat(path)
+  shown = Page(path)
   for name in ('top1', 'top5', 'mean_class', 'mean_class_unreadable_wrong'):
     assert f'{100 * results[name]:.2f} %' in shown.text, name
-  assert '300 videos of made_up/validation, 2 clips \xd7 1 crop each, of 8 dense frames; probabilities' in shown.text
-  assert '2 of the videos could not be read' in shown.text
+  assert '300 videos of made_up/validation, 2 clips \xd7 1 crop per video, 8 frames per clip (dense' in shown.text
+  assert 'average of probabilities' in shown.text
+  assert '2 videos are unreadable' in shown.text
   assert 'split/0004 it is <empty> & gone' in shown.text
   rows = shown.rows['classes-table'][1:]
-  assert [row[0] for row in rows] == list(parameter_shapes(12))
+  assert [row[0] for row in rows] == list(class_names(12))
   counted = found.readable
-  matrix = confusion(found.labels[counted], found.ranked(1)[counted, 0], 12)
+  matrix = confusion_matrix(found.labels[counted], found.ranked(1)[counted, 0], 12)
   assert [int(row[1]) for row in rows] == matrix.sum(1).tolist()
   assert [row[2] for row in rows] == [f'{100 * matrix[i, i] / matrix[i].sum():.1f}\u2009%' for i in range(12)]
   assert [row[4] for row in rows] == [f'{100 * matrix[i, i] / matrix[:, i].sum():.1f}\u2009%' for i in range(12)]
   wrong = matrix - np.diag(np.diag(matrix))
   pairs = [int(row[2]) for row in shown.rows['pairs'][1:]]
   assert pairs == sorted(wrong.ravel().tolist(), reverse=True)[: len(pairs)]
-  assert ['dataset.fingerprint', 'f' * 64] in shown.rows['about-table']
+  assert ['dataset.fingerprint', 'f' * 64] in shown.rows['settings-table']
 
 
 def test_it_needs_nothing_but_itself_and_names_are_no_html(tmp_path):
   picture = np.zeros((5, 6, 3), np.uint8)
-  sections = [page.Section('Where attention looks', 'Of a patch.', [(picture, EVIL)])]
+  sections = [html.Section('Attention maps', 'Of a patch.', [(picture, EVIL)])]
   _, _, path = write(tmp_path, metrics=METRICS, sections=sections)
-  shown = CheckpointFormat(path)
+  shown = Page(path)
   assert all(address.startswith(('data:', '#')) for address in shown.addresses)
   assert 'url(' not in path.read_text()
   assert shown.scripts == 1
-  assert 'Where attention looks Of a patch.' in shown.text
+  assert 'Attention maps Of a patch.' in shown.text
   for alt, address in shown.pictures:
     kind, data = image(address)
     if kind == 'svg+xml':
@@ -139,13 +140,13 @@ def test_it_needs_nothing_but_itself_and_names_are_no_html(tmp_path):
 
 def test_many_classes_are_a_picture_of_a_pixel_a_cell_and_the_names_under_the_pointer(tmp_path):
   found, _, path = write(tmp_path, classes=30, videos=600)
-  (address,) = [address for alt, address in CheckpointFormat(path).pictures if alt == 'Confusion matrix of 30 classes']
+  (address,) = [address for alt, address in Page(path).pictures if alt == 'Confusion matrix of 30 classes']
   with Image.open(io.BytesIO(image(address)[1])) as opened:
     pixels = np.asarray(opened.convert('RGB')).astype(int)
   cells = json.loads(re.search(r'id="cells">(.*?)</script>', path.read_text(), re.DOTALL)[1])
-  order = [parameter_shapes(30).index(name) for name in cells['names']]
+  order = [class_names(30).index(name) for name in cells['names']]
   assert sorted(order) == list(range(30))
-  expected = confusion(found.labels, found.ranked(1)[:, 0], 30)[np.ix_(order, order)]
+  expected = confusion_matrix(found.labels, found.ranked(1)[:, 0], 30)[np.ix_(order, order)]
   counts = np.zeros((30, 30), int)
   for row, column, count in cells['counts']:
     counts[row, column] = count
@@ -157,10 +158,10 @@ def test_many_classes_are_a_picture_of_a_pixel_a_cell_and_the_names_under_the_po
     assert dark[row, counts[row].argmax()] == dark[row].max()
 
 
-def test_mistakes_are_shown_the_surest_first():
-  found = predictions(dead=(2,), unlabelled=(3, 4))
+def test_the_most_confident_mistakes_come_first():
+  found = predictions(dead=(2,), unlabeled=(3, 4))
   confidence, right = found.probabilities.max(1), found.ranked(1)[:, 0] == found.labels
-  worst = page.choose_worst(found, 10)
+  worst = choose_worst(found, 10)
   assert len(worst) == 10
   assert not right[worst].any()
   assert not {2, 3, 4} & set(worst)
@@ -168,21 +169,21 @@ def test_mistakes_are_shown_the_surest_first():
   assert confidence[worst].tolist() == sorted(confidence[wrong].tolist(), reverse=True)[:10]
 
 
-def test_without_mistakes_the_least_sure_are():
+def test_without_mistakes_the_least_confident_are_shown():
   found = predictions(skill=60.0)
-  worst = page.choose_worst(found, 5)
+  worst = choose_worst(found, 5)
   assert found.probabilities.max(1)[worst].tolist() == sorted(found.probabilities.max(1).tolist())[:5]
 
 
 def test_without_labels_there_is_no_accuracy(tmp_path):
-  _, _, path = write(tmp_path, unlabelled=range(300))
-  text = CheckpointFormat(path).text
+  _, _, path = write(tmp_path, unlabeled=range(300))
+  text = Page(path).text
   assert 'No video has a label' in text
-  assert 'accuracy' not in text.replace('and no accuracy', '')
+  assert 'accuracy' not in text.lower()
   assert text.count('no label, predicted') == 12
 
 
 def test_nothing_that_can_be_read(tmp_path):
   found, results, _ = write(tmp_path, dead=range(300))
-  page.write_page(tmp_path / 'report.html', results, found, parameter_shapes(12))
-  assert '300 of the videos could not be read' in CheckpointFormat(tmp_path / 'report.html').text
+  html.write_report(tmp_path / 'report.html', results, found, class_names(12))
+  assert '300 videos are unreadable' in Page(tmp_path / 'report.html').text
