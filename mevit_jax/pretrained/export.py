@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from mevit_jax.config.data import Normalization
 from mevit_jax.config.model import MEViTConfig
@@ -13,6 +12,7 @@ from mevit_jax.errors import UserError
 from mevit_jax.files import new_folder, write_json
 from mevit_jax.models.functional import Params
 from mevit_jax.pretrained import timesformer, vit
+from mevit_jax.pretrained.files import write_safetensors
 from mevit_jax.pretrained.source import unstack_blocks
 from mevit_jax.pretrained.transforms import CheckpointFormat
 
@@ -59,7 +59,7 @@ def export(
   checkpoint_format, prefix = _FORMATS[to]
   tensors = _to_tensors(checkpoint_format, prefix, arrays, config.depth)
   with new_folder(folder) as temporary:
-    save_file(tensors, temporary / _WEIGHTS, metadata={'format': 'pt'})
+    write_safetensors(temporary / _WEIGHTS, tensors, metadata={'format': 'pt'})
     for name, content in _configs(to, config, class_names, normalization).items():
       write_json(temporary / name, content)
   return folder / _WEIGHTS

@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401 (registers bfloat16 with NumPy)
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from mevit_jax.errors import UserError
 
@@ -74,6 +75,14 @@ def read_files(path: Path) -> WeightFiles:
   if not {'model_type', 'architecture'} & set(config):
     return WeightFiles(_read_file(path), {}, {})
   return WeightFiles(_read_file(path), config, _read_json(folder / 'preprocessor_config.json'))
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+  """Writes a safetensors file; an OSError if it cannot be written."""
+  try:
+    save_file(tensors, path, metadata)
+  except SafetensorError as error:
+    raise OSError(str(error)) from error
 
 
 def _read_folder(folder: Path) -> Mapping[str, np.ndarray]:

@@ -194,7 +194,7 @@ def _normalization(files: WeightFiles) -> Normalization | None:
 
 
 def _class_names(config: dict[str, Any]) -> tuple[str, ...] | None:
-  """Returns the class names in a Hugging Face or timm config; None for placeholders (LABEL_0) and labels without ids."""
+  """Returns the class names in a Hugging Face or timm config; None for placeholders (LABEL_0) or labels without ids."""
   timm = config.get('label_names') or _section(config, 'pretrained_cfg').get('label_names')
   if timm:
     return tuple(timm)

@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 
 from mevit_jax.config.data import Normalization
 from mevit_jax.errors import UserError
-from mevit_jax.pretrained import export as export_module
+from mevit_jax.pretrained import files
 from mevit_jax.pretrained.export import export
 from mevit_jax.pretrained.load import load
 from mevit_jax.pretrained.source import open_source
@@ -146,7 +146,7 @@ def test_a_full_disk_leaves_nothing(rng, tmp_path, monkeypatch):
     path.write_bytes(b'half')
     raise SafetensorError('I/O error: No space left on device (os error 28)')
 
-  monkeypatch.setattr(export_module, 'save_file', full)
+  monkeypatch.setattr(files, 'save_file', full)
   with pytest.raises(UserError, match=r'cannot be written: .*No space left'):
     export(tmp_path, random_params(SPACE, rng, still=True), SPACE, 'hf_vit', **METADATA)
   assert not list(tmp_path.iterdir())
