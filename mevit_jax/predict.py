@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class PredictOptions:
 
 def predict_videos(
   videos: dict[str, Path], predictor: Predictor, options: PredictOptions, throughput: Throughput
-) -> Iterator[tuple[str, VideoPrediction]]:
+) -> Generator[tuple[str, VideoPrediction], None, None]:
   """Yields name and predictions of each video in order, and writes the files that the options name.
 
   Args:

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
   options, start = flags.FLAGS, time.monotonic()
   if len(argv) < 2:
     raise UserError('give videos: files, folders, glob patterns, or - for standard input; see --help')
-  with open_videos(argv[1:], sys.stdin.buffer) as videos:
+  with open_videos(argv[1:]) as videos:
     if options.overlay and len(videos) > 1:
       raise UserError(f'--overlay writes one video, but {len(videos)} were given')
     for name, suffixes in (('csv', ()), ('figure', ('.png', '.svg', '.pdf')), ('overlay', ('.mp4',))):

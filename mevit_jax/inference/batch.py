@@ -5,11 +5,12 @@ import csv
 import glob
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TextIO
 
 from mevit_jax.datasets.builders.lists import SUFFIXES, walk
 from mevit_jax.errors import UserError
@@ -40,8 +41,8 @@ def find_videos(arguments: Sequence[str]) -> dict[str, Path]:
 
 
 @contextlib.contextmanager
-def open_videos(arguments: Sequence[str], stdin: BinaryIO) -> Iterator[dict[str, Path]]:
-  """Yields the videos of `find_videos`; for the argument '-', `stdin` is copied to a temporary file.
+def open_videos(arguments: Sequence[str]) -> Iterator[dict[str, Path]]:
+  """Yields the videos of `find_videos`; for the argument '-', standard input is copied to a temporary file.
 
   A copy is needed because a video is read more than once.
   """
@@ -50,7 +51,7 @@ def open_videos(arguments: Sequence[str], stdin: BinaryIO) -> Iterator[dict[str,
     if '-' in arguments:
       videos[STDIN] = Path(folder) / 'video'
       with videos[STDIN].open('wb') as file:
-        shutil.copyfileobj(stdin, file)
+        shutil.copyfileobj(sys.stdin.buffer, file)
     yield videos
 
 

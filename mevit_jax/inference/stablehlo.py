@@ -20,8 +20,8 @@ from mevit_jax.video.clips import RATE
 
 MODEL_FILE, METADATA_FILE = 'model.jax_export', 'model.json'
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-# Execution fields of the exported model, whatever it was trained with: full float32 precision on every platform. The
-# blocks are a loop, which is as fast on CPUs as unrolled blocks, and needs two thirds of the compilation time and memory.
+# Execution fields of every exported model: full float32 precision on all platforms. The blocks are a loop, which is as
+# fast on CPUs as unrolled blocks, and needs two thirds of the time and memory to compile.
 _EXECUTION: dict[str, Any] = {'dtype': 'float32', 'attention': 'plain', 'unroll': 1, 'remat': 'none'}
 _PRECISION = 'highest'
 _MAX_BYTES = 2**31 - 2**24  # flatbuffers are limited to 2 GiB, of which the program needs a part
