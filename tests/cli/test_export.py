@@ -142,7 +142,7 @@ def test_a_card_of_what_was_not_evaluated(workdir, tmp_path):
 
 def test_a_shared_model_is_not_a_run(config, shared, tmp_path):
   folder = shutil.copytree(shared, tmp_path / 'shared')
-  with pytest.raises(UserError, match='is n.* run'):
+  with pytest.raises(UserError, match=r'is no(t a)? run'):
     train.train(config, str(folder))
   assert not (folder / 'checkpoints').exists()
   with pytest.raises(UserError, match='has only ema parameters, not raw'):
@@ -171,8 +171,8 @@ def test_a_space_only_checkpoint_becomes_a_vit(tiny, tmp_path):
 
 
 @pytest.mark.parametrize('to', ['stablehlo', 'mevit'])
-def test_what_is_refused(workdir, tmp_path, to):
-  with pytest.raises(UserError, match='is n.* workdir'):
+def test_errors(workdir, tmp_path, to):
+  with pytest.raises(UserError, match=r'is no(t a)? workdir'):
     export_checkpoint(tmp_path / 'nothing', to, tmp_path / 'out')
   with pytest.raises(UserError, match='no checkpoint 7'):
     export_checkpoint(workdir, to, tmp_path / 'out', checkpoint='7')
