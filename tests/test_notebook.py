@@ -1,4 +1,4 @@
-"""The notebook: that it is kept clean, that a runtime's own packages stay, and, with --slow, that a kernel runs it."""
+"""The notebook: no outputs are committed, installed packages are kept, and (with --slow) a kernel executes it."""
 
 import ast
 import base64
@@ -21,30 +21,30 @@ NOTEBOOK = ROOT / 'notebooks/evaluate.ipynb'
 CELLS = json.loads(NOTEBOOK.read_text())['cells']
 CODE = [''.join(cell['source']) for cell in CELLS if cell['cell_type'] == 'code']
 
-CHANCE, MARGIN = 1 / 8, 0.3  # of eight classes; what the notebook's short training must be better by
+CHANCE, MARGIN = 1 / 8, 0.3  # chance of eight classes; required margin of the notebook's short training
 
 
-def test_it_is_a_notebook():
+def test_is_valid():
   nbformat = pytest.importorskip('nbformat', reason='nbformat is not installed (requirements-test.txt)')
   nbformat.validate(nbformat.read(NOTEBOOK, as_version=4))
 
 
-def test_nothing_of_a_run_is_kept():
+def test_has_no_outputs():
   for cell in CELLS:
     assert not cell['metadata'], cell['id']
     if cell['cell_type'] == 'code':
       assert (cell['outputs'], cell['execution_count']) == ([], None), cell['id']
   strings = [node.value for source in CODE for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
-  assert not [value for value in strings if str(value).startswith(('/', '~'))]  # a machine's; ours are relative
+  assert not [value for value in strings if str(value).startswith(('/', '~'))]  # absolute paths of a machine
   assert not re.search(r'/(home|root|tmp|content|Users|work)/', NOTEBOOK.read_text())
 
 
 @pytest.mark.parametrize('number', range(len(CODE)))
-def test_a_cell_compiles_and_its_fields_are_forms(number):
+def test_cells_compile_and_have_form_fields(number):
   source = CODE[number]
   compile(source, f'cell {number}', 'exec')
   assert source.startswith('# @title ')
-  for line in source.splitlines():  # what is given at the left margin as a literal is for the user to change
+  for line in source.splitlines():  # unindented literals are form fields
     if re.fullmatch(r"[a-z_]+ = (?:'[^']*'|-?[\d.]+|True|False)(?: .*)?", line):
       assert '# @param ' in line, line
 
@@ -55,7 +55,7 @@ def test_the_code_comes_from_a_repository_or_a_zip(tmp_path, kind):
   for file in ('mevit_jax/__init__.py', 'launch/colab.py'):
     (code / file).parent.mkdir(parents=True)
     shutil.copy(ROOT / file, code / file)
-  (code / 'requirements.txt').write_text('pytest==9\n\nnothing==1\n')  # which is there: nothing is installed
+  (code / 'requirements.txt').write_text('pytest==9\n\nnothing==1\n')  # already installed
   (tmp_path / 'runtime').mkdir()
   if kind == 'zip':
     source = Path(shutil.make_archive(str(tmp_path / 'runtime/code'), 'zip', tmp_path, code.name)).name
@@ -65,7 +65,7 @@ def test_the_code_comes_from_a_repository_or_a_zip(tmp_path, kind):
     for command in (['init', '--quiet'], ['add', '.'], [*author, 'commit', '--quiet', '-m', 'all']):
       subprocess.run(['git', *command], cwd=code, check=True)
   cell = CODE[0].replace("source = ''", f'source = {source!r}') + '\nimport mevit_jax\nprint(mevit_jax.__file__)'
-  for _ in range(2):  # a runtime's kernel may be started again
+  for _ in range(2):  # a kernel may be restarted
     run = subprocess.run([sys.executable, '-c', cell], cwd=tmp_path / 'runtime', capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert Path(run.stdout.strip()).is_relative_to(tmp_path / 'runtime/code')
@@ -99,7 +99,7 @@ def test_a_runtimes_packages_stay():
 
 @pytest.fixture(scope='module')
 def executed(tmp_path_factory):
-  """The notebook, run from top to bottom by a new kernel in a copy of the checkout; and the CPU seconds it took."""
+  """The notebook, executed by a new kernel in a copy of the repository, and its CPU seconds."""
   nbclient = pytest.importorskip('nbclient', reason='nbclient is not installed (requirements-parity.txt)')
   pytest.importorskip('ipykernel', reason='ipykernel is not installed (requirements-parity.txt)')
   import nbformat
@@ -109,43 +109,43 @@ def executed(tmp_path_factory):
     shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__'))
   shutil.copy(ROOT / 'requirements.txt', folder)
   notebook = nbformat.read(folder / 'notebooks/evaluate.ipynb', as_version=4)
-  before = _children()
+  before = _child_cpu_seconds()
   with pytest.MonkeyPatch.context() as patch:
-    patch.delenv('XLA_FLAGS')  # its eight devices are the tests'
+    patch.delenv('XLA_FLAGS')  # the eight devices are only for tests
     patch.setenv('IPYTHONDIR', str(folder / 'ipython'))
     nbclient.NotebookClient(
       notebook, timeout=None, kernel_name='python3', resources={'metadata': {'path': str(folder / 'notebooks')}}
     ).execute()
-  return folder, notebook, _children() - before
+  return folder, notebook, _child_cpu_seconds() - before
 
 
-def _children():
+def _child_cpu_seconds():
   used = resource.getrusage(resource.RUSAGE_CHILDREN)
   return used.ru_utime + used.ru_stime
 
 
 def outputs_of(notebook, title, kind):
-  """What a cell showed, of one MIME type."""
+  """Returns the outputs of a cell with one MIME type."""
   (cell,) = (cell for cell in notebook.cells if cell.source.startswith(f'# @title {title}\n'))
   return [output['data'][kind] for output in cell.outputs if kind in output.get('data', {})]
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings('default')  # of the client's sockets
-def test_it_runs_from_top_to_bottom(executed):
+@pytest.mark.filterwarnings('default')  # warnings about the client's sockets
+def test_execution(executed):
   folder, notebook, seconds = executed
   assert not [output for cell in notebook.cells for output in cell.get('outputs', []) if output.output_type == 'error']
   (results,) = (folder / 'runs/notebook').glob('demo-*/evaluation/validation-2x1/results.json')
   top1 = json.loads(results.read_text())['top1']
   print(f'top-1 {top1:.1%}, {seconds:.0f} s of CPU')
   assert top1 > CHANCE + MARGIN
-  # On two cores that nobody else uses it takes at most as long as one that did all of it.
+  # CPU seconds bound the wall time on two idle cores.
   assert seconds < 5 * 60
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('default')
-def test_it_shows_pictures_and_videos(executed):
+def test_pictures_and_videos(executed):
   _, notebook, _ = executed
   for title in ('The report', 'Explain'):
     (picture,) = outputs_of(notebook, title, 'image/png')
@@ -157,6 +157,6 @@ def test_it_shows_pictures_and_videos(executed):
     (video,) = outputs_of(notebook, title, 'text/html')
     assert 'data:video/mp4;base64' in video
   cells = {cell.source.splitlines()[0].removeprefix('# @title '): cell for cell in notebook.cells if cell.source}
-  said = ''.join(output.get('text', '') for output in cells['A folder'].outputs)
-  assert said.count('.mp4: ') == 9
-  assert 'broken.mp4: not a video' in said
+  text = ''.join(output.get('text', '') for output in cells['A folder'].outputs)
+  assert text.count('.mp4: ') == 9
+  assert 'broken.mp4: not a video' in text

@@ -1,93 +1,59 @@
-"""Exports a workdir's checkpoint: to run without this package, to share, or for another library.
+"""Exports the model of a checkpoint: to run without this package, to share, or to another library.
 
-  mevit export --workdir=runs/mine --to=stablehlo --folder=artefact
+  mevit export --workdir=runs/mine --to=stablehlo --folder=exported
   mevit export --workdir=runs/mine --to=mevit --folder=shared
-  mevit export --workdir=runs/timesformer --to=hf_timesformer --folder=exported
+  mevit export --workdir=runs/timesformer --to=hf_timesformer --folder=timesformer
 
-  stablehlo          one file for JAX on cpu, cuda and tpu: uint8 frames in, probabilities out, any batch size; and a
-                     JSON with the class names and what frames it takes
-  mevit              the parameters under our own names (safetensors), with config and model card: taken by this package
-                     where a workdir's checkpoint is
-  timm, hf_vit       a model with space blocks only, as an image classifier: its logits of a clip are those of a frame
-                     that is repeated
-  hf_timesformer     a model in TimeSformer's configuration (configs/timesformer.py)
+  stablehlo          one file for JAX on CPUs, CUDA and TPUs: uint8 frames in, probabilities out, any batch size; and a
+                     JSON file with the class names and the preprocessing
+  mevit              a shared model: parameters (safetensors), config and model card; this package accepts it wherever
+                     it accepts a workdir
+  timm, hf_vit       an image classifier, from a model that has only space blocks; it has the same logits on a clip of
+                     one repeated frame
+  hf_timesformer     a TimeSformer, from a model with its configuration (configs/timesformer.py)
 
-The last three write model.safetensors and the configs that the library reads, class names and preprocessing among them.
-docs/export.md says more.
+The last three write model.safetensors and the configs of the library, with class names and preprocessing.
+docs/export.md explains all of them.
 """
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import get_args
 
 import jax
 from absl import flags
 
-from mevit_jax.checkpoint.reader import Checkpoint, load_checkpoint
-from mevit_jax.checkpoint.workdir import versions
 from mevit_jax.cli import command
-from mevit_jax.config import experiment
-from mevit_jax.inference import shared
-from mevit_jax.inference import stablehlo as artefact
-from mevit_jax.pretrained import export as out
+from mevit_jax.inference.export import export_checkpoint
+from mevit_jax.inference.stablehlo import time_startup
+from mevit_jax.pretrained.export import Library
 
 REQUIRED = ('workdir', 'to', 'folder')  # flags
 
-Target = Literal['stablehlo', 'mevit'] | out.Library
-
-
-def export(workdir: str, to: Target, folder: str, checkpoint: str = 'last', weights: str = 'auto') -> Path:
-  """Writes a checkpoint's model into a new folder; returns the path of its largest file.
-
-  Raises:
-    UserError: no checkpoint, or the library's model is not this one, or the folder is not empty.
-  """
-  source, target = Path(workdir).expanduser(), Path(folder).expanduser()
-  started = time.perf_counter()
-  saved = load_checkpoint(source, checkpoint, weights)
-  if to == 'stablehlo':
-    about = {'class_names': saved.class_names, 'dataset': saved.dataset.name, **_origin(saved)}
-    path = artefact.write_artefact(target, saved.params, saved.config, about)
-  elif to == 'mevit':
-    about = {**saved.metadata, 'config': experiment.to_dict(saved.config), **_origin(saved)}
-    path = shared.write_shared(target, saved.params, about, [*shared.results_of(source, about['checkpoint'])])
-  else:
-    path = out.export(
-      target, saved.params, saved.config.model, to, class_names=saved.class_names, normalization=saved.normalization
-    )
-  size, seconds = path.stat().st_size / 1e6, time.perf_counter() - started
-  what = f'step {saved.step} ({saved.weights} weights) of {workdir} for {to}'
-  print(f'{what}: {path}, {size:.3g} MB, in {seconds:.1f} s', flush=True)
-  if to == 'stablehlo':
-    read, first, second = artefact.time_start(path)
-    print(
-      f'on {jax.default_backend()}: read in {read:.1f} s, compiled and the first clip answered in {first:.1f} s, '
-      f'the next one in {second:.3f} s'
-    )
-  return path
-
-
-def _origin(saved: Checkpoint) -> dict[str, Any]:
-  """Where params are from, and what wrote them."""
-  return {
-    'fingerprint': saved.dataset.fingerprint,
-    'checkpoint': {'step': saved.step, 'weights': saved.weights},
-    'versions': versions(),
-  }
-
 
 def main(argv: Sequence[str]) -> None:
-  """Exports what the flags say."""
+  """Exports the checkpoint that the flags name."""
   command.no_arguments(argv)
-  asked = flags.FLAGS
-  export(asked.workdir, asked.to, asked.folder, asked.checkpoint, asked.weights)
+  options, start = flags.FLAGS, time.perf_counter()
+  exported = export_checkpoint(options.workdir, options.to, options.folder, options.checkpoint, options.weights)
+  size, seconds = exported.path.stat().st_size / 1e6, time.perf_counter() - start
+  print(
+    f'exported step {exported.step} ({exported.weights} parameters) of {options.workdir} to {options.to}: '
+    f'{exported.path}, {size:.3g} MB, in {seconds:.1f} s',
+    flush=True,
+  )
+  if options.to == 'stablehlo':
+    times = time_startup(exported.path)
+    print(
+      f'startup on {jax.default_backend()}: read in {times.read:.1f} s, first call (with compilation) '
+      f'{times.first_call:.1f} s, second call {times.second_call:.3f} s'
+    )
 
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  flags.DEFINE_string('workdir', None, 'Whose checkpoint to export.')
-  flags.DEFINE_string('checkpoint', 'last', "The 'last', the 'best' or a step.")
-  flags.DEFINE_enum('weights', 'auto', ['auto', 'ema', 'raw'], 'auto is the running mean where there is one.')
-  flags.DEFINE_enum('to', None, ['stablehlo', 'mevit', *get_args(out.Library)], 'What for; see above.')
-  flags.DEFINE_string('folder', None, 'Where to write; new, or empty.')
+  flags.DEFINE_string('workdir', None, 'Workdir or shared model to export.')
+  flags.DEFINE_string('checkpoint', 'last', "Checkpoint: 'last', 'best' or a step.")
+  flags.DEFINE_enum('weights', 'auto', ['auto', 'ema', 'raw'], 'Parameters; auto is EMA if there is any.')
+  flags.DEFINE_enum('to', None, ['stablehlo', 'mevit', *get_args(Library)], 'Target of the export, see above.')
+  flags.DEFINE_string('folder', None, 'Folder to write, new or empty.')

@@ -1,1 +1,1 @@
-"""A trained model for others: an artefact that runs without this package, and params to share, with a model card."""
+"""Trained models for users: prediction, StableHLO export, and shared models with a model card."""

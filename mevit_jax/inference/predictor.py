@@ -1,4 +1,4 @@
-"""A trained model as an object that takes videos and gives labels."""
+"""Predictor: the model of a checkpoint with its preprocessing, applied to videos."""
 
 import contextlib
 import dataclasses
@@ -21,22 +21,23 @@ from mevit_jax.video.clips import RATE
 from mevit_jax.video.container import VideoError
 from mevit_jax.video.reader import ArrayReader, FileReader, Reader, Span, read_views, spans
 
-# A file's path, its bytes, or frames in memory: uint8 `t h w 3`.
+# Path of a file, its content, or frames in memory (uint8 `t h w 3`).
 Video = str | os.PathLike | bytes | np.ndarray
 
-# Told after every batch: its views, and how many of its last video's how many windows are done.
+# Called after every batch with its number of views, and the predicted and total windows of its last video.
 Report = Callable[[int, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-  """What the model says of a video, or of a window of it.
+  """Prediction for a video, or for a window of it.
 
   Attributes:
-    names: of all classes.
-    probabilities: `c`, float64: averaged over the views as evaluation averages them.
-    logits: `v c`, float32: of every view.
-    start, end: of the video or window, in seconds.
+    names: names of all classes.
+    probabilities: `c`, float64, averaged over the views as in evaluation.
+    logits: `v c`, float32, one row for each view.
+    start: start of the video or window in seconds.
+    end: end of the video or window in seconds.
   """
 
   names: tuple[str, ...]
@@ -46,25 +47,25 @@ class Prediction:
   end: float
 
   def top(self, count: int = 5) -> list[tuple[str, float]]:
-    """The likeliest classes with their probabilities; ties go to the lowest class."""
+    """Returns the most probable classes with their probabilities; ties go to the lowest class."""
     order = ranked(self.probabilities[None], count)[0]
     return [(self.names[k], float(self.probabilities[k])) for k in order]
 
   @property
   def label(self) -> str:
-    """The likeliest class."""
+    """Most probable class."""
     return self.top(1)[0][0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Predicted:
-  """A video's predictions in the order of time: one of all of it, or one a window.
+class VideoPrediction:
+  """Predictions for a video in chronological order: one for the entire video, or one for each window.
 
   Attributes:
-    index: of the video in what was asked for.
-    predictions: none if it could not be read.
-    error: why it could not be read, in one line, or ''.
-    damage: what of it was not there, in one line, or ''.
+    index: index of the video in the list of videos.
+    predictions: predictions; none if the video could not be read.
+    error: reason why it could not be read, in one line, or ''.
+    damage: description of missing or damaged parts, in one line, or ''.
   """
 
   index: int
@@ -74,26 +75,26 @@ class Predicted:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Row:
-  """The views `v t h w 3` of one of a video's `count` spans, the `place`-th to come, or why there are none."""
+class _Window:
+  """Decoded window `number` of the `count` windows of a video, or the error of a video."""
 
   index: int
-  place: int = 0
+  number: int = 0
   count: int = 0
   span: Span = Span(0, 0, 0)
-  views: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint8))
+  views: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint8))  # v t h w 3
   error: str = ''
   damage: str = ''
 
 
 class Predictor:
-  """A checkpoint's model with its own preprocessing, on one device. Threads may share it.
+  """The model of a checkpoint with its preprocessing, on one device. Threads may share it.
 
   Attributes:
-    class_names: of the classes.
-    clip: which frames it takes.
-    step: the updates that its params have seen.
-    weights: 'ema' (their running mean) or 'raw'.
+    class_names: names of the classes.
+    clip: sampling and cropping of its input frames.
+    step: training step of the parameters.
+    weights: 'ema' or 'raw' parameters.
   """
 
   def __init__(
@@ -110,51 +111,51 @@ class Predictor:
     """Loads a checkpoint; the model is compiled when first used.
 
     Args:
-      workdir: of a training run, or of `mevit convert`; or what `mevit export --to=mevit` has written.
-      checkpoint: the 'last', the 'best' or a step.
-      weights: 'ema', 'raw', or 'auto': the running mean where there is one.
-      clips: views in time; None has as many as the run was evaluated with, and one of a window.
-      crops: of each clip; None has as many as the run was evaluated with.
-      batch_size: videos or windows that the device takes at once; fewer are padded to a power of two.
-      threads: that decode, one a video; None is one a CPU.
+      workdir: workdir of a run or of `mevit convert`, or a shared model (`mevit export --to=mevit`).
+      checkpoint: 'last', 'best' or a step.
+      weights: 'ema', 'raw', or 'auto': EMA parameters if there are any.
+      clips: clips per video; None is the number in the run's evaluation, and one for a window.
+      crops: crops per clip; None is the number in the run's evaluation.
+      batch_size: videos or windows per batch; smaller batches are padded to a power of two.
+      threads: decoding threads, each with a video of its own; None is one per CPU.
 
     Raises:
-      UserError: no such workdir or checkpoint, or it is damaged or of another version.
+      UserError: no such workdir or checkpoint, or it is damaged or has an unsupported format.
     """
     for name, value in (('clips', clips), ('crops', crops), ('batch_size', batch_size), ('threads', threads)):
       if value is not None and value < 1:
         raise UserError(f'{name} must be at least 1, not {value}')
     loaded = load_checkpoint(workdir, checkpoint, weights)
-    recipe = loaded.config
+    config = loaded.config
     self.class_names = loaded.class_names
-    self.clip, self.step, self.weights = recipe.clip, loaded.step, loaded.weights
-    self._clips, self._crops, self._evaluation = clips, crops or recipe.evaluation.crops, recipe.evaluation
+    self.clip, self.step, self.weights = config.clip, loaded.step, loaded.weights
+    self._clips, self._crops, self._evaluation = clips, crops or config.evaluation.crops, config.evaluation
     self._batch_size, self._threads = batch_size, threads or len(os.sched_getaffinity(0))
-    model = build_model(recipe.model)
+    model = build_model(config.model)
     self._params = model.unstack(loaded.params)
     self._apply = jax.jit(make_evaluation_step(model, loaded.normalization))
     self._lock = threading.Lock()
 
   def predict(self, video: Video, fps: float | None = None) -> Prediction:
-    """What the model says of all of a video; its views and their average are those of evaluation.
+    """Predicts an entire video, with the views of the run's evaluation.
 
     Args:
-      video: a file's path, its bytes, or frames uint8 `t h w 3`.
-      fps: of frames.
+      video: path of a file, its content, or frames (uint8 `t h w 3`).
+      fps: frame rate of a video that is given as frames.
 
     Raises:
-      VideoError: it cannot be read; a UserError, as all of its kind.
-      OSError: likewise.
+      VideoError: the file is not a readable video (a UserError).
+      OSError: the file cannot be read.
     """
     return self.timeline(video, fps=fps)[0]
 
   def timeline(
     self, video: Video, window: float | None = None, every: float | None = None, fps: float | None = None
   ) -> tuple[Prediction, ...]:
-    """What the model says of each window of a video; see `predict` and `predict_each`."""
-    rows = self._rows(0, _open(video, fps), *self._window(window, every))
-    predictions = [prediction for _, prediction in self._predicted(rows) if prediction]
-    return tuple(sorted(predictions, key=lambda part: part.start))
+    """Predicts each window of a video; arguments and errors as in `predict` and `predict_each`."""
+    windows = self._read_windows(0, _open(video, fps), *self._window_seconds(window, every))
+    predictions = [prediction for _, prediction in self._predict_windows(windows) if prediction]
+    return tuple(sorted(predictions, key=lambda prediction: prediction.start))
 
   def predict_each(
     self,
@@ -162,99 +163,100 @@ class Predictor:
     window: float | None = None,
     every: float | None = None,
     fps: float | None = None,
-    report: Report = lambda views, place, count: None,
-  ) -> Generator[Predicted, None, None]:
-    """Predicts many videos, in their order; one that cannot be read has an `error`, and the rest goes on.
+    report: Report = lambda views, done, total: None,
+  ) -> Generator[VideoPrediction, None, None]:
+    """Yields the predictions for many videos in order; a video that cannot be read has an `error`.
 
-    Threads decode while the device works, and a batch may hold windows of several videos.
+    Threads decode while the device computes, and a batch may hold windows of several videos.
 
     Args:
-      videos: see `predict`.
-      window: seconds, or None for all of a video at once.
-      every: seconds from one window's start to the next one's; None has them side by side. With `every` alone a window
-        is as long as a clip.
-      fps: of videos that are frames.
+      videos: videos as in `predict`.
+      window: length of a window in seconds; None predicts entire videos.
+      every: seconds between the starts of two windows; None is `window`. With `every` alone a window is as long as a
+        clip.
+      fps: frame rate of videos that are given as frames.
       report: called after every batch, see `Report`.
     """
     if isinstance(videos, (str, bytes, os.PathLike)):
       raise UserError('predict_each takes a list of videos; predict and timeline take one')
-    asked = self._window(window, every)
+    window, every = self._window_seconds(window, every)
 
-    def read(index: int) -> Iterator[_Row]:
+    def read(index: int) -> Iterator[_Window]:
       try:
-        yield from self._rows(index, _open(videos[index], fps), *asked)
+        yield from self._read_windows(index, _open(videos[index], fps), window, every)
       except (VideoError, OSError) as error:
-        yield _Row(index, error=getattr(error, 'strerror', None) or str(error))
+        yield _Window(index, error=getattr(error, 'strerror', None) or str(error))
 
-    done, parts, following = dict[int, Predicted](), dict[int, list[Prediction]](), 0
-    with contextlib.closing(map_in_threads(read, range(len(videos)), self._threads, 2 * self._batch_size)) as rows:
-      for row, prediction in self._predicted(rows, report):
-        found = parts.setdefault(row.index, [])
-        found += [prediction] if prediction else []
-        if row.error or len(found) == row.count:
-          found.sort(key=lambda part: part.start)
-          done[row.index] = Predicted(row.index, () if row.error else tuple(found), row.error, row.damage)
-          del parts[row.index]
-        while following in done:
-          yield done.pop(following)
-          following += 1
+    complete, partial, next_index = dict[int, VideoPrediction](), dict[int, list[Prediction]](), 0
+    with contextlib.closing(map_in_threads(read, range(len(videos)), self._threads, 2 * self._batch_size)) as windows:
+      for item, prediction in self._predict_windows(windows, report):
+        predictions = partial.setdefault(item.index, [])
+        predictions += [prediction] if prediction else []
+        if item.error or len(predictions) == item.count:
+          predictions.sort(key=lambda prediction: prediction.start)
+          result = () if item.error else tuple(predictions)
+          complete[item.index] = VideoPrediction(item.index, result, item.error, item.damage)
+          del partial[item.index]
+        while next_index in complete:
+          yield complete.pop(next_index)
+          next_index += 1
 
-  def _window(self, window: float | None, every: float | None) -> tuple[float | None, float | None]:
-    """Checks what is asked for, and fills in what is not."""
+  def _window_seconds(self, window: float | None, every: float | None) -> tuple[float | None, float | None]:
+    """Checks the length and the interval of windows, and fills in the length if only the interval is given."""
     clip = self.clip
     for name, value in (('window', window), ('every', every)):
       if value is not None and not value > 0:
         raise UserError(f'{name} must be more than 0 seconds, not {value:g}')
     if clip.sampling == 'uniform':
       if every and not window:
-        raise UserError('this model takes frames from all of a video, or of a window: say how long one is, in seconds')
+        raise UserError('this model samples frames uniformly from a window: give the length of a window in seconds')
       return window, every
     length = clip.frames * clip.stride / RATE
     if window and window < length - clip.stride / RATE:
-      raise UserError(f'a window of {window:g} s is shorter than a clip of this model: {length:g} s')
+      raise UserError(f'a window of {window:g} s is shorter than a clip of this model: use at least {length:g} s')
     return window or (length if every else None), every
 
-  def _rows(self, index: int, reader: Reader, window: float | None, every: float | None) -> Iterator[_Row]:
-    """The views of a video's windows."""
+  def _read_windows(self, index: int, reader: Reader, window: float | None, every: float | None) -> Iterator[_Window]:
+    """Yields the decoded windows of a video."""
     clips = self._clips or (1 if window else self._evaluation.clips)
     parts = spans(reader, window, every)
-    for place, (span, views) in enumerate(read_views(reader, self.clip, parts, clips, self._crops), 1):
-      yield _Row(index, place, len(parts), span, views, damage=reader.damage)
+    for number, (span, views) in enumerate(read_views(reader, self.clip, parts, clips, self._crops), 1):
+      yield _Window(index, number, len(parts), span, views, damage=reader.damage)
 
-  def _predicted(
-    self, rows: Iterable[_Row], report: Report = lambda views, place, count: None
-  ) -> Iterator[tuple[_Row, Prediction | None]]:
-    """Each row with its prediction, in batches; rows without views come through as they are."""
-    batch: list[_Row] = []
-    several = False
-    for row in rows:
-      if row.error:
-        yield row, None
+  def _predict_windows(
+    self, windows: Iterable[_Window], report: Report = lambda views, done, total: None
+  ) -> Iterator[tuple[_Window, Prediction | None]]:
+    """Predicts windows in batches; yields each with its prediction, and errors with None."""
+    batch: list[_Window] = []
+    is_first_batch = True
+    for window in windows:
+      if window.error:
+        yield window, None
         continue
-      batch.append(row)
+      batch.append(window)
       if len(batch) == self._batch_size:
         yield from self._predict_batch(batch, self._batch_size, report)
-        batch, several = [], True
+        batch, is_first_batch = [], False
     if batch:
-      # One shape is compiled for many videos, and a small one for a few.
-      size = self._batch_size if several else min(self._batch_size, 1 << (len(batch) - 1).bit_length())
+      # A second shape is compiled only if no full batch was: a small one for a few videos.
+      size = min(self._batch_size, 1 << (len(batch) - 1).bit_length()) if is_first_batch else self._batch_size
       yield from self._predict_batch(batch, size, report)
 
-  def _predict_batch(self, batch: list[_Row], size: int, report: Report) -> Iterator[tuple[_Row, Prediction]]:
+  def _predict_batch(self, batch: list[_Window], size: int, report: Report) -> Iterator[tuple[_Window, Prediction]]:
     video = np.zeros((size, *batch[0].views.shape), np.uint8)  # b v t h w 3
-    for place, row in enumerate(batch):
-      video[place] = row.views
-    with self._lock:  # threads would compile the same twice, and gain nothing on one device
+    for i, window in enumerate(batch):
+      video[i] = window.views
+    with self._lock:  # concurrent threads would compile twice, and gain nothing on one device
       logits = np.asarray(self._apply(self._params, video))[: len(batch)]  # b v classes
     probabilities = averaged(logits, self._evaluation.average)
-    for row, p, each in zip(batch, probabilities, logits, strict=True):
-      yield row, Prediction(self.class_names, p, each, row.span.start, row.span.end)
-    report(sum(len(row.views) for row in batch), batch[-1].place, batch[-1].count)
+    for window, p, view_logits in zip(batch, probabilities, logits, strict=True):
+      yield window, Prediction(self.class_names, p, view_logits, window.span.start, window.span.end)
+    report(sum(len(window.views) for window in batch), batch[-1].number, batch[-1].count)
 
 
 def _open(video: Video, fps: float | None) -> Reader:
   if isinstance(video, np.ndarray):
     if fps is None:
-      raise UserError('frames in memory have no rate of their own: give fps')
+      raise UserError('frames in memory have no frame rate: give fps')
     return ArrayReader(video, fps)
   return FileReader(video if isinstance(video, bytes) else Path(video))

@@ -1,69 +1,73 @@
-"""A model to share: its params under our names (safetensors), config.json, checksums, and a model card.
+"""Shared models: a folder with parameters (safetensors), config.json, checksums and a model card.
 
-`load_checkpoint` opens such a folder, so that `Predictor`, evaluation, `init_from`, `convert` and `export` take it.
+`load_checkpoint` opens such a folder, so that `Predictor`, evaluation, `init_from`, `convert` and `export` accept it.
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
 from mevit_jax.checkpoint.checksums import write_checksums
 from mevit_jax.checkpoint.workdir import FORMAT, SHARED
-from mevit_jax.files import new_folder
+from mevit_jax.files import new_folder, write_json, write_text
 from mevit_jax.models.functional import Params, count_parameters, parameter_shapes
+from mevit_jax.pretrained.files import write_safetensors
+
+logger = logging.getLogger(__name__)
 
 _LABELS = {'top1': 'Top-1 accuracy', 'top5': 'Top-5 accuracy', 'mean_class': 'Mean class accuracy'}
-_FEW = 50  # class names that the card lists
+_MAX_CLASS_NAMES = 50  # in the card
 
 
-def write_shared(folder: Path, params: Params, about: dict[str, Any], results: list[dict[str, Any]]) -> Path:
-  """Writes model.safetensors, config.json, checksums.json and README.md, the card; returns the weights' path.
+def write_shared_model(folder: Path, params: Params, metadata: dict[str, Any], results: list[dict[str, Any]]) -> Path:
+  """Writes model.safetensors, config.json, checksums.json and README.md (the model card); returns the weights' path.
 
   Args:
-    folder: new, or empty.
-    params: of the model.
-    about: what a workdir says of itself, and `checkpoint` (step and weights) and `versions`.
-    results: of evaluations of these params, see `results_of`.
+    folder: folder to write, new or empty.
+    params: parameters of the model.
+    metadata: metadata of the checkpoint, with `checkpoint` (step and weights) and `versions`.
+    results: results of evaluations of these parameters, see `read_results`.
 
   Raises:
     UserError: the folder is not empty, or cannot be written.
   """
   leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(params)]
-  about = {'model_type': SHARED, **about, 'config': _without_paths(about['config']), 'format': FORMAT}
-  with new_folder(folder) as aside:
-    save_file(dict(zip(parameter_shapes(params), leaves, strict=True)), aside / 'model.safetensors')
-    (aside / 'config.json').write_text(json.dumps(about, indent=2) + '\n')
-    write_checksums(aside)
-    # Not among what is sealed: its owner is to write on.
-    (aside / 'README.md').write_text(_card(folder.resolve().name, count_parameters(params), about, results))
+  metadata = {'model_type': SHARED, **metadata, 'config': _without_paths(metadata['config']), 'format': FORMAT}
+  with new_folder(folder) as temporary:
+    write_safetensors(temporary / 'model.safetensors', dict(zip(parameter_shapes(params), leaves, strict=True)))
+    write_json(temporary / 'config.json', metadata)
+    write_checksums(temporary)
+    # The card has no checksum, because its owner will edit it.
+    card = _render_card(folder.resolve().name, count_parameters(params), metadata, results)
+    write_text(temporary / 'README.md', card)
   return folder / 'model.safetensors'
 
 
-def results_of(workdir: Path, checkpoint: dict[str, Any]) -> Iterator[dict[str, Any]]:
-  """What results.json holds, of each of a workdir's evaluations of this checkpoint (step and weights)."""
+def read_results(workdir: Path, checkpoint: dict[str, Any]) -> Iterator[dict[str, Any]]:
+  """Yields the results.json of each evaluation of this checkpoint (step and weights) in a workdir."""
   for path in sorted(workdir.glob('evaluation/*/results.json')):
     try:
       results = json.loads(path.read_text())
     except ValueError as error:
-      print(f'{path} is damaged, and not in the card: {error}')
+      logger.warning('%s is damaged and not in the model card: %s', path, error)
       continue
     if results.get('checkpoint') == checkpoint and 'top1' in results:
       yield results
 
 
-def _without_paths(recipe: dict[str, Any]) -> dict[str, Any]:
-  """The recipe without folders of the machine that it ran on."""
-  return {**recipe, 'data': {**recipe['data'], 'data_dir': 'data'}, 'init_from': Path(recipe['init_from']).name}
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+  """Returns the config without paths of the machine that it was used on."""
+  return {**config, 'data': {**config['data'], 'data_dir': 'data'}, 'init_from': Path(config['init_from']).name}
 
 
-def _card(name: str, parameters: int, about: dict[str, Any], results: list[dict[str, Any]]) -> str:
-  """The model card, as Hugging Face's Hub reads it."""
-  import jinja2  # takes a while: only where a card is written
+def _render_card(name: str, parameters: int, metadata: dict[str, Any], results: list[dict[str, Any]]) -> str:
+  """Returns the model card in the format of the Hugging Face Hub."""
+  import jinja2  # slow to import
   import yaml
 
   environment = jinja2.Environment(
@@ -77,18 +81,18 @@ def _card(name: str, parameters: int, about: dict[str, Any], results: list[dict[
   environment.filters['accuracy'] = _accuracy
   return environment.get_template('card.md').render(
     name=name,
-    metadata=yaml.safe_dump(_metadata(name, about, results), sort_keys=False, allow_unicode=True),
+    front_matter=yaml.safe_dump(_front_matter(name, metadata, results), sort_keys=False, allow_unicode=True),
     parameters=parameters,
-    few=_FEW,
+    max_class_names=_MAX_CLASS_NAMES,
     results=results,
     labels=_LABELS,
-    **about,
+    **metadata,
   )
 
 
-def _metadata(name: str, about: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-  dataset = about['config']['data']['dataset']
-  metadata: dict[str, Any] = {
+def _front_matter(name: str, metadata: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
+  dataset = metadata['config']['data']['dataset']
+  front_matter: dict[str, Any] = {
     'library_name': 'mevit_jax',
     'pipeline_tag': 'video-classification',
     'tags': ['video-classification', 'mevit', 'jax', 'safetensors'],
@@ -96,12 +100,11 @@ def _metadata(name: str, about: dict[str, Any], results: list[dict[str, Any]]) -
     'metrics': ['accuracy'],
   }
   if results:
-    metadata['model-index'] = [{'name': name, 'results': [_result(one) for one in results]}]
-  return metadata
+    front_matter['model-index'] = [{'name': name, 'results': [_model_index_entry(result) for result in results]}]
+  return front_matter
 
 
-def _result(results: dict[str, Any]) -> dict[str, Any]:
-  """An entry of the model index."""
+def _model_index_entry(results: dict[str, Any]) -> dict[str, Any]:
   dataset = results['dataset']
   return {
     'task': {'type': 'video-classification'},
@@ -119,5 +122,5 @@ def _accuracy(results: dict[str, Any], key: str) -> str:
 
 
 def _code(text: Any) -> str:
-  """Anyone's words in a line of Markdown, as they are."""
+  """Formats any text as inline code of Markdown."""
   return '`{}`'.format(' '.join(str(text).replace('`', "'").replace('|', '/').split()))

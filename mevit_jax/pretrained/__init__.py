@@ -1,1 +1,1 @@
-"""Other libraries' weights, in and out: `load.inspect`, `load.load`, and `out.export`."""
+"""Weights of other libraries: `source.open_source`, `load.load` and `export.export`."""

@@ -1,4 +1,4 @@
-"""A source's arrays land in a model's params; every parameter gets a row that says where it is from."""
+"""Assignment of a source's arrays to a model's parameters, with a table that accounts for each of them."""
 
 import dataclasses
 import re
@@ -10,21 +10,23 @@ import numpy as np
 from mevit_jax.config.model import MEViTConfig
 from mevit_jax.errors import UserError
 from mevit_jax.models.functional import Model, Params, init_motion, parameter_shapes
+from mevit_jax.models.mevit import STAGES
 from mevit_jax.pretrained.positions import resize_space, resize_time
 from mevit_jax.pretrained.source import Source
 
-_COPIED = {'zero': 'space attention, with an output of zero', 'copy': 'space attention'}
+_CLASS_STAGE = STAGES[-1]
+_COPIED = {'zero': 'space attention, with a zero output projection', 'copy': 'space attention'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """What became of a parameter (or of a name of the source, where it is unused).
+  """Origin of a parameter, or of a source tensor that is not used.
 
   Attributes:
     status: 'loaded', 'resized', 'copied' (from another block or attention), 'fresh' or 'unused'.
-    name: the parameter's path; of an unused one, the source's name.
-    shape: of the parameter, or ().
-    note: where it is from, or why.
+    name: path of the parameter; for an unused tensor, its name in the source.
+    shape: shape of the parameter, or ().
+    note: names of the source tensors, or the reason for the status.
   """
 
   status: str
@@ -34,215 +36,229 @@ class Row:
 
 
 class Assignment:
-  """One landing: reads what the model needs of a source, and keeps account."""
+  """Reads the arrays that a model needs from a source, and records the origin of each parameter.
+
+  Attributes:
+    rows: one row for each parameter, and for each source tensor that is not used.
+  """
 
   def __init__(self, source: Source, model: Model, head: np.ndarray | None, head_note: str):
-    """`head` has, for each class of the model, the source's class; None starts a fresh head."""
+    """Prepares the assignment.
+
+    Args:
+      source: open source of weights.
+      model: model whose parameters are assigned.
+      head: class of the source for each class of the model; None initializes the head.
+      head_note: note on the head for the table.
+    """
     self.source, self.model, self.config = source, model, model.config
     self._head, self._head_note = head, head_note
-    self._read: set[str] = set()
+    self._used: set[str] = set()
     self.rows: list[Row] = []
 
-  def params(self, key: jax.Array) -> Params:
-    """The params, as NumPy arrays; `key` is for what starts at random."""
+  def assign(self, key: jax.Array) -> Params:
+    """Returns the parameters as NumPy arrays; `key` initializes what is random."""
     params: Params = {}
     for name, shape in parameter_shapes(self.model.abstract).items():
       if '/motion_attention/' not in name:
         _put(params, name, self._parameter(name, shape))
     if self.config.motion_blocks:
-      self._motion(params, key)
-    self.rows += self._unused()
+      self._assign_motion(params, key)
+    self.rows += self._unused_rows()
     return params
 
   def _parameter(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
     stage, blocks, _ = name.partition('/blocks/')
     if blocks:
-      return self._stacked(name, shape, self._class_block if stage == 'class' else self._patch_block)
+      return self._stack_blocks(name, shape, self._class_block if stage == _CLASS_STAGE else self._patch_block)
     if name.startswith('head/'):
       return self._head_parameter(name, shape)
     if name == 'embedding/space':
-      return self._space(name, shape)
+      return self._space_positions(name, shape)
     if name == 'embedding/time':
-      return self._time(name, shape)
-    self._row('loaded', name, shape, self._from(name))
-    return self._get(name, shape)
+      return self._time_positions(name, shape)
+    self._add_row('loaded', name, shape, self._source_names(name))
+    return self._read(name, shape)
 
-  def _stacked(self, name: str, shape: tuple[int, ...], place: Callable[[str, int], tuple[str, bool]]) -> np.ndarray:
-    """A stage's parameter: the arrays of its blocks, one after the other."""
+  def _stack_blocks(
+    self, name: str, shape: tuple[int, ...], source_block: Callable[[str, int], tuple[str, bool]]
+  ) -> np.ndarray:
+    """Returns a stage's parameter: the stacked arrays of its blocks."""
     stacked = np.empty(shape, np.float32)
-    places = [place(name, i) for i in range(shape[0])]
-    for i, (one, _) in enumerate(places):
-      stacked[i] = self._get(one, shape[1:])
-    copied = any(again for _, again in places)
-    self._row('copied' if copied else 'loaded', name, shape, self._from(places[0][0], places[-1][0]))
+    blocks = [source_block(name, i) for i in range(shape[0])]
+    for i, (source_name, _) in enumerate(blocks):
+      stacked[i] = self._read(source_name, shape[1:])
+    status = 'copied' if any(is_copy for _, is_copy in blocks) else 'loaded'
+    self._add_row(status, name, shape, self._source_names(blocks[0][0], blocks[-1][0]))
     return stacked
 
   def _patch_block(self, name: str, i: int) -> tuple[str, bool]:
-    """Where block i of the space or motion stage is from; it is not a second copy."""
+    """Returns the source name of block i of the space or motion stage, and that it is not a second copy."""
     stage, _, rest = name.partition('/blocks/')
     return f'blocks/{i + (self.config.space_blocks if stage == "motion" else 0)}/{rest}', False
 
   def _class_block(self, name: str, i: int) -> tuple[str, bool]:
-    """A class block: the source's own, else its next block, else its last one again."""
-    rest, own = name.partition('/blocks/')[2], 0
-    while f'class_blocks/{own}/{rest}' in self.source.arrays:
-      own += 1
-    if own:
-      return f'class_blocks/{min(i, own - 1)}/{rest}', i >= own
-    last, wanted = self.source.info.depth - 1, self.config.space_blocks + self.config.motion_blocks + i
-    return f'blocks/{min(wanted, last)}/{rest.replace("class_attention", "space_attention")}', wanted > last
+    """Returns the source name of class block i: a class block, else the next block, else a copy of the last one."""
+    rest, count = name.partition('/blocks/')[2], 0
+    while f'class_blocks/{count}/{rest}' in self.source.arrays:
+      count += 1
+    if count:
+      return f'class_blocks/{min(i, count - 1)}/{rest}', i >= count
+    last, index = self.source.info.depth - 1, self.config.space_blocks + self.config.motion_blocks + i
+    return f'blocks/{min(index, last)}/{rest.replace("class_attention", "space_attention")}', index > last
 
   def _head_parameter(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
     if self._head is None:
-      self._row('fresh', name, shape, f'zeros: {self._head_note}')
+      self._add_row('fresh', name, shape, f'zeros: {self._head_note}')
       return np.zeros(shape, np.float32)
-    whole = (*shape[:-1], self.source.info.classes)
-    self._row('loaded', name, shape, self._from(name) + self._head_note)
-    return self._get(name, whole)[..., self._head]
+    self._add_row('loaded', name, shape, self._source_names(name) + self._head_note)
+    return self._read(name, (*shape[:-1], self.source.info.classes))[..., self._head]
 
-  def _space(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    info = self.source.info
-    grid = self._get(name, (info.grid[0] * info.grid[1], shape[-1])).reshape(*info.grid, -1)
-    how = 'bicubic, antialiased' if info.antialias else 'bicubic, not antialiased'
-    wanted = self.config.grid
-    same = info.grid == wanted
-    changes = '' if same else f' ({_by(info.grid)} to {_by(wanted)}, {how})'
-    self._row('loaded' if same else 'resized', name, shape, self._from(name) + changes)
-    return resize_space(grid, wanted, antialias=info.antialias)
+  def _space_positions(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    info, grid = self.source.info, self.config.grid
+    positions = self._read(name, (info.grid[0] * info.grid[1], shape[-1])).reshape(*info.grid, -1)  # rows columns d
+    method = 'bicubic, antialiased' if info.antialias else 'bicubic, not antialiased'
+    same = info.grid == grid
+    note = '' if same else f' ({_format_size(info.grid)} to {_format_size(grid)}, {method})'
+    self._add_row('loaded' if same else 'resized', name, shape, self._source_names(name) + note)
+    return resize_space(positions, grid, antialias=info.antialias)
 
-  def _time(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+  def _time_positions(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
     frames = self.source.info.frames
     if not frames:
-      self._row('fresh', name, shape, 'zeros: the source is a model of images')
+      self._add_row('fresh', name, shape, 'zeros: the source is an image model')
       return np.zeros(shape, np.float32)
     same = frames == shape[0]
-    changes = '' if same else f' ({frames} to {shape[0]} frames, linear)'
-    self._row('loaded' if same else 'resized', name, shape, self._from(name) + changes)
-    return resize_time(self._get(name, (frames, shape[-1])), shape[0])
+    note = '' if same else f' ({frames} to {shape[0]} frames, linear)'
+    self._add_row('loaded' if same else 'resized', name, shape, self._source_names(name) + note)
+    return resize_time(self._read(name, (frames, shape[-1])), shape[0])
 
-  def _motion(self, params: Params, key: jax.Array) -> None:
-    """Motion attention: the source's where a block has it, else as the config starts it."""
+  def _assign_motion(self, params: Params, key: jax.Array) -> None:
+    """Assigns motion attention: from the source where a block has it, else initialized as `model.motion_init` says."""
     config = self.config
-    theirs = [f'blocks/{config.space_blocks + i}/motion_attention' for i in range(config.motion_blocks)]
-    has = [f'{one}/norm/scale' in self.source.arrays for one in theirs]
-    start = {} if all(has) else self._start(params, key)
+    blocks = [f'blocks/{config.space_blocks + i}/motion_attention' for i in range(config.motion_blocks)]
+    available = [f'{block}/norm/scale' in self.source.arrays for block in blocks]
+    initial = {} if all(available) else self._init_motion(params, key)
     for name, shape in parameter_shapes(self.model.abstract).items():
       rest = name.partition('/motion_attention/')[2]
       if not rest:
         continue
-      array = np.array(_get(start, rest)) if start else np.empty(shape, np.float32)
-      for i, one in enumerate(theirs):
-        if has[i]:
-          array[i] = self._get(f'{one}/{rest}', shape[1:])
+      array = np.array(_get(initial, rest)) if initial else np.empty(shape, np.float32)
+      for i, block in enumerate(blocks):
+        if available[i]:
+          array[i] = self._read(f'{block}/{rest}', shape[1:])
       _put(params, name, array)
-      self._motion_row(name, shape, [f'{one}/{rest}' for one in theirs], has)
+      self._add_motion_row(name, shape, [f'{block}/{rest}' for block in blocks], available)
 
-  def _start(self, params: Params, key: jax.Array) -> Params:
-    """Motion attention as the config starts it."""
+  def _init_motion(self, params: Params, key: jax.Array) -> Params:
+    """Returns motion attention as `model.motion_init` says."""
     blocks = params['motion']['blocks']
     if self.config.motion_init == 'random':
       return jax.jit(lambda key: self.model.init(key)['motion']['blocks']['motion_attention'])(key)
-    started = init_motion({'motion': {'blocks': blocks}}, self.config.motion_init)
-    return started['motion']['blocks']['motion_attention']
+    initial = init_motion({'motion': {'blocks': blocks}}, self.config.motion_init)
+    return initial['motion']['blocks']['motion_attention']
 
-  def _motion_row(self, name: str, shape: tuple[int, ...], theirs: list[str], has: list[bool]) -> None:
-    if all(has):
-      self._row('loaded', name, shape, self._from(theirs[0], theirs[-1]))
+  def _add_motion_row(self, name: str, shape: tuple[int, ...], source_names: list[str], available: list[bool]) -> None:
+    if all(available):
+      self._add_row('loaded', name, shape, self._source_names(source_names[0], source_names[-1]))
       return
-    start = self.config.motion_init
-    status, note = ('fresh', 'random') if start == 'random' else ('copied', _COPIED[start])
-    loaded = [i for i, there in enumerate(has) if there]
-    also = f'; blocks {", ".join(map(str, loaded))} are loaded' if loaded else ''
-    self._row(status, name, shape, note + also)
+    init = self.config.motion_init
+    status, note = ('fresh', 'random') if init == 'random' else ('copied', _COPIED[init])
+    loaded = [i for i, is_available in enumerate(available) if is_available]
+    suffix = f'; blocks {", ".join(map(str, loaded))} are loaded' if loaded else ''
+    self._add_row(status, name, shape, note + suffix)
 
-  def _get(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """One array of the source, as float32, of this very shape."""
+  def _read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns an array of the source as float32; it must have this shape and finite values."""
     array = np.asarray(self.source.arrays[name], np.float32)
-    self._read.add(name)
+    self._used.add(name)
     if array.shape != tuple(shape):
       raise UserError(
-        f'{self._from(name)} becomes {name} {array.shape}, which must be {tuple(shape)}: '
-        'the source is damaged, or of another size'
+        f'{self._source_names(name)} gives {name} the shape {array.shape} instead of {tuple(shape)}: '
+        'the source is damaged, or of a different size'
       )
     if not np.isfinite(array).all():
-      raise UserError(f'{self._from(name)} has numbers that are not finite: the source is damaged')
+      raise UserError(f'{self._source_names(name)} has values that are not finite: the source is damaged')
     return array
 
-  def _from(self, first: str, last: str | None = None) -> str:
-    """Their names of one of our names, or of the same in a row of blocks: 'blocks.{4-10}.norm1.weight'."""
-    theirs = ' '.join(self.source.origin[first])
+  def _source_names(self, first: str, last: str | None = None) -> str:
+    """Returns the source's names of a parameter, or of one in consecutive blocks: 'blocks.{4-10}.norm1.weight'."""
+    names = ' '.join(self.source.origin[first])
     if last is None or last == first:
-      return theirs
+      return names
     start, end = (name.split('/')[1] for name in (first, last))
-    return re.sub(rf'(?<!\d){start}(?!\d)', f'{{{start}-{end}}}', theirs, count=len(self.source.origin[first]))
+    return re.sub(rf'(?<!\d){start}(?!\d)', f'{{{start}-{end}}}', names, count=len(self.source.origin[first]))
 
-  def _row(self, *row) -> None:
-    self.rows.append(Row(*row))
+  def _add_row(self, status: str, name: str, shape: tuple[int, ...], note: str) -> None:
+    self.rows.append(Row(status, name, shape, note))
 
-  def _unused(self) -> Iterator[Row]:
-    """The rest of the source."""
-    for name, why in self.source.unused.items():
-      yield Row('unused', name, (), why)
-    read = {theirs for name in self._read for theirs in self.source.origin[name]}
-    for name, theirs in self.source.origin.items():
-      for one in theirs:
-        if one not in read:
-          read.add(one)
-          yield Row('unused', one, (), self._why(name))
+  def _unused_rows(self) -> Iterator[Row]:
+    """Yields a row for each tensor of the source that was not used."""
+    for tensor, reason in self.source.unused.items():
+      yield Row('unused', tensor, (), reason)
+    listed = {tensor for name in self._used for tensor in self.source.origin[name]}
+    for name, tensors in self.source.origin.items():
+      for tensor in tensors:
+        if tensor not in listed:
+          listed.add(tensor)
+          yield Row('unused', tensor, (), self._unused_reason(name))
 
-  def _why(self, name: str) -> str:
+  def _unused_reason(self, name: str) -> str:
     if name.startswith('head/'):
       return self._head_note
     block, motion, _ = name.partition('/motion_attention/')
-    if motion and f'{block}/mlp/norm/scale' in self._read:
+    if motion and f'{block}/mlp/norm/scale' in self._used:
       return 'this block of the model has no motion attention'
     return 'the model has fewer blocks'
 
 
 def check_sizes(source: Source, config: MEViTConfig) -> None:
-  """Refuses a source that is not of the model's size, in one line."""
+  """Raises a UserError if the source's sizes differ from the model's."""
   info = source.info
-  wrong = [
-    f'config.model.{name} is {_plain(getattr(config, name))}, and {_plain(getattr(info, name))} there'
+  problems = [
+    f'{name} {_format_value(getattr(info, name))} -> {_format_value(getattr(config, name))} (config.model.{name})'
     for name in ('width', 'heads', 'mlp_dim', 'patch_size')
     if getattr(info, name) not in (None, getattr(config, name))
   ]
-  needs = config.space_blocks + config.motion_blocks
-  if needs > info.depth:
-    wrong.append(f'config.model has {needs} space and motion blocks, and there are {info.depth} there')
-  if wrong:
-    raise UserError(f'{info.kind} is not of the size of the model: {"; ".join(wrong)}')
+  depth = config.space_blocks + config.motion_blocks
+  if depth > info.depth:
+    problems.append(
+      f'{info.depth} blocks -> {depth} (config.model.space_blocks {config.space_blocks} + '
+      f'config.model.motion_blocks {config.motion_blocks})'
+    )
+  if problems:
+    raise UserError(f'{info.kind} has a different size from the model (source -> model): {"; ".join(problems)}')
 
 
 def format_table(rows: Sequence[Row]) -> str:
-  """The rows as lines; unused names that differ only in the number of their block are one line."""
+  """Formats the rows as lines; unused names that differ only in their block number share a line."""
   lines, counts, first = [], dict[tuple[str, str], int](), dict[tuple[str, str], Row]()
   for row in rows:
     if row.status == 'unused':
-      kind = re.sub(r'\d+', '', row.name), row.note
-      counts[kind] = counts.get(kind, 0) + 1
-      first.setdefault(kind, row)
+      group = re.sub(r'\d+', '', row.name), row.note
+      counts[group] = counts.get(group, 0) + 1
+      first.setdefault(group, row)
     else:
       lines.append((row.status, row.name, ' '.join(map(str, row.shape)), row.note))
-  for kind, row in first.items():
-    more = f' and {counts[kind] - 1} more' if counts[kind] > 1 else ''
+  for group, row in first.items():
+    more = f' and {counts[group] - 1} more' if counts[group] > 1 else ''
     lines.append((row.status, row.name + more, '', row.note))
   widths = [max(map(len, column)) for column in list(zip(*lines, strict=True))[:3]]
   return '\n'.join('  '.join(cell.ljust(w) for cell, w in zip(line, [*widths, 0], strict=True)) for line in lines)
 
 
-def _by(sides: Sequence[int]) -> str:
+def _format_size(sides: Sequence[int]) -> str:
   return 'x'.join(map(str, sides))
 
 
-def _plain(value) -> str:
-  return _by(value) if isinstance(value, tuple) else str(value)
+def _format_value(value: object) -> str:
+  return _format_size(value) if isinstance(value, tuple) else str(value)
 
 
-def _get(tree: Params, name: str):
+def _get(tree: Params, name: str) -> np.ndarray:
   for part in name.split('/'):
     tree = tree[part]
-  return tree
+  return tree  # type: ignore[return-value]
 
 
 def _put(tree: Params, name: str, array: np.ndarray) -> None:

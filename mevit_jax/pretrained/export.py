@@ -1,26 +1,25 @@
-"""Weights out again: a space-only MEViT as a ViT of timm or Hugging Face, a TimeSformer as Hugging Face's."""
+"""Exporting weights: a space-only MEViT as a ViT of timm or Hugging Face, a TimeSformer as one of Hugging Face."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from mevit_jax.config.data import Normalization
 from mevit_jax.config.model import MEViTConfig
 from mevit_jax.errors import UserError
-from mevit_jax.files import new_folder
+from mevit_jax.files import new_folder, write_json
 from mevit_jax.models.functional import Params
 from mevit_jax.pretrained import timesformer, vit
+from mevit_jax.pretrained.files import write_safetensors
 from mevit_jax.pretrained.source import unstack_blocks
 from mevit_jax.pretrained.transforms import CheckpointFormat
 
 _WEIGHTS = 'model.safetensors'
 Library = Literal['timm', 'hf_vit', 'hf_timesformer']
-# Each library's page, and what Hugging Face writes before all names but the head's.
-_PAGES = {
+# Format of each library, and the prefix of all names but the head's.
+_FORMATS = {
   'timm': (vit.TIMM, ''),
   'hf_vit': (vit.HF, 'vit.'),
   'hf_timesformer': (timesformer.HF, 'timesformer.'),
@@ -36,84 +35,90 @@ def export(
   class_names: Sequence[str],
   normalization: Normalization,
 ) -> Path:
-  """Writes `model.safetensors` and the configs beside it; the other library computes the same logits from them.
+  """Writes `model.safetensors` and the library's configs; the library computes the same logits from them.
 
   Args:
-    folder: where to; made if it is not there.
-    params: of a model with this config.
-    config: of the model.
-    to: the library, and in Hugging Face's the model.
-    class_names: of the head.
-    normalization: pixel mean and standard deviation of training.
+    folder: folder to write, new or empty.
+    params: parameters of a model with this config.
+    config: config of the model.
+    to: library and model to export to.
+    class_names: names of the classes.
+    normalization: pixel normalization that the model was trained with.
 
   Returns:
     The path of the weights.
 
   Raises:
-    UserError: the library's model is not this one (the line says in what), or the folder is not empty, or cannot be
-      written.
+    UserError: the library's model cannot represent this one, or the folder is not empty or cannot be written.
   """
   folder = Path(folder).expanduser()
   _CHECKS[to](config)
   arrays, _ = unstack_blocks(params)
   if to != 'hf_timesformer':
-    arrays['embedding/space'] = arrays['embedding/space'] + _still(arrays.pop('embedding/time'))
-  page, prefix = _PAGES[to]
-  tensors = _theirs(page, prefix, arrays, config.depth)
-  with new_folder(folder) as aside:
-    save_file(tensors, aside / _WEIGHTS, metadata={'format': 'pt'})
+    arrays['embedding/space'] = arrays['embedding/space'] + _constant_position(arrays.pop('embedding/time'))
+  checkpoint_format, prefix = _FORMATS[to]
+  tensors = _to_tensors(checkpoint_format, prefix, arrays, config.depth)
+  with new_folder(folder) as temporary:
+    write_safetensors(temporary / _WEIGHTS, tensors, metadata={'format': 'pt'})
     for name, content in _configs(to, config, class_names, normalization).items():
-      (aside / name).write_text(json.dumps(content, indent=2) + '\n')
+      write_json(temporary / name, content)
   return folder / _WEIGHTS
 
 
-def _theirs(page: CheckpointFormat, prefix: str, arrays: dict[str, np.ndarray], depth: int) -> dict[str, np.ndarray]:
-  """The arrays under their names; every array of ours has one."""
-  tensors, written = {}, set[str]()
-  for theirs, ours, change in page.pairs(depth):
-    out = change.out(tuple(np.asarray(arrays[name], np.float32) for name in ours))
-    written.update(ours)
-    for name, array in zip(theirs, out, strict=True):
-      full = name if name.startswith('classifier.') else f'{prefix}{name}'
-      tensors[full] = np.ascontiguousarray(array)
-  left = set(arrays) - written
-  assert not left, f'{page.name} has no place for {sorted(left)}'
+def _to_tensors(
+  checkpoint_format: CheckpointFormat, prefix: str, arrays: dict[str, np.ndarray], depth: int
+) -> dict[str, np.ndarray]:
+  """Returns tensor name in the format -> tensor; every array is used."""
+  tensors, used = {}, set[str]()
+  for tensor_names, param_names, transform in checkpoint_format.mappings(depth):
+    results = transform.inverse(tuple(np.asarray(arrays[name], np.float32) for name in param_names))
+    used.update(param_names)
+    for name, tensor in zip(tensor_names, results, strict=True):
+      tensors[name if name.startswith('classifier.') else prefix + name] = np.ascontiguousarray(tensor)
+  assert set(arrays) <= used, f'{checkpoint_format.name} has no tensor for {sorted(set(arrays) - used)}'
   return tensors
 
 
-def _still(times: np.ndarray) -> np.ndarray:
-  """The one position in time of all frames: a ViT knows no time, but adds this to its other positions."""
+def _constant_position(times: np.ndarray) -> np.ndarray:
+  """Returns the time position that all frames share; a ViT has none, so it is added to the space positions."""
   if np.any(times != times[:1]):
-    raise UserError('this model has learned where in time a frame is (embedding/time): a ViT cannot hold that')
+    raise UserError('embedding/time differs between frames, which a ViT cannot represent: use --to=mevit or stablehlo')
   return times[0]
 
 
 def _check_vit(config: MEViTConfig) -> None:
   if config.motion_blocks or config.class_blocks:
     raise UserError(
-      'a ViT has space blocks only; this model has '
-      f'{config.motion_blocks} motion and {config.class_blocks} class blocks'
+      f'this model has {config.motion_blocks} motion and {config.class_blocks} class blocks, '
+      'and a ViT has only space blocks: use --to=mevit or stablehlo'
     )
 
 
 def _check_timm(config: MEViTConfig) -> None:
   _check_vit(config)
   if config.layer_norm_eps != 1e-6:
-    raise UserError(f"timm's LayerNorms have an eps of 1e-6, this model's {config.layer_norm_eps:g}: --to=hf_vit")
+    raise UserError(f'model.layer_norm_eps is {config.layer_norm_eps:g} and timm has 1e-6: use --to=hf_vit')
 
 
 def _check_timesformer(config: MEViTConfig) -> None:
-  wanted = {
-    'space_blocks': 0, 'class_blocks': 0, 'block_size': 1, 'order': 'time_space', 'class_token_in_motion': False,
-  }  # fmt: skip
-  wrong = [f'{name} {getattr(config, name)}, not {value}' for name, value in wanted.items()
-           if getattr(config, name) != value]  # fmt: skip
+  required = {
+    'space_blocks': 0,
+    'class_blocks': 0,
+    'block_size': 1,
+    'attention_order': 'time_space',
+    'class_token_in_motion': False,
+  }
+  problems = [
+    f'{name} is {getattr(config, name)} instead of {value}'
+    for name, value in required.items()
+    if getattr(config, name) != value
+  ]
   for name in ('image_size', 'patch_size'):
     height, width = getattr(config, name)
     if height != width:
-      wrong.append(f'{name} {height}x{width}, which is no square')
-  if wrong:
-    raise UserError(f'this model is no TimeSformer: it has {"; ".join(wrong)}')
+      problems.append(f'{name} {height}x{width} is not square')
+  if problems:
+    raise UserError(f'this model is not a TimeSformer: {"; ".join(problems)}')
 
 
 _CHECKS = {'timm': _check_timm, 'hf_vit': _check_vit, 'hf_timesformer': _check_timesformer}
@@ -122,7 +127,7 @@ _CHECKS = {'timm': _check_timm, 'hf_vit': _check_vit, 'hf_timesformer': _check_t
 def _configs(
   to: Library, config: MEViTConfig, class_names: Sequence[str], normalization: Normalization
 ) -> dict[str, dict[str, Any]]:
-  """The files beside the weights."""
+  """Returns file name -> content of the configs beside the weights."""
   if to == 'timm':
     return {'config.json': _timm_config(config, class_names, normalization)}
   height, width = config.image_size
@@ -143,7 +148,7 @@ def _configs(
 
 
 def _hf_config(to: Library, config: MEViTConfig, class_names: Sequence[str]) -> dict[str, Any]:
-  kind: dict[str, Any] = {
+  model: dict[str, Any] = {
     'hf_vit': {'model_type': 'vit', 'architectures': ['ViTForImageClassification']},
     'hf_timesformer': {
       'model_type': 'timesformer',
@@ -153,7 +158,7 @@ def _hf_config(to: Library, config: MEViTConfig, class_names: Sequence[str]) -> 
     },
   }
   return {
-    **kind[to],
+    **model[to],
     'image_size': _side(config.image_size),
     'patch_size': _side(config.patch_size),
     'num_channels': 3,

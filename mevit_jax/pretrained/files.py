@@ -1,4 +1,4 @@
-"""Files of weights become names and arrays, by what is in them: npz, safetensors (folders too), PyTorch's pickles."""
+"""Reading weight files: npz, safetensors (also sharded folders) and PyTorch pickles, recognized by their content."""
 
 import dataclasses
 import json
@@ -9,23 +9,24 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401 (makes NumPy know bfloat16)
+import ml_dtypes  # noqa: F401 (registers bfloat16 with NumPy)
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from mevit_jax.errors import UserError
 
-# Where training scripts put the weights within a pickled dict: timm, DeiT, TimeSformer, Lightning.
+# Keys under which training scripts save the weights: timm, DeiT, TimeSformer, Lightning.
 _STATE_KEYS = ('model_state', 'state_dict', 'model', 'module')
-# What a folder of weights holds, the first that is there: an index of shards, or all in one file.
-_IN_FOLDERS = (
+# Files of weights in a folder, in order of preference: an index of shards, or a single file.
+_WEIGHT_FILES = (
   'model.safetensors.index.json', 'model.safetensors', 'pytorch_model.bin.index.json', 'pytorch_model.bin',
 )  # fmt: skip
 _TORCH_CODE = re.compile(r'GLOBAL:? ([\w.]+)|Unsupported')
 
 
-class Lazy(Mapping[str, np.ndarray]):
-  """Names whose arrays are read when asked for; what is damaged then is one line."""
+class LazyTensors(Mapping[str, np.ndarray]):
+  """Tensors that are read on access; damage found then is a UserError."""
 
   def __init__(self, path: Path, readers: Mapping[str, Callable[[str], np.ndarray]]):
     self._path, self._readers = path, readers
@@ -33,7 +34,7 @@ class Lazy(Mapping[str, np.ndarray]):
   def __getitem__(self, name: str) -> np.ndarray:
     try:
       return self._readers[name](name)
-    except UserError:  # of a shard, which knows its own path
+    except UserError:  # raised by a shard, names its path
       raise
     except (SafetensorError, zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
       raise _damaged(self._path, error) from error
@@ -46,13 +47,13 @@ class Lazy(Mapping[str, np.ndarray]):
 
 
 @dataclasses.dataclass(frozen=True)
-class Files:
-  """What was read.
+class WeightFiles:
+  """Weights and the configs beside them.
 
   Attributes:
     tensors: name -> array.
-    config: of `config.json` beside the weights (Hugging Face, timm), or {}.
-    preprocessor: of `preprocessor_config.json`, or {}.
+    config: content of `config.json` (Hugging Face, timm), or {}.
+    preprocessor: content of `preprocessor_config.json`, or {}.
   """
 
   tensors: Mapping[str, np.ndarray]
@@ -60,40 +61,48 @@ class Files:
   preprocessor: dict[str, Any]
 
 
-def read(path: Path) -> Files:
-  """Opens a file, or a folder as Hugging Face and timm write them.
+def read_files(path: Path) -> WeightFiles:
+  """Opens a weight file, or a folder of Hugging Face or timm.
 
   Raises:
-    UserError: nothing there, damaged, of an unknown kind, or a pickle with more in it than weights.
+    UserError: no such file, damaged, an unknown file type, or a pickle that holds more than weights.
   """
   folder = path if path.is_dir() else path.parent
   config = _read_json(folder / 'config.json')
   if path.is_dir():
-    return Files(_read_folder(path), config, _read_json(folder / 'preprocessor_config.json'))
-  # A file that is given by itself may lie in any folder: only a config of a model counts.
+    return WeightFiles(_read_folder(path), config, _read_json(folder / 'preprocessor_config.json'))
+  # A single file may be in any folder: a config.json that does not describe a model is ignored.
   if not {'model_type', 'architecture'} & set(config):
-    return Files(_read_file(path), {}, {})
-  return Files(_read_file(path), config, _read_json(folder / 'preprocessor_config.json'))
+    return WeightFiles(_read_file(path), {}, {})
+  return WeightFiles(_read_file(path), config, _read_json(folder / 'preprocessor_config.json'))
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+  """Writes a safetensors file; an OSError if it cannot be written."""
+  try:
+    save_file(tensors, path, metadata)
+  except SafetensorError as error:
+    raise OSError(str(error)) from error
 
 
 def _read_folder(folder: Path) -> Mapping[str, np.ndarray]:
-  found = next((folder / name for name in _IN_FOLDERS if (folder / name).is_file()), None)
-  if found is None:
-    raise UserError(f'{folder} holds no weights: neither checkpoints of ours, nor any of {", ".join(_IN_FOLDERS)}')
-  if found.suffix != '.json':
-    return _read_file(found)
-  shards = _read_json(found).get('weight_map')
+  file = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+  if file is None:
+    raise UserError(f'{folder} has no weights: neither checkpoints of a workdir, nor any of {", ".join(_WEIGHT_FILES)}')
+  if file.suffix != '.json':
+    return _read_file(file)
+  shards = _read_json(file).get('weight_map')
   if not isinstance(shards, dict):
-    raise UserError(f'{found} is damaged: it has no weight_map')
+    raise UserError(f'{file} is damaged, download it again: it has no weight_map')
   files = {shard: _read_file(folder / shard) for shard in sorted(set(shards.values()))}
   for name, shard in shards.items():
     if name not in files[shard]:
-      raise UserError(f'{folder / shard} lacks {name!r}, which {found.name} says is there: download it again')
-  return Lazy(folder, {name: files[shard].__getitem__ for name, shard in shards.items()})
+      raise UserError(f'{folder / shard} lacks {name!r}, which is listed in {file.name}: download it again')
+  return LazyTensors(folder, {name: files[shard].__getitem__ for name, shard in shards.items()})
 
 
 def _read_file(path: Path) -> Mapping[str, np.ndarray]:
-  """A file's tensors; its first bytes say what it is."""
+  """Returns the tensors of a file, whose type is recognized by its first bytes."""
   try:
     with path.open('rb') as file:
       start = file.read(16)
@@ -103,9 +112,9 @@ def _read_file(path: Path) -> Mapping[str, np.ndarray]:
     return _read_safetensors(path)
   if start[:2] == b'PK':
     return _read_zip(path)
-  if start[:1] == b'\x80':  # a pickle, as old PyTorch writes them
+  if start[:1] == b'\x80':  # a bare pickle, written by old versions of PyTorch
     return _read_torch(path, mmap=False)
-  raise UserError(f'{path} is no file of weights: it must be .npz, .safetensors, or of PyTorch (.pth, .bin)')
+  raise UserError(f'{path} is not a weight file: it must be .npz, .safetensors or a PyTorch file (.pth, .bin)')
 
 
 def _read_safetensors(path: Path) -> Mapping[str, np.ndarray]:
@@ -113,11 +122,11 @@ def _read_safetensors(path: Path) -> Mapping[str, np.ndarray]:
     file = safe_open(path, framework='np')
   except SafetensorError as error:
     raise _damaged(path, error) from error
-  return Lazy(path, dict.fromkeys(file.keys(), file.get_tensor))
+  return LazyTensors(path, dict.fromkeys(file.keys(), file.get_tensor))
 
 
 def _read_zip(path: Path) -> Mapping[str, np.ndarray]:
-  """An npz, or PyTorch's zip of a pickle."""
+  """Returns the tensors of an npz, or of a PyTorch file (a zip with a pickle)."""
   try:
     with zipfile.ZipFile(path) as archive:
       names = archive.namelist()
@@ -126,55 +135,55 @@ def _read_zip(path: Path) -> Mapping[str, np.ndarray]:
   if any(name.endswith('data.pkl') for name in names):
     return _read_torch(path, mmap=True)
   if not any(name.endswith('.npy') for name in names):
-    raise UserError(f'{path} is a zip without weights: neither an .npz nor of PyTorch')
-  return Lazy(path, dict.fromkeys((name.removesuffix('.npy') for name in names), _read_npy(path)))
+    raise UserError(f'{path} is a zip without weights: neither an .npz nor a PyTorch file')
+  return LazyTensors(path, dict.fromkeys((name.removesuffix('.npy') for name in names), _read_npy(path)))
 
 
 def _read_npy(path: Path) -> Callable[[str], np.ndarray]:
-  """Reads one array of an npz, which is open only meanwhile; objects, which would be pickled, are refused."""
+  """Returns a reader of single arrays, which opens the npz for each; object arrays (pickles) are an error."""
 
-  def read_one(name: str) -> np.ndarray:
+  def read_array(name: str) -> np.ndarray:
     with np.load(path, allow_pickle=False) as arrays:
       return arrays[name]
 
-  return read_one
+  return read_array
 
 
 def _read_torch(path: Path, *, mmap: bool) -> Mapping[str, np.ndarray]:
-  """PyTorch's pickle of tensors; anything in it that would run code is refused. The one place that needs torch."""
+  """Returns the tensors of a PyTorch pickle; one that could run code is an error. Only this needs torch."""
   try:
     import torch
   except ImportError:
     raise UserError(
-      f'{path} is a file of PyTorch, and torch is not installed: pip install torch (for CPUs will do), '
-      'or take the same weights as .safetensors'
+      f'{path} is a PyTorch file and torch is not installed: pip install torch (the CPU build suffices), '
+      'or use the same weights as .safetensors'
     ) from None
   import pickle
   import warnings
 
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # of the pickle's protocol: it is read, or refused
+      warnings.simplefilter('ignore')  # about the pickle's protocol
       content = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
   except pickle.UnpicklingError as error:
-    found = _TORCH_CODE.search(str(error))
-    if not found:
+    match = _TORCH_CODE.search(str(error))
+    if not match:
       raise _damaged(path, error) from error
-    what = f'{found[1]}, not only weights' if found[1] else 'more than weights'
-    raise UserError(f'{path} is refused: its pickle holds {what}, and could run code; save the weights alone') from None
+    content = f'{match[1]}, not only weights' if match[1] else 'more than weights'
+    raise UserError(f'{path} could run code: its pickle holds {content}; save the weights alone') from None
   except (RuntimeError, EOFError, ValueError, KeyError, AssertionError) as error:
     raise _damaged(path, error) from error
   return {name: _to_numpy(tensor) for name, tensor in _state_dict(path, content).items()}
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, Any]:
-  """The dict of tensors, wherever a training script has put it."""
+  """Returns the dict of tensors in the content of a PyTorch file."""
   for key in _STATE_KEYS:
     if isinstance(content, dict) and isinstance(content.get(key), dict):
       content = content[key]
       break
   if not isinstance(content, dict) or not content or not all(hasattr(x, 'detach') for x in content.values()):
-    raise UserError(f'{path} holds no dict of weights: neither by itself, nor under {", ".join(_STATE_KEYS)}')
+    raise UserError(f'{path} has no dict of weights, neither at its top level nor under {", ".join(_STATE_KEYS)}')
   return content
 
 

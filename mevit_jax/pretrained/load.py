@@ -1,4 +1,4 @@
-"""Weights of another library, or of another workdir, as the params of a model."""
+"""Loading weights of another library, or of another workdir, into the parameters of a model."""
 
 import collections
 import dataclasses
@@ -19,12 +19,12 @@ Head = Literal['auto', 'keep', 'fresh']
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """Params, and an account of them.
+  """Parameters and the origin of each.
 
   Attributes:
-    params: of the model, NumPy arrays.
-    table: a row for every parameter, and one for every name of the source that is not used.
-    info: of the source, as it says it (see `open_source`).
+    params: parameters of the model, NumPy arrays.
+    table: a row for every parameter, and for every tensor of the source that is not used.
+    info: properties of the source.
   """
 
   params: Params
@@ -32,9 +32,11 @@ class Loaded:
   info: SourceInfo
 
   def report(self) -> str:
-    """The table as text, and one line that sums it up."""
+    """Returns the table as text, and a line with the counts."""
     counts = collections.Counter(row.status for row in self.table)
-    return f'{format_table(self.table)}\n{self.info.kind}: ' + ', '.join(f'{n} {what}' for what, n in counts.items())
+    return f'{format_table(self.table)}\n{self.info.kind}: ' + ', '.join(
+      f'{n} {status}' for status, n in counts.items()
+    )
 
 
 def load(
@@ -45,66 +47,69 @@ def load(
   head: Head = 'auto',
   key: jax.Array | None = None,
 ) -> Loaded:
-  """Reads weights into the params of a model.
+  """Loads weights into the parameters of a model.
 
   Args:
-    source: an open source (see `open_source`), or its path.
-    model: its `layer_norm_eps` must be the source's (`source.info`).
-    class_names: of the model's classes.
-    head: 'auto' keeps the source's head, row by row, where both name the same classes; 'keep' takes it as it is (the
-      caller knows that class i is class i: only their number is checked); 'fresh' does not.
-    key: for motion attention that starts at random (`motion_init`).
+    source: open source (see `open_source`), or its path.
+    model: model to load into; its `layer_norm_eps` must equal that of `source.info`.
+    class_names: names of the model's classes.
+    head: 'auto' keeps the source's head, with its rows reordered by name, if both name the same classes; 'keep' keeps
+      it as it is (the caller knows that the classes are the same: only their number is checked); 'fresh' initializes.
+    key: random key for motion attention with `motion_init='random'`.
 
   Raises:
-    UserError: damaged, of an unknown kind, of another size, or with names unknown or missing.
+    UserError: the source is damaged, has an unknown format or a different size, or names are unknown or missing.
   """
   if not isinstance(source, Source):
     source = open_source(source, model.config.heads)
   check_sizes(source, model.config)
   if source.info.layer_norm_eps != model.config.layer_norm_eps:
     raise UserError(
-      f'{source.info.kind} has LayerNorms of eps {source.info.layer_norm_eps:g}: '
-      f'--config.model.layer_norm_eps={source.info.layer_norm_eps:g}, not {model.config.layer_norm_eps:g}'
+      f'{source.info.kind} has a different layer_norm_eps from the model (source -> model): '
+      f'{source.info.layer_norm_eps:g} -> {model.config.layer_norm_eps:g}; '
+      f'use --config.model.layer_norm_eps={source.info.layer_norm_eps:g}'
     )
-  order, note = _match_heads(source, model.config.classes, class_names, head)
-  landing = Assignment(source, model, order, note)
-  params = landing.params(jax.random.key(0) if key is None else key)
+  class_order, note = _match_classes(source, model.config.classes, class_names, head)
+  assignment = Assignment(source, model, class_order, note)
+  params = assignment.assign(jax.random.key(0) if key is None else key)
   check_params(params, model.abstract)
   if source.channel_order == 'bgr':  # the model always takes RGB
     params['embedding']['kernel'] = np.ascontiguousarray(params['embedding']['kernel'][:, :, ::-1])
-  return Loaded(params, tuple(landing.rows), source.info)
+  return Loaded(params, tuple(assignment.rows), source.info)
 
 
-def _match_heads(
+def _match_classes(
   source: Source, classes: int, class_names: Sequence[str] | None, head: Head
 ) -> tuple[np.ndarray | None, str]:
-  """The source's class for each of the model's (None: a fresh head), and a note for the table."""
+  """Returns the source's class for each class of the model (None: a fresh head), and a note for the table."""
   info = source.info
-  reason = _no_head(source, head)
+  reason = _fresh_reason(source, head)
   if reason:
     return None, reason
   if head == 'keep':
     if info.classes != classes:
-      raise UserError(f'the head of {info.kind} has {info.classes} classes and the model {classes}: it cannot be kept')
-    return np.arange(classes), ' (kept as asked)'
+      raise UserError(
+        f'the head of {info.kind} has {info.classes} classes and the model has {classes}: use init_head=fresh'
+      )
+    return np.arange(classes), ' (init_head=keep)'
   if info.class_names is None or class_names is None:
-    return None, 'the names of its classes are not known (head=keep keeps it where the classes are the same)'
-  theirs, ours = list(info.class_names), list(class_names)
-  if theirs == ours:
+    return None, 'the source has no class names (init_head=keep keeps the head if the classes are the same)'
+  source_names, model_names = list(info.class_names), list(class_names)
+  if source_names == model_names:
     return np.arange(classes), ''
-  if len(set(theirs)) == len(theirs) and sorted(theirs) == sorted(ours):
-    return np.array([theirs.index(name) for name in ours]), ' (rows ordered by name)'
-  other = next(iter(set(theirs) - set(ours)), None)
-  return None, 'its classes are others' + (f' ({other!r}, for one)' if other else '')
+  if len(set(source_names)) == len(source_names) and sorted(source_names) == sorted(model_names):
+    return np.array([source_names.index(name) for name in model_names]), ' (rows reordered by class name)'
+  other = next(iter(set(source_names) - set(model_names)), None)
+  return None, 'the source has different classes' + (f' (for example {other!r})' if other else '')
 
 
-def _no_head(source: Source, head: Head) -> str:
-  """Why there is no head to keep, or ''."""
+def _fresh_reason(source: Source, head: Head) -> str:
+  """Returns the reason why the head is initialized instead of kept, or ''."""
   if head == 'fresh':
-    return 'as asked'
+    return 'init_head=fresh'
   reason = ''
   if not source.info.classes:
-    reason = 'the source has none'
+    reason = 'the source has no head'
   elif any('pre_logits' in name for name in source.unused):
     reason = 'its head is behind pre_logits'
   if reason and head == 'keep':

@@ -1,4 +1,4 @@
-"""A source of weights, whatever its kind: what it is, and its arrays under our names."""
+"""Sources of weights in any known format: their properties, and their arrays by parameter name."""
 
 import dataclasses
 import math
@@ -14,14 +14,15 @@ from mevit_jax.checkpoint.workdir import is_shared
 from mevit_jax.config.data import Normalization
 from mevit_jax.errors import UserError
 from mevit_jax.models.functional import Params, parameter_shapes
+from mevit_jax.models.mevit import STAGES
 from mevit_jax.pretrained import timesformer, vit
-from mevit_jax.pretrained.files import Files, read
-from mevit_jax.pretrained.transforms import CheckpointFormat, Mapped, choose
+from mevit_jax.pretrained.files import WeightFiles, read_files
+from mevit_jax.pretrained.transforms import CheckpointFormat, ConvertedArrays, detect_format
 
 ChannelOrder = Literal['rgb', 'bgr']
-PAGES = (*vit.PAGES, *timesformer.PAGES)
-# What Hugging Face's configs must say for their model to be ours, where they say it.
-_HF_NEEDS = {
+FORMATS = (*vit.FORMATS, *timesformer.FORMATS)
+# Values that a Hugging Face config must have, where it has the field, for its model to be supported.
+_HF_SUPPORTED = {
   'model_type': ('vit', 'timesformer'),
   'hidden_act': ('gelu',),
   'qkv_bias': (True,),
@@ -31,22 +32,22 @@ _HF_NEEDS = {
 
 @dataclasses.dataclass(frozen=True)
 class SourceInfo:
-  """What a source says of itself; None is what it does not say.
+  """Properties of a source; None where the source does not state them.
 
   Attributes:
-    kind: for people.
-    depth: blocks that patches go through.
-    width: of a token.
+    kind: name of the format in messages.
+    depth: number of blocks that patch tokens pass through.
+    width: token width.
     mlp_dim: hidden width of the feed-forward network.
-    patch_size: in pixels.
-    grid: patches down and across.
-    layer_norm_eps: of its LayerNorms: the model must be built with it.
-    antialias: how its library resizes positions, see `positions.resize_space`.
-    heads: of every attention.
-    frames: of its time positions; 0 where it is a model of images.
-    classes: of its head; 0 without one.
-    class_names: of them.
-    normalization: pixel mean and standard deviation that the model was trained with.
+    patch_size: patch height and width in pixels.
+    grid: patches per column and row.
+    layer_norm_eps: epsilon of its LayerNorms; the model must have the same.
+    antialias: whether its library antialiases when it resizes positions, see `positions.resize_space`.
+    heads: number of attention heads.
+    frames: number of its time positions; 0 for an image model.
+    classes: number of classes of its head; 0 without one.
+    class_names: names of these classes.
+    normalization: pixel normalization that the model was trained with.
   """
 
   kind: str
@@ -66,7 +67,15 @@ class SourceInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A source under our names (see `rules.py`): `origin` has theirs for each, `unused` those without one of ours."""
+  """An open source of weights.
+
+  Attributes:
+    info: properties of the source.
+    arrays: parameter name (see `transforms.py`) -> array.
+    origin: parameter name -> the source's tensor names.
+    unused: tensor name that has no counterpart in MEViT -> reason.
+    channel_order: channel order of the images that it was trained on.
+  """
 
   info: SourceInfo
   arrays: Mapping[str, np.ndarray]
@@ -79,111 +88,117 @@ def open_source(path: str | Path, heads: int = 1, channel_order: ChannelOrder = 
   """Opens weights of any known format.
 
   Args:
-    path: an .npz, .safetensors or PyTorch file, a folder of Hugging Face or timm, or a workdir.
+    path: an .npz, .safetensors or PyTorch file, a folder of Hugging Face or timm, a workdir, or a shared model.
     heads: number of attention heads, for formats whose shapes do not state it.
     channel_order: channel order of the training images; `info.normalization` and the loaded parameters are RGB.
 
   Raises:
-    UserError: damaged, of an unknown kind, or with a name that is unknown or missing.
+    UserError: the source does not exist, is damaged, has an unknown format, or a name is unknown or missing.
   """
   path = Path(path).expanduser()
   if not path.exists():
-    raise UserError(f'there are no weights at {path}')
+    raise UserError(f'no weights at {path}: no such file or folder')
   if (path / 'checkpoints').is_dir() or is_shared(path):
-    return _open_workdir(path)
-  files = read(path)
+    return _with_channel_order(_open_workdir(path), channel_order)
+  files = read_files(path)
   _check_config(files.config)
-  page = choose(PAGES, list(files.tensors))
-  arrays = Mapped(page, files.tensors, heads)
+  checkpoint_format = detect_format(FORMATS, list(files.tensors))
+  arrays = ConvertedArrays(checkpoint_format, files.tensors, heads)
   if arrays.depth == 0:
-    raise UserError(f'{path}: {page.name} without a block')
-  info = _describe(page, arrays, files)
+    raise UserError(f'{path}: {checkpoint_format.name} without any block; the file is damaged or incomplete')
+  info = _describe(checkpoint_format, arrays, files)
+  return _with_channel_order(Source(info, arrays, arrays.origin, arrays.unused), channel_order)
+
+
+def _with_channel_order(source: Source, channel_order: ChannelOrder) -> Source:
+  """Returns the source with its normalization in RGB order; `load` reorders the patch embedding."""
+  info = source.info
   if channel_order == 'bgr' and info.normalization:
     mean, std = info.normalization
     info = dataclasses.replace(info, normalization=Normalization(mean[::-1], std[::-1]))
-  return Source(info, arrays, arrays.origin, arrays.unused, channel_order)
+  return dataclasses.replace(source, info=info, channel_order=channel_order)
 
 
-def _describe(page: CheckpointFormat, arrays: Mapped, files: Files) -> SourceInfo:
+def _describe(checkpoint_format: CheckpointFormat, arrays: ConvertedArrays, files: WeightFiles) -> SourceInfo:
   config = files.config
-  if config.get('num_hidden_layers', arrays.depth) != arrays.depth:
+  depth = config.get('num_hidden_layers', arrays.depth)
+  if depth != arrays.depth:
     raise UserError(
-      f'config.json of the weights says {config["num_hidden_layers"]} blocks, and {arrays.depth} are there: '
+      f'the weights have {arrays.depth} blocks, but num_hidden_layers of their config.json is {depth}: '
       'the weights are damaged or incomplete'
     )
   patch_size = arrays['embedding/kernel'].shape[:2]
   query = files.tensors[arrays.origin['blocks/0/space_attention/query/bias'][0]]
   heads = config.get('num_attention_heads') or (query.shape[0] if query.ndim == 2 else None)  # Google's: h k
-  pixels = _pixels(files) or page.pixels
   return SourceInfo(
-    kind=page.name,
+    kind=checkpoint_format.name,
     depth=arrays.depth,
     width=arrays['class_token'].size,
     mlp_dim=arrays['blocks/0/mlp/up/bias'].size,
     patch_size=patch_size,
     grid=_grid(arrays['embedding/space'].shape[0], config, patch_size),
-    layer_norm_eps=float(config.get('layer_norm_eps') or page.layer_norm_eps),
-    antialias=page.antialias,
+    layer_norm_eps=float(config.get('layer_norm_eps') or checkpoint_format.layer_norm_eps),
+    antialias=checkpoint_format.antialias,
     heads=heads,
     frames=len(arrays['embedding/time']) if 'embedding/time' in arrays else 0,
     classes=arrays['head/bias'].size if 'head/bias' in arrays else 0,
     class_names=_class_names(config),
-    normalization=pixels,
+    normalization=_normalization(files) or checkpoint_format.normalization,
   )
 
 
 def _check_config(config: dict[str, Any]) -> None:
-  """Refuses what Hugging Face's config says of a model that is not ours."""
-  for name, values in _HF_NEEDS.items():
+  """Raises a UserError if a Hugging Face config describes a model that is not supported."""
+  for name, values in _HF_SUPPORTED.items():
     if config.get(name, values[0]) not in values:
-      wanted = ' or '.join(map(repr, values))
-      raise UserError(f'config.json of the weights says {name} = {config[name]!r}; only {wanted} is known here')
+      supported = ' or '.join(map(repr, values))
+      raise UserError(f'config.json of the weights has {name} = {config[name]!r}; only {supported} is supported')
 
 
 def _grid(patches: int, config: dict[str, Any], patch_size: tuple[int, int]) -> tuple[int, int]:
-  """Rows and columns of so many patches: as the config says, else a square."""
+  """Returns the rows and columns of the patches: as the config says, else a square."""
   grid = math.isqrt(patches), math.isqrt(patches)
-  image_size = config.get('image_size') or _part(config, 'model_args').get('img_size')
-  pixels = _part(config, 'pretrained_cfg').get('input_size')
+  image_size = config.get('image_size') or _section(config, 'model_args').get('img_size')
+  input_size = _section(config, 'pretrained_cfg').get('input_size')
   if image_size:
     grid = _patches(image_size, patch_size)
-  elif isinstance(pixels, list):
-    # What timm's models of this name take by default: these weights may be of one that was built for another size.
-    theirs = _patches(pixels[1:], patch_size)
-    grid = theirs if math.prod(theirs) == patches else grid
+  elif isinstance(input_size, list):
+    # The default of timm's models of this name; the weights may be of a model that was built for another size.
+    default = _patches(input_size[1:], patch_size)
+    grid = default if math.prod(default) == patches else grid
   if math.prod(grid) != patches:
-    raise UserError(f'the weights have positions of {patches} patches, which is no {grid[0]}x{grid[1]} grid')
+    raise UserError(f'the weights have positions of {patches} patches, which is not a {grid[0]}x{grid[1]} grid')
   return grid
 
 
 def _patches(image_size: Any, patch_size: tuple[int, int]) -> tuple[int, int]:
-  """Rows and columns of patches in an image: of one side (a square), or of its height and width."""
+  """Returns the rows and columns of patches in an image, given the side of a square or height and width."""
   sides = [image_size] * 2 if isinstance(image_size, int) else image_size
   if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(side, int) for side in sides):
-    raise UserError(f'config.json of the weights has an image size that is no height and width: {image_size!r}')
+    raise UserError(f'the image size in config.json of the weights is not a height and width: {image_size!r}')
   return sides[0] // patch_size[0], sides[1] // patch_size[1]
 
 
-def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
-  """A dict within a config; what is null there, or no dict, says nothing."""
-  part = config.get(name)
-  return part if isinstance(part, dict) else {}
+def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+  """Returns a dict within a config; {} if it is absent, null or not a dict."""
+  section = config.get(name)
+  return section if isinstance(section, dict) else {}
 
 
-def _pixels(files: Files) -> Normalization | None:
-  """Mean and standard deviation, where Hugging Face or timm have written them beside the weights."""
-  timm = _part(files.config, 'pretrained_cfg')
+def _normalization(files: WeightFiles) -> Normalization | None:
+  """Returns the pixel normalization in the files that Hugging Face or timm write beside the weights."""
+  timm = _section(files.config, 'pretrained_cfg')
   mean = files.preprocessor.get('image_mean', timm.get('mean'))
   std = files.preprocessor.get('image_std', timm.get('std'))
   return Normalization(tuple(map(float, mean)), tuple(map(float, std))) if mean and std else None
 
 
 def _class_names(config: dict[str, Any]) -> tuple[str, ...] | None:
-  """Names of the classes in Hugging Face's or timm's config; HF's placeholders are none, nor is what has no numbers."""
-  timm = config.get('label_names') or _part(config, 'pretrained_cfg').get('label_names')
+  """Returns the class names in a Hugging Face or timm config; None for placeholders (LABEL_0) or labels without ids."""
+  timm = config.get('label_names') or _section(config, 'pretrained_cfg').get('label_names')
   if timm:
     return tuple(timm)
-  labels = _part(config, 'id2label')
+  labels = _section(config, 'id2label')
   if not all(i.isdecimal() for i in labels):
     return None
   names = tuple(labels[i] for i in sorted(labels, key=int))
@@ -191,7 +206,7 @@ def _class_names(config: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def _open_workdir(path: Path) -> Source:
-  """A workdir of ours: its newest checkpoint, and of that the running mean if there is one; or what one has shared."""
+  """Opens the newest checkpoint of a workdir, its EMA parameters if there are any; or a shared model."""
   checkpoint = load_checkpoint(path)
   arrays, origin = unstack_blocks(jax.tree.map(np.asarray, checkpoint.params))
   config = checkpoint.config.model
@@ -213,26 +228,29 @@ def _open_workdir(path: Path) -> Source:
 
 
 def unstack_blocks(params: Params) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
-  """Params of ours with all blocks in one row, as `rules.py` names them (views), and where each is from.
+  """Splits the stacked blocks of all stages.
 
-  Class blocks stand apart, as `class_blocks/{i}/...`: patches do not go through them.
+  Returns:
+    arrays: name -> array (a view); blocks are numbered consecutively as `blocks/{i}/...`. Class blocks are separate,
+      `class_blocks/{i}/...`, because patch tokens do not pass through them.
+    origin: the same name -> path of the parameter and the block's index in it.
   """
   arrays: dict[str, np.ndarray] = {}
   origin: dict[str, tuple[str, ...]] = {}
-  first = {'space': 0, 'motion': 0, 'class': 0}
+  first_block = dict.fromkeys(STAGES, 0)
   if 'space' in params:
-    first['motion'] = len(params['space']['blocks']['mlp']['up']['bias'])
-  for name in parameter_shapes(params):
+    first_block['motion'] = len(params['space']['blocks']['mlp']['up']['bias'])
+  for path in parameter_shapes(params):
     leaf: Any = params
-    for part in name.split('/'):
+    for part in path.split('/'):
       leaf = leaf[part]
-    stage, blocks, rest = name.partition('/blocks/')
+    stage, blocks, rest = path.partition('/blocks/')
     if not blocks:
-      leaf = leaf.reshape(-1, leaf.shape[-1]) if name == 'embedding/space' else leaf
-      arrays[name], origin[name] = leaf, (name,)
+      arrays[path] = leaf.reshape(-1, leaf.shape[-1]) if path == 'embedding/space' else leaf
+      origin[path] = (path,)
       continue
-    row = 'class_blocks' if stage == 'class' else 'blocks'
+    prefix = 'class_blocks' if stage == STAGES[-1] else 'blocks'
     for i, array in enumerate(leaf):
-      ours = f'{row}/{first[stage] + i}/{rest}'
-      arrays[ours], origin[ours] = array, (f'{stage}/blocks[{i}]/{rest}',)
+      name = f'{prefix}/{first_block[stage] + i}/{rest}'
+      arrays[name], origin[name] = array, (f'{stage}/blocks[{i}]/{rest}',)
   return arrays, origin

@@ -1,7 +1,7 @@
-"""TimeSformer with divided space-time attention, as Hugging Face and its authors keep it.
+"""TimeSformer checkpoints (divided space-time attention) of Hugging Face and of its authors.
 
-After its time attention TimeSformer has one more linear map, `temporal_fc`, right behind the output projection: they
-are folded into one. Out again, the second is the identity.
+TimeSformer has a linear layer, `temporal_fc`, after the output projection of its time attention. Loading folds both
+into one projection; exporting writes an identity as the second.
 """
 
 import numpy as np
@@ -9,39 +9,39 @@ import numpy as np
 from mevit_jax.config.data import Normalization
 from mevit_jax.pretrained.transforms import (
   CONV,
-  FLAT,
-  JOIN,
+  FLATTEN,
   LINEAR,
+  OUT_PROJECTION,
   POSITIONS,
   QKV,
   QKV_BIAS,
-  TIMES,
+  TIME_POSITIONS,
   Arrays,
-  Change,
   CheckpointFormat,
-  renamed,
+  Transform,
+  rename_tensors,
   rule,
 )
 
 
-def _fold(theirs: Arrays, heads: int) -> Arrays:
-  projection, projection_bias, linear, bias = theirs  # weights are `out in`
-  (kernel,) = JOIN.into((linear @ projection,), heads)  # h k d
+def _fold(tensors: Arrays, heads: int) -> Arrays:
+  projection, projection_bias, linear, bias = tensors  # weights are `out in`
+  (kernel,) = OUT_PROJECTION.forward((linear @ projection,), heads)  # h k d
   return kernel, linear @ projection_bias + bias
 
 
-def _unfold(ours: Arrays) -> Arrays:
-  kernel, bias = ours
-  return *JOIN.out((kernel,)), bias, np.eye(bias.size, dtype=bias.dtype), np.zeros_like(bias)
+def _unfold(params: Arrays) -> Arrays:
+  kernel, bias = params
+  return *OUT_PROJECTION.inverse((kernel,)), bias, np.eye(bias.size, dtype=bias.dtype), np.zeros_like(bias)
 
 
-FOLD = Change(_fold, _unfold)
+FOLD = Transform(_fold, _unfold)
 
 # https://github.com/huggingface/transformers (models/timesformer)
 _HF = (
-  rule('embeddings.cls_token', 'class_token', FLAT),
+  rule('embeddings.cls_token', 'class_token', FLATTEN),
   rule('embeddings.position_embeddings', 'class_position embedding/space', POSITIONS),
-  rule('embeddings.time_embeddings', 'embedding/time', TIMES),
+  rule('embeddings.time_embeddings', 'embedding/time', TIME_POSITIONS),
   rule('embeddings.patch_embeddings.projection.weight', 'embedding/kernel', CONV),
   rule('embeddings.patch_embeddings.projection.bias', 'embedding/bias'),
   rule('encoder.layer.{i}.temporal_layernorm.weight', 'blocks/{i}/motion_attention/norm/scale'),
@@ -58,7 +58,7 @@ _HF = (
   rule('encoder.layer.{i}.layernorm_before.bias', 'blocks/{i}/space_attention/norm/bias'),
   rule('encoder.layer.{i}.attention.attention.qkv.weight', 'blocks/{i}/space_attention/(query|key|value)/kernel', QKV),
   rule('encoder.layer.{i}.attention.attention.qkv.bias', 'blocks/{i}/space_attention/(query|key|value)/bias', QKV_BIAS),
-  rule('encoder.layer.{i}.attention.output.dense.weight', 'blocks/{i}/space_attention/out/kernel', JOIN),
+  rule('encoder.layer.{i}.attention.output.dense.weight', 'blocks/{i}/space_attention/out/kernel', OUT_PROJECTION),
   rule('encoder.layer.{i}.attention.output.dense.bias', 'blocks/{i}/space_attention/out/bias'),
   rule('encoder.layer.{i}.layernorm_after.weight', 'blocks/{i}/mlp/norm/scale'),
   rule('encoder.layer.{i}.layernorm_after.bias', 'blocks/{i}/mlp/norm/bias'),
@@ -72,15 +72,17 @@ _HF = (
   rule('classifier.bias', 'head/bias', optional=True),
 )  # fmt: skip
 
-# What its authors trained with: not the 0.5 of the ViT that they started from.
-_PIXELS = Normalization((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
+# Its authors did not train with the mean of 0.5 of the ViT that they started from.
+_NORMALIZATION = Normalization((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
 
-HF = CheckpointFormat('Hugging Face TimeSformer', _HF, prefix=r'timesformer\.', antialias=False, pixels=_PIXELS)
+HF = CheckpointFormat(
+  'Hugging Face TimeSformer', _HF, prefix=r'timesformer\.', antialias=False, normalization=_NORMALIZATION
+)
 
-# The original, https://github.com/facebookresearch/TimeSformer (timesformer/models/vit.py), is timm's ViT with more.
+# The original, https://github.com/facebookresearch/TimeSformer (timesformer/models/vit.py), extends timm's ViT.
 ORIGINAL = CheckpointFormat(
   'TimeSformer',
-  renamed(
+  rename_tensors(
     _HF,
     {
       'embeddings.cls_token': 'cls_token',
@@ -103,7 +105,7 @@ ORIGINAL = CheckpointFormat(
     },
   ),
   prefix=r'(module\.)?(model\.)?',
-  pixels=_PIXELS,
+  normalization=_NORMALIZATION,
 )
 
-PAGES = (HF, ORIGINAL)
+FORMATS = (HF, ORIGINAL)

@@ -1,31 +1,31 @@
-"""ImageNet ViTs of five libraries: Google's npz files, timm, DeiT, Hugging Face and torchvision."""
+"""ImageNet ViT checkpoints of Google (npz), timm, DeiT, Hugging Face and torchvision."""
 
 import numpy as np
 
 from mevit_jax.config.data import Normalization
 from mevit_jax.pretrained.transforms import (
   CONV,
-  FLAT,
+  FLATTEN,
   HEADS,
   HEADS_BIAS,
-  JOIN,
   LINEAR,
+  OUT_PROJECTION,
   POSITIONS,
   QKV,
   QKV_BIAS,
-  Change,
   CheckpointFormat,
-  renamed,
+  Transform,
+  rename_tensors,
   rule,
 )
 
 _IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_PRE_LOGITS = 'a tanh layer before the head, which MEViT has not; a head behind it is not kept'
+_PRE_LOGITS = 'tanh layer before the head, which MEViT does not have; the head after it is not kept'
 
 # timm, and the original DeiT: https://github.com/huggingface/pytorch-image-models (vision_transformer.py)
 _TIMM = (
-  rule('cls_token', 'class_token', FLAT),
+  rule('cls_token', 'class_token', FLATTEN),
   rule('pos_embed', 'class_position embedding/space', POSITIONS),
   rule('patch_embed.proj.weight', 'embedding/kernel', CONV),
   rule('patch_embed.proj.bias', 'embedding/bias'),
@@ -33,7 +33,7 @@ _TIMM = (
   rule('blocks.{i}.norm1.bias', 'blocks/{i}/space_attention/norm/bias'),
   rule('blocks.{i}.attn.qkv.weight', 'blocks/{i}/space_attention/(query|key|value)/kernel', QKV),
   rule('blocks.{i}.attn.qkv.bias', 'blocks/{i}/space_attention/(query|key|value)/bias', QKV_BIAS),
-  rule('blocks.{i}.attn.proj.weight', 'blocks/{i}/space_attention/out/kernel', JOIN),
+  rule('blocks.{i}.attn.proj.weight', 'blocks/{i}/space_attention/out/kernel', OUT_PROJECTION),
   rule('blocks.{i}.attn.proj.bias', 'blocks/{i}/space_attention/out/bias'),
   rule('blocks.{i}.norm2.weight', 'blocks/{i}/mlp/norm/scale'),
   rule('blocks.{i}.norm2.bias', 'blocks/{i}/mlp/norm/bias'),
@@ -54,29 +54,29 @@ TIMM = CheckpointFormat(
   prefix=r'(module\.)?(model\.)?',
 )
 
-# Positions of the class token, the distillation token and the patches: the second is left.
-_DISTILLED_POSITIONS = Change(lambda theirs, h: (theirs[0][0, 0], theirs[0][0, 2:]), POSITIONS.out)
+# Positions of the class token, the distillation token and the patches; the second is not used.
+_DISTILLED_POSITIONS = Transform(lambda tensors, h: (tensors[0][0, 0], tensors[0][0, 2:]), POSITIONS.inverse)
 
 DISTILLED = CheckpointFormat(
   'distilled DeiT',
   (
-    *(r for r in _TIMM if r.theirs != ('pos_embed',)),
+    *(r for r in _TIMM if r.tensors != ('pos_embed',)),
     rule('pos_embed', 'class_position embedding/space', _DISTILLED_POSITIONS),
   ),
   unused=(
     (
       'dist_token',
-      'the distillation token, with its position (row 1 of pos_embed): MEViT has none, and patches read it',
+      'distillation token with its position (row 1 of pos_embed), which MEViT does not have; patches attend to it',
     ),
-    (r'head_dist\.(weight|bias)', 'the head of the distillation token'),
+    (r'head_dist\.(weight|bias)', 'head of the distillation token'),
   ),
   prefix=TIMM.prefix,
-  pixels=_IMAGENET,
+  normalization=_IMAGENET,
 )
 
-# Hugging Face transformers: https://github.com/huggingface/transformers (models/vit), as its files have it.
+# Hugging Face transformers: https://github.com/huggingface/transformers (models/vit), names of its files.
 _HF = (
-  rule('embeddings.cls_token', 'class_token', FLAT),
+  rule('embeddings.cls_token', 'class_token', FLATTEN),
   rule('embeddings.position_embeddings', 'class_position embedding/space', POSITIONS),
   rule('embeddings.patch_embeddings.projection.weight', 'embedding/kernel', CONV),
   rule('embeddings.patch_embeddings.projection.bias', 'embedding/bias'),
@@ -88,7 +88,7 @@ _HF = (
   rule('encoder.layer.{i}.attention.attention.key.bias', 'blocks/{i}/space_attention/key/bias', HEADS_BIAS),
   rule('encoder.layer.{i}.attention.attention.value.weight', 'blocks/{i}/space_attention/value/kernel', HEADS),
   rule('encoder.layer.{i}.attention.attention.value.bias', 'blocks/{i}/space_attention/value/bias', HEADS_BIAS),
-  rule('encoder.layer.{i}.attention.output.dense.weight', 'blocks/{i}/space_attention/out/kernel', JOIN),
+  rule('encoder.layer.{i}.attention.output.dense.weight', 'blocks/{i}/space_attention/out/kernel', OUT_PROJECTION),
   rule('encoder.layer.{i}.attention.output.dense.bias', 'blocks/{i}/space_attention/out/bias'),
   rule('encoder.layer.{i}.layernorm_after.weight', 'blocks/{i}/mlp/norm/scale'),
   rule('encoder.layer.{i}.layernorm_after.bias', 'blocks/{i}/mlp/norm/bias'),
@@ -105,17 +105,17 @@ _HF = (
 HF = CheckpointFormat(
   'Hugging Face ViT',
   _HF,
-  unused=((r'pooler\.dense\.(weight|bias)', 'a tanh layer over the class token, which MEViT has not'),),
+  unused=((r'pooler\.dense\.(weight|bias)', 'tanh layer on the class token, which MEViT does not have'),),
   prefix=r'vit\.',
   layer_norm_eps=1e-12,
   antialias=False,
-  pixels=_HALF,
+  normalization=_HALF,
 )
 
-# As transformers 5 has them in memory.
+# Names of transformers 5 in memory (`model.state_dict()`).
 HF_5 = CheckpointFormat(
   HF.name,
-  renamed(
+  rename_tensors(
     _HF,
     {
       'encoder.layer.': 'layers.',
@@ -127,12 +127,12 @@ HF_5 = CheckpointFormat(
       'output.dense': 'mlp.fc2',
     },
   ),
-  HF.unused, HF.prefix, HF.layer_norm_eps, HF.pixels, HF.antialias,
+  HF.unused, HF.prefix, HF.layer_norm_eps, HF.normalization, HF.antialias,
 )  # fmt: skip
 
 # torchvision: https://github.com/pytorch/vision (models/vision_transformer.py)
 _TORCHVISION = (
-  rule('class_token', 'class_token', FLAT),
+  rule('class_token', 'class_token', FLATTEN),
   rule('encoder.pos_embedding', 'class_position embedding/space', POSITIONS),
   rule('conv_proj.weight', 'embedding/kernel', CONV),
   rule('conv_proj.bias', 'embedding/bias'),
@@ -143,7 +143,7 @@ _TORCHVISION = (
   rule('encoder.layers.encoder_layer_{i}.self_attention.in_proj_bias',
        'blocks/{i}/space_attention/(query|key|value)/bias', QKV_BIAS),
   rule('encoder.layers.encoder_layer_{i}.self_attention.out_proj.weight',
-       'blocks/{i}/space_attention/out/kernel', JOIN),
+       'blocks/{i}/space_attention/out/kernel', OUT_PROJECTION),
   rule('encoder.layers.encoder_layer_{i}.self_attention.out_proj.bias', 'blocks/{i}/space_attention/out/bias'),
   rule('encoder.layers.encoder_layer_{i}.ln_2.weight', 'blocks/{i}/mlp/norm/scale'),
   rule('encoder.layers.encoder_layer_{i}.ln_2.bias', 'blocks/{i}/mlp/norm/bias'),
@@ -162,20 +162,20 @@ TORCHVISION = CheckpointFormat(
   _TORCHVISION,
   ((r'heads\.pre_logits\.(weight|bias)', _PRE_LOGITS),),
   r'(module\.)?',
-  pixels=_IMAGENET,
+  normalization=_IMAGENET,
 )
 
-# The published files are older than torchvision's MLP.
+# The published files use the names of an older torchvision MLP.
 TORCHVISION_OLD = CheckpointFormat(
   TORCHVISION.name,
-  renamed(_TORCHVISION, {'mlp.0': 'mlp.linear_1', 'mlp.3': 'mlp.linear_2'}),
-  TORCHVISION.unused, TORCHVISION.prefix, pixels=_IMAGENET,
+  rename_tensors(_TORCHVISION, {'mlp.0': 'mlp.linear_1', 'mlp.3': 'mlp.linear_2'}),
+  TORCHVISION.unused, TORCHVISION.prefix, normalization=_IMAGENET,
 )  # fmt: skip
 
 # Google: https://github.com/google-research/vision_transformer, the original paper's and AugReg's files.
 _ATTENTION = 'Transformer/encoderblock_{i}/MultiHeadDotProductAttention_1'
 _GOOGLE = (
-  rule('cls', 'class_token', FLAT),
+  rule('cls', 'class_token', FLATTEN),
   rule('Transformer/posembed_input/pos_embedding', 'class_position embedding/space', POSITIONS),
   rule('embedding/kernel', 'embedding/kernel'),
   rule('embedding/bias', 'embedding/bias'),
@@ -199,25 +199,25 @@ _GOOGLE = (
 )  # fmt: skip
 _GOOGLE_UNUSED = (
   (r'pre_logits/(kernel|bias)', _PRE_LOGITS),
-  (r'opt/.*', 'the state of its optimiser'),
+  (r'opt/.*', 'optimizer state'),
 )
 
-GOOGLE = CheckpointFormat("Google's ViT", _GOOGLE, _GOOGLE_UNUSED, r'opt/target/|params/', pixels=_HALF)
+GOOGLE = CheckpointFormat("Google's ViT", _GOOGLE, _GOOGLE_UNUSED, r'opt/target/|params/', normalization=_HALF)
 
-# https://github.com/google-research/big_vision: positions are added before the class token comes, which has none.
-_PATCH_POSITIONS = Change(
-  lambda theirs, h: (np.zeros_like(theirs[0][0, 0]), theirs[0][0]), lambda ours: (ours[1][None],)
+# https://github.com/google-research/big_vision: positions are added before the class token, which has no position.
+_PATCH_POSITIONS = Transform(
+  lambda tensors, h: (np.zeros_like(tensors[0][0, 0]), tensors[0][0]), lambda params: (params[1][None],)
 )
 BIG_VISION = CheckpointFormat(
   'big_vision ViT',
-  renamed(
+  rename_tensors(
     (
-      *(r for r in _GOOGLE if r.ours[0] != 'class_position'),
+      *(r for r in _GOOGLE if r.params[0] != 'class_position'),
       rule('pos_embedding', 'class_position embedding/space', _PATCH_POSITIONS),
     ),
     {'DotProductAttention_1': 'DotProductAttention_0', 'LayerNorm_2': 'LayerNorm_1', 'MlpBlock_3': 'MlpBlock_0'},
   ),
-  _GOOGLE_UNUSED, GOOGLE.prefix, pixels=_HALF,
+  _GOOGLE_UNUSED, GOOGLE.prefix, normalization=_HALF,
 )  # fmt: skip
 
-PAGES = (GOOGLE, BIG_VISION, TIMM, DISTILLED, HF, HF_5, TORCHVISION, TORCHVISION_OLD)
+FORMATS = (GOOGLE, BIG_VISION, TIMM, DISTILLED, HF, HF_5, TORCHVISION, TORCHVISION_OLD)

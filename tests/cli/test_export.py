@@ -1,10 +1,11 @@
-"""The command export: what it makes of a checkpoint says what evaluation and prediction say; and what it refuses."""
+"""The export command: exported models equal evaluation and prediction."""
 
 import json
 import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -16,14 +17,15 @@ from safetensors.numpy import load_file
 
 from mevit_jax import Predictor, evaluate, train
 from mevit_jax.checkpoint.reader import load_checkpoint
-from mevit_jax.cli.export import export
-from mevit_jax.config.experiment import from_dict
+from mevit_jax.cli import export as command
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation.protocol import averaged
 from mevit_jax.evaluation.results import read_results
+from mevit_jax.inference.export import export_checkpoint
 from mevit_jax.models.functional import build_model, parameter_shapes
-from mevit_jax.pretrained.load import inspect, load
+from mevit_jax.pretrained.load import load
+from mevit_jax.pretrained.source import open_source
 from mevit_jax.video.reader import FileReader, read_views, spans
 from tests.helpers.workdirs import VIEWS, random_run
 
@@ -33,21 +35,21 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')
-def recipe(tiny, compile_once):
+def config(tiny, compile_once):
   return tiny(**VIEWS)
 
 
 @pytest.fixture(scope='module')
-def workdir(recipe, tmp_path_factory):
+def workdir(config, tmp_path_factory):
   """A run of random params that was evaluated."""
-  folder = random_run(recipe, tmp_path_factory.mktemp('runs') / 'run')
-  evaluate.evaluate(recipe, str(folder))
+  folder = random_run(config, tmp_path_factory.mktemp('runs') / 'run')
+  evaluate.evaluate(config, str(folder))
   return folder
 
 
 @pytest.fixture(scope='module')
 def shared(workdir):
-  return export(workdir, 'mevit', workdir.parent / 'shared').parent
+  return export_checkpoint(workdir, 'mevit', workdir.parent / 'shared').path.parent
 
 
 def run_alone(code, folder):
@@ -59,48 +61,52 @@ def run_alone(code, folder):
   return done.stdout
 
 
-def test_artefact_predictor_and_evaluation_agree(recipe, workdir, shapes_dir, tmp_path, capsys):
-  """On the same videos; the artefact's code is that of docs/export.md, without this package."""
-  export(workdir, 'stablehlo', tmp_path / 'artefact')
-  said = capsys.readouterr().out
-  assert re.match(r'step 0 \(ema weights\) of .*, 0\.\d+ MB, in .* s\non cpu: read in .* s, compiled and', said)
+def test_exported_model_predictor_and_evaluation_agree(config, workdir, shapes_dir, tmp_path, monkeypatch, capsys):
+  """On the same videos; the code that runs the exported model is that of docs/export.md, without this package."""
+  options = {'to': 'stablehlo', 'folder': str(tmp_path / 'exported'), 'checkpoint': 'last', 'weights': 'auto'}
+  monkeypatch.setattr(command.flags, 'FLAGS', types.SimpleNamespace(workdir=str(workdir), **options))
+  command.main(['export'])
+  output = capsys.readouterr().out
+  assert re.match(
+    r'exported step 0 \(ema parameters\) of .*, 0\.\d+ MB, in .* s\nstartup on cpu: read in .* s, first call', output
+  )
   code = re.search(r'```python\n(.*?)```', (ROOT / 'docs/export.md').read_text(), re.DOTALL)[1]
   code += "np.save('probabilities.npy', model.call(views))"
   _, evaluated, names = read_results(workdir / 'evaluation/validation-2x2')
-  assert tuple(json.loads((tmp_path / 'artefact/model.json').read_text())['class_names']) == names
+  assert tuple(json.loads((tmp_path / 'exported/model.json').read_text())['class_names']) == names
   split, predictor = datasets.open_split(shapes_dir, 'moving_shapes', 'validation'), Predictor(workdir)
   examples = {example['id']: example['video'] for example in (split.source[i] for i in range(3))}
   views = np.concatenate([
-    next(read_views(reader, recipe.clip, spans(reader), 2, 2))[1] for reader in map(FileReader, examples.values())
+    next(read_views(reader, config.clip, spans(reader), 2, 2))[1] for reader in map(FileReader, examples.values())
   ])  # fmt: skip
   np.save(tmp_path / 'frames.npy', views[:4])
   lines = run_alone(code, tmp_path).splitlines()
   first, alone = predictor.predict(next(iter(examples.values()))), np.load(tmp_path / 'probabilities.npy')
   assert [line.split()[-1] for line in lines] == [label for label, _ in first.top(5)]
-  artefact = deserialize(bytearray((tmp_path / 'artefact/model.jax_export').read_bytes()))
-  found = np.asarray(artefact.call(views)).reshape(3, 4, -1)  # video view class
+  exported = deserialize(bytearray((tmp_path / 'exported/model.jax_export').read_bytes()))
+  found = np.asarray(exported.call(views)).reshape(3, 4, -1)  # video view class
   np.testing.assert_allclose(found[0], alone, atol=1e-6, rtol=0)
   rows = [evaluated.ids.tolist().index(video) for video in examples]
   predicted = np.stack([predictor.predict(data).probabilities for data in examples.values()])
   for other in (predicted, evaluated.probabilities[rows]):
     np.testing.assert_allclose(found.mean(axis=1), other, atol=1e-5, rtol=0)
   assert np.ptp(predicted, axis=0).max() > 0.01
-  geometric = np.exp(np.log(found).mean(axis=1))  # as the docs have it for an average of logits
+  geometric = np.exp(np.log(found).mean(axis=1))  # as in the docs for an average of logits
   geometric /= geometric.sum(axis=-1, keepdims=True)
   np.testing.assert_allclose(geometric, averaged(evaluated.logits[rows], 'logits'), atol=1e-5, rtol=0)
 
 
-def test_what_is_shared_is_taken_as_a_checkpoint(recipe, workdir, shared, shapes_dir, tmp_path):
-  """Bit for bit, by all that takes one."""
-  params, saved = load_checkpoint(workdir).params('ema'), load_checkpoint(shared)
+def test_a_shared_model_is_accepted_as_a_checkpoint(config, workdir, shared, shapes_dir, tmp_path):
+  """Bit for bit, by everything that accepts one."""
+  params, saved = load_checkpoint(workdir, weights='ema').params, load_checkpoint(shared)
   tensors = load_file(shared / 'model.safetensors')
   assert {name: x.shape for name, x in tensors.items()} == parameter_shapes(params)
-  landed = load(shared, build_model(from_dict(saved.about['config']).model), class_names=saved.about['class_names'])
-  assert {row.status for row in landed.table} == {'loaded'}
-  export(shared, 'mevit', tmp_path / 'again')
-  for other in (saved.params('ema'), landed.params, load_checkpoint(tmp_path / 'again').params('ema')):
+  loaded = load(shared, build_model(saved.config.model), class_names=saved.class_names)
+  assert {row.status for row in loaded.table} == {'loaded'}
+  export_checkpoint(shared, 'mevit', tmp_path / 'again')
+  for other in (saved.params, loaded.params, load_checkpoint(tmp_path / 'again').params):
     jax.tree.map(np.testing.assert_array_equal, other, params)
-  results = evaluate.evaluate(recipe, str(shutil.copytree(shared, tmp_path / 'copy')))
+  results = evaluate.evaluate(config, str(shutil.copytree(shared, tmp_path / 'copy')))
   before = json.loads((workdir / 'evaluation/validation-2x2/results.json').read_text())
   assert json.loads(json.dumps(results)) == before
   split = datasets.open_split(shapes_dir, 'moving_shapes', 'validation')
@@ -109,7 +115,7 @@ def test_what_is_shared_is_taken_as_a_checkpoint(recipe, workdir, shared, shapes
   assert (Predictor(shared).step, Predictor(shared).weights) == (0, 'ema')
 
 
-def test_the_card(workdir, shared):
+def test_model_card(workdir, shared):
   card = (shared / 'README.md').read_text()
   metadata = yaml.safe_load(card.split('---\n')[1])
   results = json.loads((workdir / 'evaluation/validation-2x2/results.json').read_text())
@@ -127,54 +133,56 @@ def test_the_card(workdir, shared):
 
 def test_a_card_of_what_was_not_evaluated(workdir, tmp_path):
   """Results of other weights are not those of these."""
-  card = (export(workdir, 'mevit', tmp_path / 'raw', weights='raw').parent / 'README.md').read_text()
+  card = (export_checkpoint(workdir, 'mevit', tmp_path / 'raw', weights='raw').parent / 'README.md').read_text()
   assert 'This checkpoint was not evaluated.' in card
   assert 'model-index' not in card
-  params = load_checkpoint(workdir).params('raw')
-  jax.tree.map(np.testing.assert_array_equal, load_checkpoint(tmp_path / 'raw').params('raw'), params)
+  params = load_checkpoint(workdir, weights='raw').params
+  jax.tree.map(np.testing.assert_array_equal, load_checkpoint(tmp_path / 'raw', weights='raw').params, params)
 
 
-def test_what_is_shared_is_no_run(recipe, shared, tmp_path):
+def test_a_shared_model_is_not_a_run(config, shared, tmp_path):
   folder = shutil.copytree(shared, tmp_path / 'shared')
-  with pytest.raises(UserError, match='is no run'):
-    train.train(recipe, str(folder))
+  with pytest.raises(UserError, match=r'is no(t a)? run'):
+    train.train(config, str(folder))
   assert not (folder / 'checkpoints').exists()
-  with pytest.raises(UserError, match='has ema weights alone, and no raw ones'):
+  with pytest.raises(UserError, match='has only ema parameters, not raw'):
     Predictor(folder, weights='raw')
-  with pytest.raises(UserError, match='has the checkpoint of step 0 alone, and no best'):
-    export(folder, 'mevit', tmp_path / 'new', checkpoint='best')
+  with pytest.raises(UserError, match='has only the checkpoint of step 0, not best'):
+    export_checkpoint(folder, 'mevit', tmp_path / 'new', checkpoint='best')
   weights = folder / 'model.safetensors'
   weights.write_bytes(weights.read_bytes()[:-1] + b'x')
-  for use in (Predictor, inspect):
-    with pytest.raises(UserError, match=r'is damaged, get it again: model\.safetensors is not what was written'):
+  for use in (Predictor, open_source):
+    with pytest.raises(UserError, match=r'is damaged, download it again: model\.safetensors is not what was written'):
       use(folder)
 
 
 def test_a_space_only_checkpoint_becomes_a_vit(tiny, tmp_path):
-  recipe = tiny(
+  config = tiny(
     **{'model.space_blocks': 2, 'model.motion_blocks': 0, 'model.frames': 1, 'training.ema': 0.9, 'mesh.data': 1}
   )
-  random_run(recipe, tmp_path / 'run')
-  path = export(tmp_path / 'run', 'hf_vit', tmp_path / 'out')
+  random_run(config, tmp_path / 'run')
+  path = export_checkpoint(tmp_path / 'run', 'hf_vit', tmp_path / 'out').path
   tensors = load_file(path)
   assert tensors['classifier.weight'].shape == (8, 16)
   assert {path.name for path in (tmp_path / 'out').iterdir()} >= {'config.json', 'model.safetensors'}
   with pytest.raises(UserError, match='TimeSformer'):
-    export(tmp_path / 'run', 'hf_timesformer', tmp_path / 'other')
+    export_checkpoint(tmp_path / 'run', 'hf_timesformer', tmp_path / 'other')
   assert not (tmp_path / 'other').exists()
 
 
 @pytest.mark.parametrize('to', ['stablehlo', 'mevit'])
-def test_what_is_refused(workdir, tmp_path, to):
-  with pytest.raises(UserError, match='is no workdir'):
-    export(tmp_path / 'nothing', to, tmp_path / 'out')
-  with pytest.raises(UserError, match='has no checkpoint 7; it has 0'):
-    export(workdir, to, tmp_path / 'out', checkpoint='7')
-  with pytest.raises(UserError, match='is not empty: take another --folder'):
-    export(workdir, to, workdir)
-  torn = shutil.copytree(workdir, tmp_path / 'torn')
-  largest = max((path for path in (torn / 'checkpoints').rglob('*') if path.is_file()), key=lambda p: p.stat().st_size)
+def test_errors(workdir, tmp_path, to):
+  with pytest.raises(UserError, match=r'is no(t a)? workdir'):
+    export_checkpoint(tmp_path / 'nothing', to, tmp_path / 'out')
+  with pytest.raises(UserError, match='no checkpoint 7'):
+    export_checkpoint(workdir, to, tmp_path / 'out', checkpoint='7')
+  with pytest.raises(UserError, match='is not empty: choose another folder'):
+    export_checkpoint(workdir, to, workdir)
+  truncated = shutil.copytree(workdir, tmp_path / 'truncated')
+  largest = max(
+    (path for path in (truncated / 'checkpoints').rglob('*') if path.is_file()), key=lambda p: p.stat().st_size
+  )
   largest.write_bytes(largest.read_bytes()[:-9])
-  with pytest.raises(UserError, match=r'no checkpoint in .* is whole'):
-    export(torn, to, tmp_path / 'out')
+  with pytest.raises(UserError, match=r'no checkpoint in .* is (whole|intact)'):
+    export_checkpoint(truncated, to, tmp_path / 'out')
   assert not (tmp_path / 'out').exists()

@@ -1,4 +1,4 @@
-"""The command predict: which files it takes, and what it makes of their predictions."""
+"""The predict command: finding videos, and the output of their predictions."""
 
 import csv
 import io
@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 from mevit_jax import Predictor
+from mevit_jax import predict as predict_module
 from mevit_jax.cli import predict
 from mevit_jax.errors import UserError
+from mevit_jax.inference.batch import find_videos
 from mevit_jax.video.decode import decode, inspect
 from tests.helpers.videos import make_video
 from tests.helpers.workdirs import VIEWS, random_run, validation_videos
@@ -58,7 +60,7 @@ FLAGS = {
 
 @pytest.fixture
 def command(workdir, monkeypatch, capsys):
-  """A function: arguments and flags -> standard output and error of the command, which ends well."""
+  """A function: arguments and flags -> standard output and error of the command."""
 
   def run(*arguments, **options):
     flags = types.SimpleNamespace(**{**FLAGS, 'workdir': str(workdir), **options})
@@ -71,7 +73,7 @@ def command(workdir, monkeypatch, capsys):
 
 @pytest.fixture
 def folder(videos, tmp_path):
-  """Three videos, one of them deeper, a text, and one that is none."""
+  """Three videos, one of them in a subfolder, a text file, and an invalid video."""
   names = list(videos)
   (tmp_path / 'videos/more').mkdir(parents=True)
   for name, place in zip(names, ('a.mp4', 'more/b.MP4', 'c.mp4'), strict=False):
@@ -81,27 +83,27 @@ def folder(videos, tmp_path):
   return tmp_path / 'videos'
 
 
-def test_which_videos_are_meant(folder, monkeypatch):
+def test_find_videos(folder, monkeypatch):
   monkeypatch.chdir(folder)
-  assert [*predict.find_videos(['.'])] == ['a.mp4', 'c.mp4', 'd.webm', 'more/b.MP4']
-  assert [*predict.find_videos(['c.mp4', '*.mp4', 'gone.mp4'])] == ['c.mp4', 'a.mp4', 'gone.mp4']
-  assert [*predict.find_videos(['**/*.MP4', 'notes.txt'])] == ['more/b.MP4', 'notes.txt']
+  assert [*find_videos(['.'])] == ['a.mp4', 'c.mp4', 'd.webm', 'more/b.MP4']
+  assert [*find_videos(['c.mp4', '*.mp4', 'gone.mp4'])] == ['c.mp4', 'a.mp4', 'gone.mp4']
+  assert [*find_videos(['**/*.MP4', 'notes.txt'])] == ['more/b.MP4', 'notes.txt']
   (folder / 'a[1].mp4').write_bytes(b'')
-  assert [*predict.find_videos(['a[1].mp4'])] == ['a[1].mp4']
+  assert [*find_videos(['a[1].mp4'])] == ['a[1].mp4']
   (folder / 'empty').mkdir()
-  for argument, what in (('empty', 'no videos in empty'), ('*.avi', r'no file is like \*.avi')):
+  for argument, what in (('empty', 'no videos in empty'), ('*.avi', r'no files match \*.avi')):
     with pytest.raises(UserError, match=what):
-      predict.find_videos([argument])
+      find_videos([argument])
 
 
 def test_many_files(command, folder, predictor, tmp_path):
-  said = command(folder, folder / 'gone.mp4', csv=tmp_path / 'out.csv', figure=tmp_path / 'out.png')
+  output = command(folder, folder / 'gone.mp4', csv=tmp_path / 'out.csv', figure=tmp_path / 'out.png')
   expected = {name: predictor.predict(folder / name).top(3) for name in ('a.mp4', 'c.mp4', 'more/b.MP4')}
   lines = []
   for name, top in expected.items():
     lines += [str(folder / name), *(f'  {100 * p:5.1f} %  {label}' for label, p in top)]
-  assert said.out.splitlines() == lines
-  errors = said.err.splitlines()
+  assert output.out.splitlines() == lines
+  errors = output.err.splitlines()
   assert errors[0].startswith(f'{folder / "d.webm"}: not a video')
   assert errors[1] == f'{folder / "gone.mp4"}: No such file or directory'
   assert errors[2].startswith('3 of 5 videos predicted; cold start ')
@@ -114,13 +116,15 @@ def test_many_files(command, folder, predictor, tmp_path):
     assert image.format == 'PNG'
 
 
-def test_a_timeline(command, videos, predictor, tmp_path):
+def test_timeline(command, videos, predictor, tmp_path):
   frames = [frame for data in videos.values() for frame in decode(data, (np.arange(8) + 0.5) / 30)]
   (tmp_path / 'long.mp4').write_bytes(make_video(frames, size=(24, 24)))
-  asked = {'window': 8 / 30, 'every': 4 / 30}
-  said = command(tmp_path / 'long.mp4', json=True, overlay=tmp_path / 'out.mp4', figure=tmp_path / 'out.png', **asked)
-  found = json.loads(said.out)
-  expected = predictor.timeline(tmp_path / 'long.mp4', **asked)
+  windows = {'window': 8 / 30, 'every': 4 / 30}
+  output = command(
+    tmp_path / 'long.mp4', json=True, overlay=tmp_path / 'out.mp4', figure=tmp_path / 'out.png', **windows
+  )
+  found = json.loads(output.out)
+  expected = predictor.timeline(tmp_path / 'long.mp4', **windows)
   assert [(one['start'], one['end']) for one in found['predictions']] == [
     (pytest.approx(part.start, abs=1e-6), pytest.approx(part.end, abs=1e-6)) for part in expected
   ]
@@ -131,21 +135,23 @@ def test_a_timeline(command, videos, predictor, tmp_path):
   assert all(a['end'] == b['start'] and a['label'] != b['label'] for a, b in itertools.pairwise(stretches))
   assert inspect((tmp_path / 'out.mp4').read_bytes()).num_frames == len(frames)
   assert (tmp_path / 'out.png').exists()
-  words = command(tmp_path / 'long.mp4', **asked).out.splitlines()
+  words = command(tmp_path / 'long.mp4', **windows).out.splitlines()
   assert [line.split()[-1] for line in words[1:]] == [one['label'] for one in stretches]
 
 
-def test_how_far_a_long_video_is(command, videos, monkeypatch, tmp_path):
+def test_progress_of_a_long_video(command, videos, monkeypatch, tmp_path):
   frames = [frame for data in videos.values() for frame in decode(data, (np.arange(8) + 0.5) / 30)]
   (tmp_path / 'long.mp4').write_bytes(make_video(frames[:40], size=(24, 24)))
-  asked = {'window': 8 / 30, 'overlay': tmp_path / 'out.mp4'}
-  quiet = command(tmp_path / 'long.mp4', **asked)
-  monkeypatch.setattr(predict, '_SILENT', -1)
-  said = command(tmp_path / 'long.mp4', **asked)
-  assert said.out == quiet.out
-  lines = said.err.splitlines()
-  assert [line for line in lines if 'windows' in line] == ['4 of 5 windows']  # and the last one, which ends it
-  assert [line for line in lines if 'overlay' in line][-1] == 'overlay: 0:01.3 of 0:01.3'
+  windows = {'window': 8 / 30, 'overlay': tmp_path / 'out.mp4'}
+  quiet = command(tmp_path / 'long.mp4', **windows)
+  monkeypatch.setattr(predict_module, '_QUIET_SECONDS', -1)
+  output = command(tmp_path / 'long.mp4', **windows)
+  assert output.out == quiet.out
+  lines = output.err.splitlines()
+  first, last = (line for line in lines if 'windows' in line)
+  assert first == 'windows predicted: 4 of 5'
+  assert last.startswith('windows predicted: 5 of 5')
+  assert next(line for line in lines if 'overlay' in line) == 'overlay seconds: 0 of 2'
   assert len(quiet.err.splitlines()) == 1
 
 
@@ -159,23 +165,23 @@ def test_standard_input(command, videos, monkeypatch, predictor):
   )
 
 
-def test_what_is_refused(command, folder):
+def test_errors(command, folder):
   for arguments, options, what in (
-    ((), {}, 'name videos'),
-    ((folder,), {'overlay': 'out.mp4'}, '--overlay writes one video, and 4 were given'),
+    ((), {}, 'give videos'),
+    ((folder,), {'overlay': 'out.mp4'}, '--overlay writes one video, but 4 were given'),
     ((folder,), {'csv': str(folder / 'gone/out.csv')}, 'there is no folder'),
     ((folder,), {'csv': str(folder)}, 'is a folder: name a file'),
     ((folder,), {'figure': 'out.jpg'}, r'--figure=out\.jpg: the name of that file ends with \.png or \.svg or \.pdf'),
     ((folder / 'd.webm',), {'overlay': 'out.webm'}, r'ends with \.mp4'),
     ((folder,), {'csv': str(folder / 'd.webm')}, r'd\.webm is one of the videos: take another name'),
-    ((folder,), {'workdir': str(folder)}, 'is no workdir'),
+    ((folder,), {'workdir': str(folder)}, r'is no(t a)? workdir'),
   ):
     with pytest.raises(UserError, match=what):
       command(*arguments, **options)
 
 
-def test_a_process(workdir, folder):
-  """Nothing could be read: the exit status is 1, and a line a video says why."""
+def test_exit_status(workdir, folder):
+  """If no video could be read the exit status is 1, and one line per video states the reason."""
   command = [sys.executable, '-m', 'mevit_jax', 'predict', str(folder / 'd.webm'), 'gone.mp4', f'--workdir={workdir}']
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert (done.returncode, done.stdout) == (1, '')

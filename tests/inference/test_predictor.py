@@ -1,4 +1,4 @@
-"""Predictions are those of evaluation, whoever asks and however the video comes."""
+"""Predictions equal those of evaluation, for every kind of input."""
 
 import shutil
 import threading
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.usefixtures('compile_once')
 
 
 @pytest.fixture(scope='module')
-def recipe(tiny, compile_once):
-  """Whose views' logits are averaged."""
+def config(tiny, compile_once):
+  """A config that averages the logits of the views."""
   return tiny(**VIEWS, **{'evaluation.average': 'logits'})
 
 
 @pytest.fixture(scope='module')
-def workdir(recipe, tmp_path_factory):
-  return random_run(recipe, tmp_path_factory.mktemp('runs') / 'run')
+def workdir(config, tmp_path_factory):
+  return random_run(config, tmp_path_factory.mktemp('runs') / 'run')
 
 
 @pytest.fixture(scope='module')
@@ -39,11 +39,14 @@ def videos(shapes_dir):
 
 
 @pytest.fixture(scope='module')
-def evaluated(recipe, workdir):
-  """What evaluation says of them: probabilities and logits by id."""
-  results = evaluate.evaluate(recipe, str(workdir))
-  _, found, _ = read_results(workdir / 'evaluation' / results['protocol']['name'])
-  return {video: (p, logits) for video, p, logits in zip(found.ids, found.probabilities, found.logits, strict=True)}
+def evaluated(config, workdir):
+  """Probabilities and logits of evaluation by id."""
+  results = evaluate.evaluate(config, str(workdir))
+  _, predictions, _ = read_results(workdir / 'evaluation' / results['protocol']['name'])
+  return {
+    video: (p, logits)
+    for video, p, logits in zip(predictions.ids, predictions.probabilities, predictions.logits, strict=True)
+  }
 
 
 def close(prediction, probabilities):
@@ -61,10 +64,10 @@ def test_predictions_are_those_of_evaluation(predictor, videos, evaluated):
     assert prediction.label == prediction.names[probabilities.argmax()]
     assert prediction.top(3) == sorted(prediction.top(8), key=lambda pair: -pair[1])[:3]
   spread = np.ptp([p for p, _ in evaluated.values()], axis=0).max()
-  assert spread > 0.1  # else it would not show that a video got another one's
+  assert spread > 0.1  # otherwise swapped videos would go unnoticed
 
 
-def test_however_the_video_comes(predictor, videos, evaluated, tmp_path):
+def test_every_kind_of_input(predictor, videos, evaluated, tmp_path):
   name, data = next(iter(videos.items()))
   (tmp_path / 'video.mp4').write_bytes(data)
   info = inspect(data)
@@ -77,7 +80,7 @@ def test_however_the_video_comes(predictor, videos, evaluated, tmp_path):
 
 
 def test_threads_share_a_predictor(workdir, videos, evaluated):
-  """From the first call on, which compiles."""
+  """Also in the first call, which compiles."""
   predictor = Predictor(workdir)
   asked = [*videos] * 3
   with ThreadPoolExecutor(8) as pool:
@@ -86,7 +89,7 @@ def test_threads_share_a_predictor(workdir, videos, evaluated):
 
 
 def test_windows(predictor, videos):
-  """Each is predicted as the video of its frames alone would be, whatever else is in the batch."""
+  """Each window equals the prediction of a video of its frames, independently of the rest of the batch."""
   names = list(videos)[:3]
   frames = np.concatenate([decode(videos[name], (np.arange(8) + 0.5) / 30) for name in names])
   timeline = predictor.timeline(frames, window=8 / 30, every=4 / 30, fps=30)
@@ -109,12 +112,12 @@ def test_windows(predictor, videos):
   ('asked', 'what'),
   [({'window': 0}, 'window must be'), ({'every': -1}, 'every must be'), ({'window': 0.01}, 'shorter than a clip')],
 )
-def test_windows_that_cannot_be(predictor, videos, asked, what):
+def test_invalid_windows(predictor, videos, asked, what):
   with pytest.raises(UserError, match=what):
     next(predictor.predict_each([*videos.values()], **asked))
 
 
-def test_what_cannot_be_read_is_named_and_the_rest_goes_on(predictor, videos, evaluated, tmp_path):
+def test_unreadable_videos_have_an_error(predictor, videos, evaluated, tmp_path):
   (tmp_path / 'text.mp4').write_text('no video at all' * 100)
   names = list(videos)
   asked = [videos[names[0]], tmp_path / 'gone.mp4', b'', tmp_path / 'text.mp4', tmp_path, videos[names[1]]]
@@ -135,12 +138,12 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(predictor, videos, ev
     predictor.predict(b'')
 
 
-def test_one_video_is_no_list(predictor):
+def test_a_single_video_instead_of_a_list(predictor):
   with pytest.raises(UserError, match='takes a list of videos'):
     next(predictor.predict_each('video.mp4'))
 
 
-def test_left_alone_it_ends_its_threads(predictor, videos):
+def test_closing_the_generator_ends_its_threads(predictor, videos):
   before = threading.active_count()
   following = predictor.predict_each([*videos.values()] * 20)
   next(following)
@@ -148,7 +151,7 @@ def test_left_alone_it_ends_its_threads(predictor, videos):
   assert threading.active_count() == before
 
 
-def test_which_params(workdir, videos, evaluated):
+def test_raw_and_ema_parameters(workdir, videos, evaluated):
   raw = Predictor(workdir, weights='raw')
   assert (raw.weights, Predictor(workdir).weights) == ('raw', 'ema')
   name, data = next(iter(videos.items()))
@@ -156,16 +159,18 @@ def test_which_params(workdir, videos, evaluated):
 
 
 def test_bad_workdirs(workdir, tmp_path):
-  with pytest.raises(UserError, match='is no workdir'):
+  with pytest.raises(UserError, match=r'is no(t a)? workdir'):
     Predictor(tmp_path / 'nowhere')
-  with pytest.raises(UserError, match='has no checkpoint 7; it has 0'):
+  with pytest.raises(UserError, match='no checkpoint 7'):
     Predictor(workdir, '7')
   with pytest.raises(UserError, match='clips must be at least 1'):
     Predictor(workdir, clips=0)
-  with pytest.raises(UserError, match='has format 1, this version'):
+  with pytest.raises(UserError, match='format 1'):
     Predictor(of_format_1(workdir, tmp_path / 'older'))
-  torn = shutil.copytree(workdir, tmp_path / 'torn')
-  largest = max((path for path in (torn / 'checkpoints').rglob('*') if path.is_file()), key=lambda p: p.stat().st_size)
+  truncated = shutil.copytree(workdir, tmp_path / 'truncated')
+  largest = max(
+    (path for path in (truncated / 'checkpoints').rglob('*') if path.is_file()), key=lambda p: p.stat().st_size
+  )
   largest.write_bytes(largest.read_bytes()[:-9])
-  with pytest.raises(UserError, match=r'no checkpoint in .* is whole'):
-    Predictor(torn)
+  with pytest.raises(UserError, match=r'no checkpoint in .* is (whole|intact)'):
+    Predictor(truncated)

@@ -1,4 +1,4 @@
-"""Other libraries' models, tiny, with every tensor overwritten at random; without the libraries tests are skipped."""
+"""Tiny models of other libraries with random tensors; tests are skipped where a library is not installed."""
 
 import functools
 import importlib
@@ -13,17 +13,17 @@ from mevit_jax.config.model import MEViTConfig
 from mevit_jax.models.functional import build_model
 from mevit_jax.models.order import from_block_order
 
-# Of all models here.
+# Sizes of all models here.
 WIDTH, HEADS, MLP, PATCH, SIDE, DEPTH, CLASSES = 32, 2, 64, 8, 32, 3, 5
 
 
 @pytest.fixture(scope='module', autouse=True)
 def always(exact_and_fast):
-  """Exact and fast."""
+  """Applies `exact_and_fast` to every test."""
 
 
 def _import(name):
-  """A library of requirements-parity.txt; what it warns of at its import is its own affair."""
+  """Imports a library of requirements-parity.txt, ignoring its warnings, or skips the test."""
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     try:
@@ -41,7 +41,7 @@ def torch():
 
 @pytest.fixture(scope='session')
 def transformers(torch):
-  for model in ('vit', 'timesformer'):  # they come at their first use, with the warnings of their imports
+  for model in ('vit', 'timesformer'):  # imported lazily, with warnings
     _import(f'transformers.models.{model}.modeling_{model}')
   return _import('transformers')
 
@@ -63,11 +63,11 @@ def rng():
 
 @pytest.fixture
 def hf_vit(transformers):
-  """Makes HF ViTs: hf_vit('ViTModel', image_size=48)."""
+  """A function that makes Hugging Face ViTs: hf_vit('ViTModel', image_size=48)."""
 
   def make(kind='ViTForImageClassification', **changes):
     config = transformers.ViTConfig(**{**hf_sizes(), 'num_labels': CLASSES, **changes})
-    return randomise(getattr(transformers, kind)(config))
+    return randomize(getattr(transformers, kind)(config))
 
   return make
 
@@ -76,7 +76,7 @@ def hf_vit(transformers):
 def hf_timesformer(transformers):
   def make(frames=8, **changes):
     config = transformers.TimesformerConfig(**{**hf_sizes(), 'num_labels': CLASSES, 'num_frames': frames, **changes})
-    return randomise(transformers.TimesformerForVideoClassification(config))
+    return randomize(transformers.TimesformerForVideoClassification(config))
 
   return make
 
@@ -92,8 +92,8 @@ def hf_sizes():
   }
 
 
-def randomise(module, seed=0):
-  """Overwrites every tensor: most biases and norms are constants at initialisation, and a swap would pass."""
+def randomize(module, seed=0):
+  """Overwrites every tensor: most biases and norms are initialized to constants, so that a swap would go unnoticed."""
   rng = np.random.default_rng(seed)
   torch = importlib.import_module('torch')
   with torch.no_grad():
@@ -103,7 +103,7 @@ def randomise(module, seed=0):
 
 
 def config_of(space=1, motion=2, classify=0, *, side=SIDE, **changes):
-  """A MEViT of the size of the models here."""
+  """Returns the config of a MEViT of the size of the models here."""
   fields = {
     'classes': CLASSES,
     'frames': 2,
@@ -121,19 +121,19 @@ def config_of(space=1, motion=2, classify=0, *, side=SIDE, **changes):
 
 
 def timesformer_config(frames=8, **changes):
-  fields = {'block_size': 1, 'order': 'time_space', 'class_token_in_motion': False}
+  fields = {'block_size': 1, 'attention_order': 'time_space', 'class_token_in_motion': False}
   return config_of(0, DEPTH, 0, **{'frames': frames, **fields, **changes})
 
 
 @functools.cache
 def model_of(config):
-  """The model of a config, compiled once for all tests: itself, `apply` and `tokens`."""
+  """Returns the model of a config with its `apply` and `tokens`, compiled once for all tests."""
   model = build_model(config)
   return model, jax.jit(model.apply), jax.jit(model.tokens)
 
 
 def random_params(config, rng, *, still=False):
-  """Params, all random; the same position in time for all frames if `still`."""
+  """Returns random parameters; with `still`, all frames have the same time position."""
   abstract = model_of(config)[0].abstract
   params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), abstract)
   if still:
@@ -146,7 +146,7 @@ def logits_of(config, params, video):
 
 
 def tokens_of(config, params, video):
-  """All tokens of each frame as a ViT has them: `b t 1+n d`, the class token first, patches in raster order."""
+  """Returns the tokens of each frame in a ViT's order: `b t 1+n d`, class token first, patches in raster order."""
   patches, token = map(np.asarray, model_of(config)[2](params, video))
   b, t, _, d = patches.shape
   raster = np.asarray(from_block_order(patches, config)).reshape(b, t, -1, d)
@@ -154,17 +154,17 @@ def tokens_of(config, params, video):
 
 
 def repeated(image, frames):
-  """Images `b h w 3` as clips `b t h w 3` of one repeated frame."""
+  """Returns images `b h w 3` as clips `b t h w 3` of one repeated frame."""
   return np.repeat(image[:, None], frames, axis=1)
 
 
 def to_torch(images):
-  """`... h w 3` -> torch `... 3 h w`."""
+  """Converts `... h w 3` to torch `... 3 h w`."""
   return importlib.import_module('torch').tensor(np.moveaxis(images, -1, -3).copy())
 
 
 def assert_close(ours, theirs):
-  """At most 1e-5 of the reference's largest absolute value apart."""
+  """Asserts a difference of at most 1e-5 of the reference's largest absolute value."""
   theirs = theirs.detach().numpy() if hasattr(theirs, 'detach') else np.asarray(theirs)
   assert np.shape(ours) == theirs.shape
   worst = np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()

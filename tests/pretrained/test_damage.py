@@ -1,4 +1,4 @@
-"""What can be wrong with a file of weights: one clear line each."""
+"""Damaged and unsupported weight files: one clear line each."""
 
 import json
 import pickle
@@ -8,25 +8,26 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from mevit_jax.config.data import Normalization
 from mevit_jax.errors import UserError
 from mevit_jax.pretrained.export import export
-from mevit_jax.pretrained.load import inspect, load
+from mevit_jax.pretrained.load import load
+from mevit_jax.pretrained.source import open_source
 from tests.pretrained.conftest import config_of, model_of, random_params
 
 CONFIG = config_of(3, 0, frames=1)
+HALF = Normalization((0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.fixture
 def weights(rng, tmp_path):
-  """A sound safetensors file of timm's names, by our own export."""
-  export(
-    tmp_path / 'out', random_params(CONFIG, rng), CONFIG, 'timm', class_names='abcde', mean=(0.5,) * 3, std=(0.5,) * 3
-  )
+  """An intact safetensors file with timm's names, written by export."""
+  export(tmp_path / 'out', random_params(CONFIG, rng), CONFIG, 'timm', class_names='abcde', normalization=HALF)
   return (tmp_path / 'out' / 'model.safetensors').rename(tmp_path / 'weights')
 
 
 def refused(path, config=CONFIG):
-  """The message of the error, which is one line."""
+  """Returns the error message, which is one line."""
   with pytest.raises(UserError) as error:
     load(path, model_of(config)[0], head='keep')
   message = str(error.value)
@@ -41,16 +42,16 @@ def changed(weights, change):
   return weights
 
 
-def test_nothing_there(tmp_path):
+def test_missing_path(tmp_path):
   assert 'no weights at' in refused(tmp_path / 'nowhere')
 
 
-def test_no_weights_at_all(tmp_path):
+def test_files_without_weights(tmp_path):
   (tmp_path / 'text').write_text('weights, honestly')
-  assert 'no file of weights' in refused(tmp_path / 'text')
-  assert 'holds no weights' in refused(tmp_path)
+  assert 'is not a weight file' in refused(tmp_path / 'text')
+  assert 'has no weights' in refused(tmp_path)
   save_file({'conv1.weight': np.zeros((3, 3))}, tmp_path / 'resnet')
-  assert 'of no kind that is known' in refused(tmp_path / 'resnet')
+  assert 'unknown checkpoint format' in refused(tmp_path / 'resnet')
 
 
 @pytest.mark.parametrize('cut', [1, 1000, 30_000])
@@ -84,7 +85,7 @@ def test_truncated_pickle(weights, tmp_path, torch, zipped):
 
 
 class Code:
-  """What a malicious file holds: unpickling it would leave a trace."""
+  """A malicious object: unpickling it would create a file."""
 
   def __init__(self, trace):
     self.trace = trace
@@ -104,7 +105,7 @@ def test_a_pickle_with_code_is_refused(tmp_path, torch, how):
   assert not (tmp_path / 'trace').exists()
 
 
-def test_a_pickle_of_other_things(tmp_path, torch):
+def test_a_pickle_without_weights(tmp_path, torch):
   torch.save({'epoch': 3, 'lr': [0.1]}, tmp_path / 'weights')
   assert 'no dict of weights' in refused(tmp_path / 'weights')
 
@@ -122,25 +123,25 @@ def test_a_missing_block(weights):
 
 def test_the_last_block_is_missing(weights):
   message = refused(changed(weights, lambda x: [x.pop(name) for name in list(x) if name.startswith('blocks.2.')]))
-  assert '3 space and motion blocks, and there are 2' in message
+  assert '2 blocks -> 3 (config.model.space_blocks' in message
 
 
 def test_a_renamed_key(weights):
   message = refused(changed(weights, lambda x: x.update({'blocks.1.norm3.bias': x.pop('blocks.1.norm2.bias')})))
-  assert message.endswith("'blocks.1.norm3.bias'; the nearest that is known is 'blocks.1.norm2.bias', which is missing")
+  assert message.endswith("'blocks.1.norm3.bias'; the nearest known name is 'blocks.1.norm2.bias', which is missing")
 
 
-def test_one_key_too_many(weights):
+def test_an_unknown_key(weights):
   assert "'blocks.1.ls1.gamma'" in refused(changed(weights, lambda x: x.update({'blocks.1.ls1.gamma': x['norm.bias']})))
 
 
 def test_two_sets_of_weights(weights):
-  """Raw ones and their average, say: which was read would be chance."""
+  """Raw and averaged weights, for example: which of them would be read is undefined."""
   message = refused(changed(weights, lambda x: x.update({'model.cls_token': x['cls_token']})))
   assert "'cls_token' and 'model.cls_token' differ only in their prefix" in message
 
 
-def test_half_a_head(weights):
+def test_a_head_without_bias(weights):
   assert "'head.bias'" in refused(changed(weights, lambda x: x.pop('head.bias')))
 
 
@@ -150,29 +151,29 @@ def test_a_transposed_matrix(weights, name):
   assert name in message
 
 
-def test_numbers_that_are_none(weights):
+def test_values_that_are_not_finite(weights):
   changed(weights, lambda x: x['blocks.0.mlp.fc1.bias'].__setitem__(3, np.nan))
-  assert 'blocks.0.mlp.fc1.bias has numbers that are not finite' in refused(weights)
+  assert 'blocks.0.mlp.fc1.bias has values that are not finite' in refused(weights)
 
 
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'patch_size': 16}, 'config.model.patch_size is 16x16, and 8x8 there'),
-    ({'width': 64}, 'config.model.width is 64, and 32 there'),
-    ({'mlp_dim': 128}, 'config.model.mlp_dim is 128, and 64 there'),
+    ({'patch_size': 16}, 'patch_size 8x8 -> 16x16 (config.model.patch_size)'),
+    ({'width': 64}, 'width 32 -> 64 (config.model.width)'),
+    ({'mlp_dim': 128}, 'mlp_dim 64 -> 128 (config.model.mlp_dim)'),
   ],
 )
-def test_another_size(weights, change, message):
+def test_different_size(weights, change, message):
   assert message in refused(weights, config_of(3, 0, frames=1, **change))
 
 
-def test_another_eps(weights):
+def test_different_eps(weights):
   assert '--config.model.layer_norm_eps=1e-06' in refused(weights, config_of(3, 0, frames=1, layer_norm_eps=1e-12))
 
 
-def test_another_number_of_classes(weights):
-  assert 'has 5 classes and the model 6' in refused(weights, config_of(3, 0, frames=1, classes=6))
+def test_different_number_of_classes(weights):
+  assert 'has 5 classes and the model has 6' in refused(weights, config_of(3, 0, frames=1, classes=6))
 
 
 def test_half_precision_is_read(weights):
@@ -206,7 +207,7 @@ def test_a_shard_is_missing(weights, tmp_path):
 
 @pytest.fixture
 def beside(weights, tmp_path):
-  """Writes a config.json of timm's or Hugging Face's beside the weights."""
+  """Writes a config.json of timm or Hugging Face beside the weights."""
 
   def write(**config):
     (tmp_path / 'config.json').write_text(json.dumps({'architecture': 'vit_base_patch16_224', **config}))
@@ -215,24 +216,26 @@ def beside(weights, tmp_path):
   return write
 
 
-def test_a_config_that_says_nothing(beside):
-  """Nulls, and labels without numbers, are as if they were not there."""
-  assert inspect(beside(pretrained_cfg=None, model_args=None, id2label=None)).mean is None
-  assert inspect(beside(id2label={'cat': 0, 'dog': 1})).class_names is None
-  assert inspect(beside(id2label=['cat', 'dog'])).class_names is None
+def test_config_fields_that_are_empty(beside):
+  """Nulls and labels without ids are ignored."""
+  assert open_source(beside(pretrained_cfg=None, model_args=None, id2label=None)).info.normalization is None
+  assert open_source(beside(id2label={'cat': 0, 'dog': 1})).info.class_names is None
+  assert open_source(beside(id2label=['cat', 'dog'])).info.class_names is None
 
 
-def test_the_grid_is_as_the_config_says(beside):
-  """Its 16 patches; the input size of timm's recipe is that of the name, which this model may not have."""
-  assert inspect(beside(pretrained_cfg={'input_size': [3, 224, 224]})).grid == (4, 4)
-  assert inspect(beside(pretrained_cfg={'input_size': [3, 16, 64]})).grid == (2, 8)
-  assert inspect(beside(pretrained_cfg={'input_size': [3, 32, 32]}, model_args={'img_size': [64, 16]})).grid == (8, 2)
-  assert 'which is no 28x28 grid' in refused(beside(model_args={'img_size': 224}))
-  assert "no height and width: 'large'" in refused(beside(image_size='large'))
+def test_the_grid_follows_the_config(beside):
+  """16 patches; the input size of timm's config is the default of the architecture, which may differ."""
+  assert open_source(beside(pretrained_cfg={'input_size': [3, 224, 224]})).info.grid == (4, 4)
+  assert open_source(beside(pretrained_cfg={'input_size': [3, 16, 64]})).info.grid == (2, 8)
+  assert open_source(
+    beside(pretrained_cfg={'input_size': [3, 32, 32]}, model_args={'img_size': [64, 16]})
+  ).info.grid == (8, 2)
+  assert 'which is not a 28x28 grid' in refused(beside(model_args={'img_size': 224}))
+  assert "not a height and width: 'large'" in refused(beside(image_size='large'))
 
 
 def test_pytorch_files_need_torch(tmp_path, monkeypatch):
-  """And only they do."""
+  """Only these need torch."""
   monkeypatch.setitem(sys.modules, 'torch', None)
   (tmp_path / 'old').write_bytes(pickle.dumps({}, protocol=2))
   assert 'pip install torch' in refused(tmp_path / 'old')

@@ -1,14 +1,16 @@
-"""Weights out, into the other library, and in again."""
+"""Exported weights: loaded by the other library, and loaded again here."""
 
 import jax
 import numpy as np
 import pytest
 from safetensors import SafetensorError
 
+from mevit_jax.config.data import Normalization
 from mevit_jax.errors import UserError
-from mevit_jax.pretrained import export as out
+from mevit_jax.pretrained import files
 from mevit_jax.pretrained.export import export
-from mevit_jax.pretrained.load import inspect, load
+from mevit_jax.pretrained.load import load
+from mevit_jax.pretrained.source import open_source
 from tests.pretrained.conftest import (
   DEPTH,
   SIDE,
@@ -23,7 +25,8 @@ from tests.pretrained.conftest import (
 )
 
 NAMES = tuple('abcde')
-PIXELS = {'class_names': NAMES, 'mean': (0.1, 0.2, 0.3), 'std': (0.4, 0.5, 0.6)}
+NORMALIZATION = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+METADATA = {'class_names': NAMES, 'normalization': NORMALIZATION}
 SPACE = config_of(DEPTH, 0)
 
 
@@ -35,31 +38,31 @@ def images(rng):
 def test_to_hugging_face(transformers, torch, rng, tmp_path, eps):
   config = config_of(DEPTH, 0, layer_norm_eps=eps)
   params, frames = random_params(config, rng, still=True), images(rng)
-  export(tmp_path, params, config, 'hf_vit', **PIXELS)
+  export(tmp_path, params, config, 'hf_vit', **METADATA)
   theirs, account = transformers.ViTForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
   assert not any(account.values())
   assert theirs.config.id2label == dict(enumerate(NAMES))
   with torch.no_grad():
     assert_close(logits_of(config, params, repeated(frames, 2)), theirs.eval()(to_torch(frames)).logits)
   processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
-  assert tuple(processor.image_mean) == PIXELS['mean']
+  assert tuple(processor.image_mean) == NORMALIZATION.mean
 
 
 def test_to_timm(timm, torch, rng, tmp_path):
   params, frames = random_params(SPACE, rng, still=True), images(rng)
-  export(tmp_path, params, SPACE, 'timm', **PIXELS)
+  export(tmp_path, params, SPACE, 'timm', **METADATA)
   theirs = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
-  assert tuple(theirs.pretrained_cfg['std']) == PIXELS['std']
+  assert tuple(theirs.pretrained_cfg['std']) == NORMALIZATION.std
   with torch.no_grad():
     assert_close(logits_of(SPACE, params, repeated(frames, 2)), theirs(to_torch(frames)))
 
 
 @pytest.mark.parametrize('frames', [8, 16])
 def test_to_timesformer(transformers, torch, rng, tmp_path, frames):
-  """What was folded comes out as an identity."""
+  """The second of the folded projections is written as an identity."""
   config = timesformer_config(frames)
   params = random_params(config, rng, still=False)
-  export(tmp_path, params, config, 'hf_timesformer', **PIXELS)
+  export(tmp_path, params, config, 'hf_timesformer', **METADATA)
   theirs, account = transformers.TimesformerForVideoClassification.from_pretrained(tmp_path, output_loading_info=True)
   assert not any(account.values())
   video = rng.normal(size=(1, frames, SIDE, SIDE, 3)).astype(np.float32)
@@ -77,21 +80,21 @@ def test_to_timesformer(transformers, torch, rng, tmp_path, frames):
     ('hf_vit', config_of(DEPTH, 0, side=(64, 32))),
   ],
 )
-def test_out_and_in_again(rng, tmp_path, to, config):
-  """Bit for bit, with the head by its names; a ViT's positions hold those of time."""
+def test_export_and_load(rng, tmp_path, to, config):
+  """Bit for bit, with the head by class name; a ViT's positions include those of time."""
   params = random_params(config, rng, still=True)
-  export(tmp_path, params, config, to, **PIXELS)
+  export(tmp_path, params, config, to, **METADATA)
   loaded = load(tmp_path, model_of(config)[0], class_names=NAMES)
   if to != 'hf_timesformer':
     params['embedding']['space'] = params['embedding']['space'] + params['embedding']['time'][0]
     params['embedding']['time'] = np.zeros_like(params['embedding']['time'])
   jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
-  info = inspect(tmp_path)
-  assert (info.mean, info.std, info.class_names) == (PIXELS['mean'], PIXELS['std'], NAMES)
+  info = open_source(tmp_path).info
+  assert (info.normalization, info.class_names) == (NORMALIZATION, NAMES)
 
 
-def test_in_and_out_again(hf_vit, hf_timesformer, transformers, tmp_path):
-  """Tensor for tensor, but for TimeSformer's folded pair."""
+def test_load_and_export(hf_vit, hf_timesformer, transformers, tmp_path):
+  """Every tensor is the same except for TimeSformer's folded pair."""
   pairs = [
     (hf_vit(), transformers.ViTForImageClassification, config_of(DEPTH, 0, layer_norm_eps=1e-12), 'hf_vit'),
     (hf_timesformer(8), transformers.TimesformerForVideoClassification, timesformer_config(), 'hf_timesformer'),
@@ -99,7 +102,7 @@ def test_in_and_out_again(hf_vit, hf_timesformer, transformers, tmp_path):
   for theirs, kind, config, to in pairs:
     theirs.save_pretrained(tmp_path / 'in' / to)
     loaded = load(tmp_path / 'in' / to, model_of(config)[0], head='keep')
-    export(tmp_path / 'out' / to, loaded.params, config, to, **PIXELS)
+    export(tmp_path / 'out' / to, loaded.params, config, to, **METADATA)
     again = kind.from_pretrained(tmp_path / 'out' / to).state_dict()
     for name, tensor in theirs.state_dict().items():
       if 'temporal_attention.output' not in name and 'temporal_dense' not in name:
@@ -112,25 +115,29 @@ def test_in_and_out_again(hf_vit, hf_timesformer, transformers, tmp_path):
     ('timm', config_of(1, 2), '2 motion'),
     ('timm', config_of(3, 0, layer_norm_eps=1e-12), 'hf_vit'),
     ('hf_vit', SPACE, 'embedding/time'),
-    ('hf_timesformer', timesformer_config(order='space_time', block_size=2), 'block_size 2.*order space_time'),
+    (
+      'hf_timesformer',
+      timesformer_config(attention_order='space_time', block_size=2),
+      'block_size is 2 .*attention_order is space_time',
+    ),
   ],
 )
-def test_what_the_library_cannot_hold_is_refused(rng, tmp_path, to, config, message):
+def test_models_that_the_library_cannot_represent(rng, tmp_path, to, config, message):
   with pytest.raises(UserError, match=message):
-    export(tmp_path, random_params(config, rng, still=False), config, to, **PIXELS)
+    export(tmp_path, random_params(config, rng, still=False), config, to, **METADATA)
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('there', ['config.json', 'checkpoints'])
-def test_what_is_there_is_not_overwritten(rng, tmp_path, there):
-  """A workdir, say; but a clone of a repository may be empty."""
+@pytest.mark.parametrize('content', ['config.json', 'checkpoints'])
+def test_existing_files_are_not_overwritten(rng, tmp_path, content):
+  """A workdir, for example; the hidden files of a cloned repository do not count."""
   (tmp_path / '.git').mkdir()
-  export(tmp_path, random_params(SPACE, rng, still=True), SPACE, 'timm', **PIXELS)
-  (tmp_path / 'other' / there).mkdir(parents=True)
+  export(tmp_path, random_params(SPACE, rng, still=True), SPACE, 'timm', **METADATA)
+  (tmp_path / 'other' / content).mkdir(parents=True)
   for folder in (tmp_path, tmp_path / 'other'):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
-    with pytest.raises(UserError, match='is not empty: take another --folder'):
-      export(folder, random_params(SPACE, rng, still=True), SPACE, 'timm', **PIXELS)
+    with pytest.raises(UserError, match='is not empty: choose another folder'):
+      export(folder, random_params(SPACE, rng, still=True), SPACE, 'timm', **METADATA)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob('*')} == before
 
 
@@ -139,19 +146,19 @@ def test_a_full_disk_leaves_nothing(rng, tmp_path, monkeypatch):
     path.write_bytes(b'half')
     raise SafetensorError('I/O error: No space left on device (os error 28)')
 
-  monkeypatch.setattr(out, 'save_file', full)
+  monkeypatch.setattr(files, 'save_file', full)
   with pytest.raises(UserError, match=r'cannot be written: .*No space left'):
-    export(tmp_path, random_params(SPACE, rng, still=True), SPACE, 'hf_vit', **PIXELS)
+    export(tmp_path, random_params(SPACE, rng, still=True), SPACE, 'hf_vit', **METADATA)
   assert not list(tmp_path.iterdir())
 
 
-def test_who_may_read_the_folder_may_read_its_files(rng, tmp_path):
+def test_files_have_the_permissions_of_the_folder(rng, tmp_path):
   (tmp_path / 'new').mkdir(mode=0o750)
-  export(tmp_path / 'new', random_params(SPACE, rng, still=True), SPACE, 'timm', **PIXELS)
+  export(tmp_path / 'new', random_params(SPACE, rng, still=True), SPACE, 'timm', **METADATA)
   assert {path.stat().st_mode & 0o777 for path in (tmp_path / 'new').iterdir()} == {0o640}
 
 
-def test_a_file_is_no_folder(rng, tmp_path):
+def test_a_file_instead_of_a_folder(rng, tmp_path):
   (tmp_path / 'file').touch()
   with pytest.raises(UserError, match='cannot be written'):
-    export(tmp_path / 'file', random_params(SPACE, rng, still=True), SPACE, 'timm', **PIXELS)
+    export(tmp_path / 'file', random_params(SPACE, rng, still=True), SPACE, 'timm', **METADATA)

@@ -1,11 +1,12 @@
-"""Google's npz files, written by NumPy under their published names from the params of a MEViT."""
+"""Google's npz files, written here by NumPy with their published names."""
 
 import jax
 import numpy as np
 import pytest
 
 from mevit_jax.errors import UserError
-from mevit_jax.pretrained.load import inspect, load
+from mevit_jax.pretrained.load import load
+from mevit_jax.pretrained.source import open_source
 from tests.pretrained.conftest import CLASSES, HEADS, WIDTH, config_of, model_of, random_params
 
 CONFIG = config_of(3, 0, frames=1)
@@ -47,7 +48,7 @@ def google(params):
 
 
 def big_vision(params):
-  """Modules are numbered by kind, and positions are the patches' alone."""
+  """Names of big_vision: modules are numbered by kind, and only patches have positions."""
   renamed = {'DotProductAttention_1': 'DotProductAttention_0', 'LayerNorm_2': 'LayerNorm_1', 'MlpBlock_3': 'MlpBlock_0'}
   arrays = {}
   for name, array in google(params).items():
@@ -67,21 +68,26 @@ def test_google(params, tmp_path):
   result = loaded(tmp_path / 'weights.npz', google(params))
   jax.tree.map(np.testing.assert_array_equal, result.params, params)
   assert {row.status for row in result.table} == {'loaded', 'fresh'}  # fresh: the position in time
-  info = inspect(tmp_path / 'weights.npz')
+  info = open_source(tmp_path / 'weights.npz').info
   assert info == result.info
-  assert (info.kind, info.heads, info.classes, info.mean) == ("Google's ViT", HEADS, CLASSES, (0.5, 0.5, 0.5))
+  assert (info.kind, info.heads, info.classes, info.normalization.mean) == (
+    "Google's ViT",
+    HEADS,
+    CLASSES,
+    (0.5, 0.5, 0.5),
+  )
 
 
 def test_google_without_a_head(params, tmp_path):
   arrays = {name: array for name, array in google(params).items() if not name.startswith('head')}
   result = loaded(tmp_path / 'weights.npz', arrays, head='auto')
   assert not np.any(result.params['head']['kernel'])
-  with pytest.raises(UserError, match='cannot be kept: the source has none'):
+  with pytest.raises(UserError, match='cannot be kept: the source has no head'):
     loaded(tmp_path / 'weights.npz', arrays)
 
 
 def test_google_with_pre_logits(params, tmp_path, rng):
-  """The head is behind a layer that MEViT has not: it is fresh, and both are reported."""
+  """The head follows a layer that MEViT does not have: it is initialized, and both are listed as unused."""
   pre_logits = {'pre_logits/kernel': np.eye(WIDTH), 'pre_logits/bias': np.zeros(WIDTH)}
   result = loaded(tmp_path / 'weights.npz', google(params) | pre_logits, head='auto')
   assert not np.any(result.params['head']['kernel'])
@@ -93,7 +99,7 @@ def test_google_with_pre_logits(params, tmp_path, rng):
 
 @pytest.mark.parametrize('prefix', ['', 'params/', 'opt/target/'])
 def test_big_vision(params, tmp_path, prefix):
-  """With or without the state of its optimiser; its class token has no position."""
+  """With or without optimizer state; its class token has no position."""
   arrays = {f'{prefix}{name}': array for name, array in big_vision(params).items()}
   if prefix:
     arrays |= {f'opt/state/{name}': array for name, array in big_vision(params).items()}

@@ -1,11 +1,12 @@
-"""TimeSformers of Hugging Face, randomly initialised, and what becomes of them."""
+"""Randomly initialized TimeSformers of Hugging Face, loaded into MEViT."""
 
 import numpy as np
 import pytest
 
 from mevit_jax.errors import UserError
-from mevit_jax.pretrained.load import inspect, load
+from mevit_jax.pretrained.load import load
 from mevit_jax.pretrained.positions import resize_time
+from mevit_jax.pretrained.source import open_source
 from tests.pretrained.conftest import (
   DEPTH,
   SIDE,
@@ -17,7 +18,7 @@ from tests.pretrained.conftest import (
   to_torch,
 )
 
-# Hugging Face's names of the original's: its own conversion, the other way round.
+# Hugging Face name -> name in the original, the inverse of Hugging Face's own conversion.
 ORIGINAL = {
   'timesformer.embeddings.cls_token': 'model.cls_token',
   'timesformer.embeddings.position_embeddings': 'model.pos_embed',
@@ -54,14 +55,14 @@ def test_same_logits(hf_timesformer, rng, tmp_path, torch, frames):
   config = timesformer_config(frames)
   loaded = converted(tmp_path, config)
   assert set(statuses(loaded).values()) == {'loaded'}
-  assert loaded.info.mean == (0.45, 0.45, 0.45)
+  assert loaded.info.normalization.mean == (0.45, 0.45, 0.45)
   video = rng.normal(size=(2, frames, SIDE, SIDE, 3)).astype(np.float32)
   with torch.no_grad():
     assert_close(logits_of(config, loaded.params, video), theirs(to_torch(video)).logits)
 
 
 def test_the_original_is_the_same(hf_timesformer, tmp_path, torch):
-  """Its checkpoints hold the optimiser's state too, and names of their own."""
+  """Its checkpoints have different names, and also hold the optimizer state."""
   import jax
 
   theirs = hf_timesformer(8)
@@ -84,19 +85,19 @@ def test_the_original_is_the_same(hf_timesformer, tmp_path, torch):
 
 
 def test_as_a_start_for_mevit(hf_timesformer, tmp_path):
-  """With space and class blocks, M > 1 and other frames: time attention lands where there is motion attention."""
+  """With space and class blocks, M > 1 and other frames: motion blocks load their time attention."""
   theirs = hf_timesformer(8)
   theirs.save_pretrained(tmp_path)
   loaded = converted(tmp_path, config_of(1, 1, 1, frames=12, block_size=2), head='fresh')
-  found = statuses(loaded)
-  assert found['motion/blocks/motion_attention/query/kernel'] == 'loaded'
-  assert found['embedding/time'] == 'resized'
-  assert found['timesformer.encoder.layer.0.temporal_dense.weight'] == 'unused'
-  assert found['timesformer.encoder.layer.2.temporal_dense.weight'] == 'unused'
-  assert 'timesformer.encoder.layer.1.temporal_dense.weight' not in found
+  status = statuses(loaded)
+  assert status['motion/blocks/motion_attention/query/kernel'] == 'loaded'
+  assert status['embedding/time'] == 'resized'
+  assert status['timesformer.encoder.layer.0.temporal_dense.weight'] == 'unused'
+  assert status['timesformer.encoder.layer.2.temporal_dense.weight'] == 'unused'
+  assert 'timesformer.encoder.layer.1.temporal_dense.weight' not in status
   times = theirs.timesformer.embeddings.time_embeddings.detach().numpy()[0]
   np.testing.assert_array_equal(loaded.params['embedding']['time'], resize_time(times, 12))
-  assert inspect(tmp_path).frames == 8
+  assert open_source(tmp_path).info.frames == 8
 
 
 def test_joint_attention_is_refused(hf_timesformer, tmp_path):
@@ -107,5 +108,5 @@ def test_joint_attention_is_refused(hf_timesformer, tmp_path):
 
 def test_blocks_of_the_source_must_suffice(hf_timesformer, tmp_path):
   hf_timesformer(8).save_pretrained(tmp_path)
-  with pytest.raises(UserError, match=f'4 space and motion blocks, and there are {DEPTH}'):
+  with pytest.raises(UserError, match=rf'{DEPTH} blocks -> 4 \(config\.model\.space_blocks'):
     converted(tmp_path, config_of(2, 2))

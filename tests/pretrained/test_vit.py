@@ -1,9 +1,10 @@
-"""ImageNet ViTs of real libraries, randomly initialised, and the MEViTs that come of them."""
+"""Randomly initialized ImageNet ViTs of real libraries, loaded into MEViT."""
 
 import numpy as np
 import pytest
 
-from mevit_jax.pretrained.load import inspect, load
+from mevit_jax.pretrained.load import load
+from mevit_jax.pretrained.source import open_source
 from tests.pretrained.conftest import (
   CLASSES,
   DEPTH,
@@ -16,7 +17,7 @@ from tests.pretrained.conftest import (
   config_of,
   logits_of,
   model_of,
-  randomise,
+  randomize,
   repeated,
   to_torch,
   tokens_of,
@@ -40,7 +41,7 @@ def rows_of(loaded, status):
 
 
 def check_logits(path, config, images, theirs):
-  """The converted MEViT, on clips of one repeated frame, has their logits of the frame."""
+  """Checks that the MEViT has, on clips of one repeated frame, the source's logits of that frame."""
   loaded = converted(path, config)
   assert_close(logits_of(config, loaded.params, repeated(images, config.frames)), theirs)
   return loaded
@@ -141,21 +142,21 @@ def timm_sizes(**changes):
 def test_timm(timm, images, tmp_path, torch, name, kind):
   import safetensors.torch
 
-  theirs = randomise(timm.create_model(name, **timm_sizes()))
-  path = tmp_path / 'weights'  # what is in it says what it is
+  theirs = randomize(timm.create_model(name, **timm_sizes()))
+  path = tmp_path / 'weights'  # the type is recognized by its content
   if kind == 'safetensors':
     safetensors.torch.save_file(theirs.state_dict(), path)
   else:
     content = {'model': theirs.state_dict(), 'epoch': 3}
     torch.save(content, path, _use_new_zipfile_serialization=kind == 'pth')
-  assert inspect(path).layer_norm_eps == theirs.blocks[0].norm1.eps
+  assert open_source(path).info.layer_norm_eps == theirs.blocks[0].norm1.eps
   with torch.no_grad():
     check_logits(path, OTHERS, images, theirs(to_torch(images)))
 
 
 def test_timm_resizes_as_we_do(timm, rng, tmp_path, torch):
   """timm's own resampling of positions, which is antialiased, in a model of another grid."""
-  theirs = randomise(timm.create_model('vit_tiny_patch16_224', **timm_sizes(dynamic_img_size=True)))
+  theirs = randomize(timm.create_model('vit_tiny_patch16_224', **timm_sizes(dynamic_img_size=True)))
   torch.save(theirs.state_dict(), tmp_path / 'weights.pth')
   for side in (24, 56):
     images = rng.normal(size=(2, side, side, 3)).astype(np.float32)
@@ -164,12 +165,12 @@ def test_timm_resizes_as_we_do(timm, rng, tmp_path, torch):
 
 
 def test_distilled_deit(timm, tmp_path, torch):
-  """Its second token is reported; what is left are the ViT's parts of it."""
-  theirs = randomise(timm.create_model('deit_tiny_distilled_patch16_224', **timm_sizes()))
+  """Its distillation token is listed as unused; the rest is a ViT."""
+  theirs = randomize(timm.create_model('deit_tiny_distilled_patch16_224', **timm_sizes()))
   torch.save({'model': theirs.state_dict()}, tmp_path / 'weights.pth')
   loaded = converted(tmp_path / 'weights.pth', OTHERS)
   assert loaded.info.kind == 'distilled DeiT'
-  assert loaded.info.mean == theirs.pretrained_cfg['mean']
+  assert loaded.info.normalization.mean == theirs.pretrained_cfg['mean']
   assert rows_of(loaded, 'unused').keys() == {'dist_token', 'head_dist.weight', 'head_dist.bias'}
   positions = theirs.pos_embed.detach().numpy()[0]
   np.testing.assert_array_equal(loaded.params['class_position'], positions[0])
@@ -178,46 +179,46 @@ def test_distilled_deit(timm, tmp_path, torch):
 
 @pytest.mark.parametrize('published', [False, True])
 def test_torchvision(torchvision, images, tmp_path, torch, published):
-  """Also under the names of the published files, which are older than its code."""
+  """Also with the names of the published files, which are older than the code."""
   theirs = torchvision.models.VisionTransformer(SIDE, PATCH, DEPTH, HEADS, WIDTH, MLP, num_classes=CLASSES)
-  state = randomise(theirs).state_dict()
+  state = randomize(theirs).state_dict()
   if published:
     state = {name.replace('mlp.0', 'mlp.linear_1').replace('mlp.3', 'mlp.linear_2'): x for name, x in state.items()}
   torch.save(state, tmp_path / 'weights.pth')
   with torch.no_grad():
     loaded = check_logits(tmp_path / 'weights.pth', OTHERS, images, theirs(to_torch(images)))
   assert loaded.info.kind == 'torchvision ViT'
-  assert loaded.info.std == (0.229, 0.224, 0.225)
+  assert loaded.info.normalization.std == (0.229, 0.224, 0.225)
 
 
-def test_blue_first(timm, images, tmp_path, torch):
-  """Weights that were trained on BGR take RGB once they are converted."""
-  theirs = randomise(timm.create_model('vit_tiny_patch16_224', **timm_sizes()))
+def test_bgr_weights(timm, images, tmp_path, torch):
+  """Weights that were trained on BGR images take RGB after loading."""
+  theirs = randomize(timm.create_model('vit_tiny_patch16_224', **timm_sizes()))
   torch.save(theirs.state_dict(), tmp_path / 'weights.pth')
-  params = converted(tmp_path / 'weights.pth', OTHERS, channel_order='bgr').params
+  params = converted(open_source(tmp_path / 'weights.pth', HEADS, 'bgr'), OTHERS).params
   with torch.no_grad():
     assert_close(logits_of(OTHERS, params, repeated(images[..., ::-1], 2)), theirs(to_torch(images)))
 
 
-def test_a_folder_says_how_its_pixels_were_normalised(hf_vit, transformers, timm, tmp_path):
+def test_normalization_of_a_folder(hf_vit, transformers, timm, tmp_path):
   import json
 
   hf_vit(id2label=dict(enumerate('edcba'))).save_pretrained(tmp_path / 'hf')
-  assert inspect(tmp_path / 'hf').mean == (0.5, 0.5, 0.5)
+  assert open_source(tmp_path / 'hf').info.normalization.mean == (0.5, 0.5, 0.5)
   preprocessor = {'image_mean': [0.1, 0.2, 0.3], 'image_std': [0.4, 0.5, 0.6]}
   (tmp_path / 'hf' / 'preprocessor_config.json').write_text(json.dumps(preprocessor))
-  info = inspect(tmp_path / 'hf')
-  assert (info.mean, info.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+  info = open_source(tmp_path / 'hf').info
+  assert info.normalization == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
   assert (info.layer_norm_eps, info.heads, info.classes, info.class_names) == (1e-12, HEADS, 5, tuple('edcba'))
   theirs = timm.create_model('deit_tiny_patch16_224', **timm_sizes())
   import safetensors.torch
 
   (tmp_path / 'timm').mkdir()
   safetensors.torch.save_file(theirs.state_dict(), tmp_path / 'timm' / 'model.safetensors')
-  assert inspect(tmp_path / 'timm').mean is None
+  assert open_source(tmp_path / 'timm').info.normalization is None
   config = {'architecture': 'deit_tiny_patch16_224', 'pretrained_cfg': {'mean': [0.4] * 3, 'std': [0.2] * 3}}
   (tmp_path / 'timm' / 'config.json').write_text(json.dumps(config))
-  assert inspect(tmp_path / 'timm').std == (0.2, 0.2, 0.2)
+  assert open_source(tmp_path / 'timm').info.normalization.std == (0.2, 0.2, 0.2)
 
 
 def test_the_head_follows_the_names_of_the_classes(hf_vit, images, tmp_path, torch):

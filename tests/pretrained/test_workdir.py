@@ -1,4 +1,4 @@
-"""Workdirs of ours as a source: another head, other frames, another grid, another M, other stages."""
+"""Workdirs as a source: different head, frames, grid, block size and stages."""
 
 import dataclasses
 
@@ -11,8 +11,9 @@ from mevit_jax.checkpoint.manager import CheckpointManager
 from mevit_jax.checkpoint.workdir import read_workdir, write_workdir
 from mevit_jax.config import experiment
 from mevit_jax.errors import UserError
-from mevit_jax.pretrained.load import inspect, load
+from mevit_jax.pretrained.load import load
 from mevit_jax.pretrained.positions import resize_space, resize_time
+from mevit_jax.pretrained.source import open_source
 from mevit_jax.training.state import TrainState
 from tests.pretrained.conftest import config_of, model_of, random_params
 
@@ -31,8 +32,8 @@ def save(folder, step, params, ema, about):
 def workdir(rng, tmp_path):
   """A workdir of random params, and the params."""
   params = random_params(CONFIG, rng)
-  recipe = experiment.Config(model=CONFIG, data=experiment.DataConfig(mean=(0.1, 0.2, 0.3)))
-  about = {'config': experiment.to_dict(recipe), 'class_names': list(NAMES), 'fingerprint': 'of a dataset'}
+  config = experiment.Config(model=CONFIG, data=experiment.DataConfig(mean=(0.1, 0.2, 0.3)))
+  about = {'config': experiment.to_dict(config), 'class_names': list(NAMES), 'fingerprint': 'of a dataset'}
   folder = tmp_path / 'workdir'
   write_workdir(folder, about)
   save(folder, 7, params, None, about)
@@ -44,31 +45,33 @@ def loaded(folder, **changes):
   return load(folder, model, class_names=NAMES)
 
 
-def test_the_same_model_is_the_same(workdir):
+def test_the_same_model_loads_unchanged(workdir):
   folder, params = workdir
   result = loaded(folder)
   jax.tree.map(np.testing.assert_array_equal, result.params, params)
   assert {row.status for row in result.table} == {'loaded'}
-  info = inspect(folder)
-  assert (info.kind, info.mean, info.layer_norm_eps) == ('MEViT of step 7', (0.1, 0.2, 0.3), 1e-12)
+  info = open_source(folder).info
+  assert (info.kind, info.normalization.mean, info.layer_norm_eps) == ('MEViT of step 7', (0.1, 0.2, 0.3), 1e-12)
 
 
-def test_a_running_mean_is_what_is_taken(workdir):
+def test_ema_parameters_are_preferred(workdir):
   folder, params = workdir
   save(folder, 8, jax.tree.map(np.zeros_like, params), params, read_workdir(folder))
   jax.tree.map(np.testing.assert_array_equal, loaded(folder).params, params)
-  assert inspect(folder).kind == 'MEViT of step 8 (running mean)'
+  assert open_source(folder).info.kind == 'MEViT of step 8 (EMA)'
 
 
-def test_blue_first_is_turned_for_the_recipe(workdir):
-  """`load` leaves mean and std as the source says them."""
-  folder, _ = workdir
-  assert inspect(folder, 'bgr').mean == (0.3, 0.2, 0.1)
-  assert load(folder, model_of(CONFIG)[0], channel_order='bgr').info == inspect(folder)
+def test_bgr_weights(workdir):
+  """The normalization and the patch embedding are reordered to RGB."""
+  folder, params = workdir
+  source = open_source(folder, channel_order='bgr')
+  assert source.info.normalization.mean == (0.3, 0.2, 0.1)
+  kernel = load(source, model_of(CONFIG)[0]).params['embedding']['kernel']
+  np.testing.assert_array_equal(kernel, params['embedding']['kernel'][:, :, ::-1])
 
 
-def test_other_frames_grid_and_block_size(workdir):
-  """Positions are resized; all else stays."""
+def test_different_frames_grid_and_block_size(workdir):
+  """Positions are resized; everything else is unchanged."""
   folder, params = workdir
   result = loaded(folder, frames=5, image_size=(40, 24), block_size=3)
   assert {row.name for row in result.table if row.status == 'resized'} == {'embedding/space', 'embedding/time'}
@@ -77,17 +80,17 @@ def test_other_frames_grid_and_block_size(workdir):
   jax.tree.map(np.testing.assert_array_equal, result.params, {**params, 'embedding': expected})
 
 
-def test_another_head(workdir):
+def test_different_head(workdir):
   folder, params = workdir
   other = load(folder, model_of(dataclasses.replace(CONFIG, classes=3))[0], class_names=tuple('abc'))
   assert not np.any(other.params['head']['kernel'])
   assert other.params['head']['kernel'].shape == (32, 3)
-  turned = load(folder, model_of(CONFIG)[0], class_names=NAMES[::-1])
-  np.testing.assert_array_equal(turned.params['head']['bias'], params['head']['bias'][::-1])
+  reordered = load(folder, model_of(CONFIG)[0], class_names=NAMES[::-1])
+  np.testing.assert_array_equal(reordered.params['head']['bias'], params['head']['bias'][::-1])
 
 
-def test_other_stages(workdir):
-  """Blocks stay where they are in the row; a motion block that had no motion attention starts it."""
+def test_different_stages(workdir):
+  """Blocks keep their index in the model; a motion block without motion attention in the source initializes it."""
   folder, params = workdir
   result = loaded(folder, space_blocks=0, motion_blocks=2, class_blocks=2)
   blocks, theirs = result.params['motion']['blocks'], params['motion']['blocks']
@@ -98,14 +101,14 @@ def test_other_stages(workdir):
   assert not np.any(motion['out']['kernel'][0])
   np.testing.assert_array_equal(motion['out']['kernel'][1], theirs['motion_attention']['out']['kernel'][0])
   classify = result.params['class']['blocks']['class_attention']['out']['kernel']
-  for i in range(2):  # its own, and that again
+  for i in range(2):  # its own, and a copy
     np.testing.assert_array_equal(classify[i], params['class']['blocks']['class_attention']['out']['kernel'][0])
   rows = {row.name: (row.status, row.note) for row in result.table}
   assert rows['class/blocks/class_attention/out/kernel'][0] == 'copied'
   assert rows['motion/blocks/motion_attention/out/kernel'][1].endswith('; blocks 1 are loaded')
 
 
-def test_what_is_left_is_reported(workdir):
+def test_unused_parameters_are_listed(workdir):
   folder, _ = workdir
   result = loaded(folder, space_blocks=1, motion_blocks=0, class_blocks=0)
   unused = [row for row in result.table if row.status == 'unused']
@@ -115,7 +118,7 @@ def test_what_is_left_is_reported(workdir):
 
 def test_too_few_blocks(workdir):
   folder, _ = workdir
-  with pytest.raises(UserError, match='3 space and motion blocks, and there are 2'):
+  with pytest.raises(UserError, match=r'2 blocks -> 3 \(config\.model\.space_blocks'):
     loaded(folder, motion_blocks=2)
 
 
