@@ -69,7 +69,7 @@ def predict_videos(
     results = predictor.predict_each(paths, options.window, options.every, report=report)
     for result in stack.enter_context(contextlib.closing(results)):
       name = names[result.index]
-      progress.restart()
+      progress.finish_video(bool(result.predictions))
       writer.write(name, result)
       yield name, result
       if not result.predictions:
@@ -114,19 +114,21 @@ class _WindowProgress:
   """Shows the progress within a long video, after some time without other output."""
 
   def __init__(self) -> None:
-    self.restart()
+    self._last_output, self._total = time.monotonic(), 0
+    self._progress: Progress | None = None
 
-  def restart(self) -> None:
-    """Starts with another video."""
+  def finish_video(self, success: bool) -> None:
+    """Ends the progress of a video; the next one follows."""
+    if self._progress and success:
+      self._progress(self._total, self._total)
     self._last_output, self._progress = time.monotonic(), None
 
   def __call__(self, done: int, total: int) -> None:
     if self._progress is None and done < total and time.monotonic() - self._last_output > _QUIET_SECONDS:
       self._progress = Progress('windows predicted', sys.stderr)
-    if self._progress:
+    if self._progress and done < total:
       self._progress(done, total)
-
-  _progress: Progress | None
+    self._total = total
 
 
 def _draw_overlay(result: VideoPrediction) -> Callable[[np.ndarray, float], np.ndarray]:

@@ -131,10 +131,10 @@ def test_model_card(workdir, shared):
   assert str(workdir.parent) not in card + (shared / 'config.json').read_text()  # nor where the data is
 
 
-def test_a_card_of_what_was_not_evaluated(workdir, tmp_path):
-  """Results of other weights are not those of these."""
-  card = (export_checkpoint(workdir, 'mevit', tmp_path / 'raw', weights='raw').parent / 'README.md').read_text()
-  assert 'This checkpoint was not evaluated.' in card
+def test_model_card_without_results(workdir, tmp_path):
+  """The results of the EMA parameters do not apply to the raw parameters."""
+  card = (export_checkpoint(workdir, 'mevit', tmp_path / 'raw', weights='raw').path.parent / 'README.md').read_text()
+  assert 'This checkpoint has not been evaluated.' in card
   assert 'model-index' not in card
   params = load_checkpoint(workdir, weights='raw').params
   jax.tree.map(np.testing.assert_array_equal, load_checkpoint(tmp_path / 'raw', weights='raw').params, params)
