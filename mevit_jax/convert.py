@@ -20,11 +20,11 @@ def convert(config: Config, workdir: str) -> Path:
     raise UserError(f'{folder} already has checkpoints: choose another --workdir')
   run = experiment.prepare_run(config, folder)
   experiment.check_workdir(run)  # a workdir without checkpoints is from an interrupted conversion
-  state = experiment.fresh_state(run)
-  write_workdir(folder, run.about)
+  state = experiment.initial_state(run)
+  write_workdir(folder, run.metadata)
   checkpoints = CheckpointManager(folder, run.config.training.keep)
   try:
-    checkpoints.save(state, run.about)
+    checkpoints.save(state, run.metadata)
   finally:
     checkpoints.close()
   return folder

@@ -15,7 +15,7 @@ import numpy as np
 from mevit_jax.inference.batch import PredictionWriter, Throughput
 from mevit_jax.inference.predictor import Predictor, VideoPrediction
 from mevit_jax.progress import Progress
-from mevit_jax.report.predictions import Shown, clock, draw_figure, draws_labels, segments
+from mevit_jax.report.predictions import PredictedVideo, clock, draw_figure, label_drawer, segments
 from mevit_jax.video.reader import FileReader
 from mevit_jax.video.write import write_overlay
 
@@ -56,7 +56,7 @@ def predict_videos(
     options: windows and files to write.
     throughput: counts the predicted clips.
   """
-  names, progress, shown = list(videos), _WindowProgress(), list[Shown]()
+  names, progress, shown = list(videos), _WindowProgress(), list[PredictedVideo]()
 
   def report(views: int, done: int, total: int) -> None:
     throughput.add(views)
@@ -75,7 +75,7 @@ def predict_videos(
       if not result.predictions:
         continue
       if options.figure and len(shown) < MAX_FIGURE_VIDEOS:
-        shown.append(Shown(name, _figure_frames(videos[name]), result.predictions))
+        shown.append(PredictedVideo(name, _figure_frames(videos[name]), result.predictions))
       if options.overlay:
         write_overlay(options.overlay, videos[name], _draw_overlay(result))
   if options.figure and shown:
@@ -133,7 +133,7 @@ class _WindowProgress:
 
 def _draw_overlay(result: VideoPrediction) -> Callable[[np.ndarray, float], np.ndarray]:
   """Returns the function that draws the labels on a frame; it shows the progress of a long video."""
-  draw, start, progress = draws_labels(result.predictions), time.monotonic(), Progress('overlay seconds', sys.stderr)
+  draw, start, progress = label_drawer(result.predictions), time.monotonic(), Progress('overlay seconds', sys.stderr)
   total = math.ceil(result.predictions[-1].end)
 
   def draw_frame(frame: np.ndarray, seconds: float) -> np.ndarray:

@@ -214,8 +214,8 @@ def decode_run(
 ) -> Iterator[VideoFrame]:
   """Decodes a run of packets that starts at a keyframe; yields each wanted frame once, in display order.
 
-  A packet marked as a keyframe may not be a valid start: with periodic intra refresh, H.264 marks recovery points, whose
-  frames refer to earlier ones. So the run's first packet must come out as a key frame before any wanted frame.
+  A packet marked as a keyframe may not be a valid start: H.264 with periodic intra refresh marks recovery points,
+  whose frames refer to earlier ones. So the run's first packet must come out as a key frame before any wanted frame.
 
   Args:
     stream: the video stream.

@@ -36,7 +36,8 @@ def test_repeated_signals_are_one():
 
 
 def test_the_second_interrupt_ends_the_process():
-  script = 'import signal\nfrom mevit_jax.training import preemption\nwith preemption.PreemptionHandler():\n  for _ in "ab":\n    '
+  script = 'import signal\nfrom mevit_jax.training.preemption import PreemptionHandler\n'
+  script += 'with PreemptionHandler():\n  for _ in "ab":\n    '
   done = subprocess.run([sys.executable, '-c', f'{script}signal.raise_signal(signal.SIGINT)'], capture_output=True)
   assert done.returncode == -signal.SIGINT
 

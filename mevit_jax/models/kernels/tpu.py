@@ -91,8 +91,8 @@ def _call(kernel: Callable, patches: list, tokens: list, outputs: list, plan: Pl
 
 def _forward(table, bias, *refs, plan: Plan, width: int, token: bool):
   """Kernel of `forward`; `width` is the head width."""
-  query, key, value, *refs = refs
-  token_ref, output, token_output = refs if token else (None, *refs, None)
+  query, key, value, *others = refs
+  token_ref, output, token_output = others if token else (None, *others, None)
   heads = range(query.shape[-1] // width)
   if token:
     token_output[...] = jnp.zeros_like(token_output)
@@ -118,8 +118,8 @@ def _forward(table, bias, *refs, plan: Plan, width: int, token: bool):
 
 def _backward(table, bias, *refs, plan: Plan, width: int, token: bool):
   """Kernel of `backward`; `width` is the head width."""
-  query, key, value, gradient, *refs = refs
-  token_ref, token_gradient, *outputs = refs if token else (None, None, *refs)
+  query, key, value, gradient, *others = refs
+  token_ref, token_gradient, *outputs = others if token else (None, None, *others)
   heads = range(query.shape[-1] // width)
   scale = width**-0.5
   if token:
