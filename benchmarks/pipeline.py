@@ -27,6 +27,7 @@ from absl import flags
 from mevit_jax.cli.command import run
 from mevit_jax.config.data import ClipConfig
 from mevit_jax.data import pipeline
+from mevit_jax.data.sampling import Sampling
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.files import write_json
 from mevit_jax.video import decode as video
@@ -97,7 +98,7 @@ def cpu_seconds() -> float:
 def measure(source: pipeline.Source, clip: ClipConfig, workers: int, repeats: int, batch: int, steps: int) -> dict:
   """Measures the time to the first batch, then clips per second and CPU time over `steps` batches."""
   begin = time.monotonic()
-  batches = pipeline.train_batches(source, clip, batch_size=batch, seed=0, repeats=repeats, workers=workers)
+  batches = pipeline.train_batches(source, clip, Sampling(repeats=repeats), batch_size=batch, workers=workers)
   with contextlib.closing(batches):
     next(batches)
     first = time.monotonic() - begin
@@ -138,7 +139,7 @@ def memory(source: pipeline.Source, clip: ClipConfig) -> list[dict]:
   rows, workers, batch, count = [], int(_WORKERS.value[-1]), _BATCH_SIZE.value, _CLIPS.value
   repeats = int(_REPEATS.value[0])
   print(f'{"clips":>8} {"this process MiB":>17} {"workers MiB":>12}   ({workers or "no"} worker processes)')
-  batches = pipeline.train_batches(source, clip, batch_size=batch, seed=0, repeats=repeats, workers=workers)
+  batches = pipeline.train_batches(source, clip, Sampling(repeats=repeats), batch_size=batch, workers=workers)
   with contextlib.closing(batches):
     for step in range(1, count // batch + 1):
       next(batches)

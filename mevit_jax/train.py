@@ -13,6 +13,7 @@ from clu import parameter_overview
 from mevit_jax.checkpoint.manager import CheckpointManager
 from mevit_jax.config.experiment import Config
 from mevit_jax.data import pipeline
+from mevit_jax.data.sampling import Sampling
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.evaluate import Evaluator, evaluate_params, predict_split
 from mevit_jax.experiment import (
@@ -186,15 +187,12 @@ def _evaluate_params(run: Run, state: TrainState, step: int, stop: PreemptionHan
 
 def _batches(run: Run, start_step: int):
   """This host's rows of every batch from a step on."""
-  training = run.config.training
+  training, data = run.config.training, run.config.data
   return pipeline.train_batches(
     run.split.source,
     run.config.clip,
+    Sampling(training.seed, data.repeated_augmentation, data.class_balance, run.split.labels),
     batch_size=training.batch_size,
-    seed=training.seed,
-    repeats=run.config.data.repeated_augmentation,
-    balance=run.config.data.class_balance,
-    labels=run.split.labels,
     start_step=start_step,
     rows=process_batch_slice(batch_sharding(run.mesh), training.batch_size),
     workers=run.config.data.workers,

@@ -15,7 +15,7 @@ import grain
 import numpy as np
 
 from mevit_jax.config.data import ClipConfig
-from mevit_jax.data.sampling import draws
+from mevit_jax.data.sampling import Sampling, draws
 from mevit_jax.data.workers import WorkerBatches, record_current_example
 from mevit_jax.datasets.reader import Source
 from mevit_jax.errors import UserError
@@ -44,12 +44,9 @@ class Batches(Protocol):
 def train_batches(
   source: Source,
   clip: ClipConfig,
+  sampling: Sampling,
   *,
   batch_size: int,
-  seed: int,
-  repeats: int = 1,
-  balance: float = 0.0,
-  labels: np.ndarray | None = None,
   start_step: int = 0,
   rows: slice | None = None,
   workers: int = 0,
@@ -61,17 +58,14 @@ def train_batches(
   example's own random numbers: `index` is the sampled dataset index, `used` the index that was decoded, and `error` has
   one line per unreadable video ('' if none).
 
-  With `repeats` = k each sampled video gives k examples: it is decoded once, and they are different crops of the same
-  frames. Examples are in blocks of two videos, `a0 b0 a1 b1 ...`, so that neighbors come from different videos.
+  With `sampling.repeats` = k each sampled video gives k examples: it is decoded once, and they are different crops of
+  the same frames. Examples are in blocks of two videos, `a0 b0 a1 b1 ...`, so that neighbors come from different videos.
 
   Args:
     source: the examples.
     clip: clip sampling and crop size.
+    sampling: order of the videos and number of examples per video.
     batch_size: global batch size.
-    seed: seed of the order and of the random crops.
-    repeats: examples per sampled video (repeated augmentation).
-    balance: class balance in [0, 1], see `sampling.draws`.
-    labels: label of every video; required if `balance` is not 0.
     start_step: global step of the first batch.
     rows: this process's slice of the global batch; all of it by default.
     workers: number of worker processes; 0 decodes in threads.
@@ -80,6 +74,7 @@ def train_batches(
     VideoError: 20 consecutive videos are unreadable.
     UserError: the batch size does not fit, or the source is empty or cannot be read.
   """
+  seed, repeats, balance, labels = sampling
   check_batch(batch_size, repeats)
   _require_examples(source)
   pair = 2 if repeats > 1 else 1

@@ -4,11 +4,28 @@ An epoch has as many draws as the split has videos. Sampling is stateless: draw 
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from mevit_jax.errors import UserError
+
+
+class Sampling(NamedTuple):
+  """Which videos training batches have.
+
+  Attributes:
+    seed: seed of the order and of the random crops.
+    repeats: examples per sampled video (repeated augmentation).
+    balance: class balance in [0, 1], see `draws`.
+    labels: label of every video, int `n`; required if `balance` is not 0.
+  """
+
+  seed: int = 0
+  repeats: int = 1
+  balance: float = 0.0
+  labels: np.ndarray | None = None
 
 
 def draws(length: int, seed: int, balance: float = 0.0, labels: np.ndarray | None = None) -> grain.MapDataset:

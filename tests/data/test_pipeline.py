@@ -7,6 +7,7 @@ import pytest
 from mevit_jax.config.data import ClipConfig
 from mevit_jax.data import pipeline
 from mevit_jax.data.pipeline import eval_batches, train_batches
+from mevit_jax.data.sampling import Sampling
 from mevit_jax.errors import UserError
 from mevit_jax.video.decode import VideoError, decode
 from tests.helpers.videos import make_video, picture
@@ -44,7 +45,8 @@ class Videos:
 
 def train(steps=4, source=None, **changes):
   options = {'batch_size': 4, 'seed': 5} | changes
-  batches = train_batches(Videos() if source is None else source, CLIP, **options)
+  sampling = Sampling(**{name: options.pop(name) for name in Sampling._fields if name in options})
+  batches = train_batches(Videos() if source is None else source, CLIP, sampling, **options)
   try:
     return list(itertools.islice(batches, steps))
   finally:
@@ -163,7 +165,7 @@ def test_repeats_are_adjacent_blocks_of_one_decoded_video(monkeypatch):
 
 def test_all_repeats_are_crops_of_the_same_frames():
   uncropped = ClipConfig(frames=3, size=(48, 64), stride=4, short_side=(48, 48))  # the crop is the entire frame
-  batches = [pipeline.train_batches(Videos(), uncropped, batch_size=b, seed=5, repeats=r) for b, r in ((4, 1), (12, 3))]
+  batches = [pipeline.train_batches(Videos(), uncropped, Sampling(5, r), batch_size=b) for b, r in ((4, 1), (12, 3))]
   plain, repeated = (next(iterator)['video'] for iterator in batches)
   for iterator in batches:
     iterator.close()

@@ -11,12 +11,13 @@ import psutil
 import pytest
 
 from mevit_jax.data.pipeline import train_batches
+from mevit_jax.data.sampling import Sampling
 from mevit_jax.errors import UserError
 from tests.data.test_pipeline import CLIP, Videos, assert_equal, train
 
 
 def test_workers_ignore_sigterm_and_a_killed_one_is_reported():
-  with contextlib.closing(train_batches(Videos(), CLIP, batch_size=4, seed=5, workers=2)) as batches:
+  with contextlib.closing(train_batches(Videos(), CLIP, Sampling(5), batch_size=4, workers=2)) as batches:
     seen = [next(batches) for _ in range(2)]  # one from each worker: both have started
     children = psutil.Process().children()
     workers = [p for p in children if any('spawn_main' in word for word in p.cmdline())]
@@ -38,7 +39,7 @@ def test_workers_end_with_a_parent_that_was_killed():
   program = (
     f'import sys; sys.path[:0] = [{str(here)!r}, {str(here.parents[1])!r}]\n'
     'import time, test_pipeline as t\n'
-    'batches = t.train_batches(t.Videos(), t.CLIP, batch_size=4, seed=5, workers=1)\n'
+    'batches = t.train_batches(t.Videos(), t.CLIP, t.Sampling(5), batch_size=4, workers=1)\n'
     'next(batches); print("ready", flush=True); time.sleep(60)\n'
   )
   parent = subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True)
