@@ -116,9 +116,9 @@ def eval_batches(
 ) -> Batches:
   """Returns an iterator over every example once, in order.
 
-  A batch has video uint8 `b v t h w 3`, label int32 `b`, index int64 `b`, mask bool `b`, id and error str `b`. Views
-  are ordered `v = clips crops`. The last batch is padded with examples of mask False, index -1 and label -1. An unreadable
-  video is all zeros, and `error` is the reason ('' for the others).
+  A batch has video uint8 `b v t h w 3`, label int32 `b`, index int64 `b`, mask bool `b`, id and error str `b`.
+  Views are ordered `v = clips crops`. The last batch is padded with examples of mask False, index -1 and label -1. An
+  unreadable video is all zeros, and `error` is the reason ('' for the others).
 
   Args:
     source: the examples.
