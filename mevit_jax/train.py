@@ -1,4 +1,4 @@
-"""Trains a model into a workdir, or goes on where it stopped; evaluates at intervals and at the end."""
+"""Trains a model into a workdir, or resumes training; evaluates at intervals and at the end."""
 
 import contextlib
 import dataclasses
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from clu import parameter_overview
 
 from mevit_jax.checkpoint.manager import CheckpointManager
@@ -44,45 +45,46 @@ MAX_INFLIGHT_STEPS = 2
 
 
 def train(config: Config, workdir: str) -> dict[str, Any]:
-  """Trains, from the newest good checkpoint of the workdir if there is one; returns the last evaluation's results.
+  """Trains from the latest intact checkpoint of the workdir, if any; returns the results of the last evaluation.
 
   Raises:
-    UserError: for what a config, a dataset or a workdir can have wrong, before anything is written.
-    SystemExit: stopped by a signal, with 128 and its number: what starts failed jobs again then goes on with this one.
+    UserError: the config, the dataset or the workdir is invalid; nothing has been written then.
+    SystemExit: a signal stopped the run; the code is 128 plus its number, so that schedulers restart the job.
   """
   configure_malloc()
   config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, checkpoint='last'))
   run = prepare_run(config, Path(workdir).expanduser())
   check_workdir(run)
   print_summary(run)
-  fresh, new = None, not is_started(run.workdir)
+  state, new = None, not is_started(run.workdir)
   check_hosts(run, new=new)
   if new:
-    fresh = initial_state(run)  # before anything is written: the weights it starts from may not load
+    state = initial_state(run)  # before anything is written: loading the pretrained weights may fail
     create_workdir(run)
   elif not is_intact(run.workdir):
     create_workdir(run)
   enable_compilation_cache(run.workdir)
   checkpoints = CheckpointManager(run.workdir, config.training.keep, config.training.keep_best)
   try:
-    # In this order: no second signal hurts what is being saved, and other hosts hear of a failure before that waits.
+    # In this order: a second signal cannot interrupt saving, and other hosts learn of a failure before saving waits.
     with (
       PreemptionHandler() as stop,
       contextlib.closing(checkpoints),
       propagate_failure(but=(StopError, NonFiniteError)),
     ):
-      saved = checkpoints.latest is not None
-      state = restore_state(run, checkpoints) if saved else fresh or initial_state(run)
+      if checkpoints.latest is not None:
+        state = restore_state(run, checkpoints)
+      state = state or initial_state(run)
       stop.check()
       return _loop(run, state, checkpoints, stop)
   except StopError as stopped:
-    at = f'at step {checkpoints.latest}, saved' if checkpoints.latest else 'before its first step'
-    print(f'stopped by {stopped.signal.name} {at}; the same command goes on', flush=True)
+    at = f'at step {checkpoints.latest}, checkpoint saved' if checkpoints.latest else 'before its first step'
+    print(f'stopped by {stopped.signal.name} {at}; run the same command to resume', flush=True)
     raise SystemExit(128 + stopped.signal) from None
 
 
 def dry_run(config: Config, workdir: str) -> None:
-  """Sends one batch through training and evaluation, and says what it took; writes nothing."""
+  """Runs two training steps and one evaluation step and prints their times; writes nothing."""
   configure_malloc()
   run = prepare_run(config, Path(workdir).expanduser())
   check_workdir(run)
@@ -91,32 +93,35 @@ def dry_run(config: Config, workdir: str) -> None:
   print(parameter_overview.get_parameter_overview(run.model.abstract, include_stats=False))
   state = initial_state(run)
   with contextlib.closing(_batches(run, 0)) as batches:
-    for what in ('compiled and ran a training step', 'ran a second one'):
+    for action in ('compiled and ran a training step', 'ran a second training step'):
       start = time.monotonic()
       state, metrics = run.step(state, _inputs(next(batches), rows))
-      print(f'{what}: loss {float(metrics["loss"]):.4f}, {time.monotonic() - start:.1f} s with its data', flush=True)
+      print(
+        f'{action}: loss {float(metrics["loss"]):.4f}, {time.monotonic() - start:.1f} s with data loading',
+        flush=True,
+      )
   start = time.monotonic()
   split = datasets.open_split(config.data.data_dir, config.data.dataset, config.evaluation.split)
-  some = [split.source[i] for i in range(min(len(split), config.evaluation.batch_size))]
+  examples = [split.source[i] for i in range(min(len(split), config.evaluation.batch_size))]
   evaluator = Evaluator(config, run.predict, run.workdir, run.mesh)
-  predict_split(evaluator, state.params, dataclasses.replace(split, source=some))
-  print(f'compiled and ran an evaluation step: {time.monotonic() - start:.1f} s with its data')
+  predict_split(evaluator, state.params, dataclasses.replace(split, source=examples))
+  print(f'compiled and ran an evaluation step: {time.monotonic() - start:.1f} s with data loading')
 
 
 def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: PreemptionHandler) -> dict[str, Any]:
-  """Runs the steps from the state on; ends with a checkpoint and an evaluation."""
+  """Runs the remaining steps; ends with a checkpoint and an evaluation."""
   training, rows = run.config.training, batch_sharding(run.mesh)
   first = int(state.step)
   writer = MetricWriter(run.workdir, first)
   batches = _batches(run, first)
   throughput = Throughput(first, run.steps, run.steps_per_epoch, training.batch_size)
-  profiled = _profiled(training.profile, first, run.steps)
+  profiled = _steps_to_profile(training.profile, first, run.steps)
   unreadable = UnreadableMonitor()
   monitor = StepMonitor(training.on_nonfinite == 'stop', partial(_ids, run))
   results: dict[str, Any] = {}
   try:
     if first and _evaluation_is_due(run, first) and not writer.has_metrics(first, run.config.evaluation.name):
-      results = _evaluate(run, state, first, checkpoints, writer, stop)  # it was killed before it had done so
+      results = _evaluate(run, state, first, checkpoints, writer, stop)  # the run was killed before it did
     for step in range(first + 1, run.steps + 1):
       if profiled and step == profiled[0]:
         jax.profiler.start_trace(str(run.workdir / 'profile'))
@@ -126,15 +131,15 @@ def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: Pre
       unreadable.add(batch)
       state, step_metrics = run.step(state, _inputs(batch, rows))
       monitor.add(step, batch['used'].copy(), step_metrics)
-      del batch  # memory that is shared with a worker goes back before the workers end
+      del batch  # releases memory shared with a worker before the workers end
       monitor.drain(MAX_INFLIGHT_STEPS if step > first + 1 else 0)
-      if step == first + 1:  # compiled now: the line of progress speaks of what comes after
+      if step == first + 1:  # excludes compilation from the throughput
         throughput.start(step)
       if profiled and step == profiled[-1]:
         _end_profile(run, profiled, step_metrics)
       stops, evaluates = stop.should_stop(step), _evaluation_is_due(run, step)
       saves = step % training.save_every == 0 or evaluates or stops
-      if step % training.log_every == 0 or saves:  # a resumed run has the same lines: none spans a checkpoint
+      if step % training.log_every == 0 or saves:  # no line spans a checkpoint, so a resumed run logs the same
         monitor.drain()
         _log(run, step, {**monitor.means(), 'unreadable': unreadable.take()}, throughput, writer)
       start = time.monotonic()
@@ -155,8 +160,8 @@ def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: Pre
 
 
 def _save_before(state: TrainState, checkpoints: CheckpointManager, run: Run) -> None:
-  """Saves what the run would need to take the step again whose update was dropped."""
-  if run.config.training.on_nonfinite == 'stop':  # all updates since were dropped too
+  """Saves the state before the step whose update was dropped."""
+  if run.config.training.on_nonfinite == 'stop':  # all later updates were dropped too
     state = dataclasses.replace(state, step=state.step - state.skipped)
   checkpoints.save(state, run.metadata)
 
@@ -169,11 +174,11 @@ def _evaluation_is_due(run: Run, step: int) -> bool:
 def _evaluate(
   run: Run, state: TrainState, step: int, checkpoints: CheckpointManager, writer: MetricWriter, stop: PreemptionHandler
 ) -> dict[str, Any]:
-  """Evaluates the state that was saved, and writes the accuracy to the metrics too."""
+  """Evaluates the saved state and logs its accuracy."""
   results = _evaluate_params(run, state, step, stop)
   name = run.config.evaluation.name
-  if 'top1' in results:  # a split without labels has none
-    checkpoints.record_evaluation(step, results['top1'], name)  # first: what the metrics hold is not evaluated again
+  if 'top1' in results:  # absent without labels
+    checkpoints.record_evaluation(step, results['top1'], name)  # before the metrics, which mark the evaluation as done
     writer.write(step, {top: results[top] for top in ('top1', 'top5')}, name)
   return results
 
@@ -185,8 +190,8 @@ def _evaluate_params(run: Run, state: TrainState, step: int, stop: PreemptionHan
     return evaluate_params(evaluator, params, step, weights, report=step == run.steps)
 
 
-def _batches(run: Run, start_step: int):
-  """This host's rows of every batch from a step on."""
+def _batches(run: Run, start_step: int) -> pipeline.Batches:
+  """Returns this process's slice of every batch, starting at a step."""
   training, data = run.config.training, run.config.data
   return pipeline.train_batches(
     run.split.source,
@@ -199,28 +204,28 @@ def _batches(run: Run, start_step: int):
   )
 
 
-def _inputs(batch, sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
-  """What the training step takes of a batch, on the devices."""
+def _inputs(batch: dict[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
+  """Returns the inputs of the training step on the devices."""
   return global_batch({'video': batch['video'], 'label': batch['label']}, sharding)
 
 
 def _log(run: Run, step: int, means: dict[str, float], throughput: Throughput, writer: MetricWriter) -> None:
-  """Writes and prints the means over the steps since the last line."""
+  """Logs the means over the steps since the last log line."""
   values = {**means, **throughput.measure(step), 'learning_rate': float(run.schedule(step - 1))}
   writer.write(step, values, 'train')
   print(throughput.line(step, values), flush=True)
 
 
-def _ids(run: Run, indices) -> list[str]:
+def _ids(run: Run, indices: np.ndarray) -> list[str]:
   return [run.split.source[int(i)]['id'] for i in indices]
 
 
-def _profiled(steps: tuple[int, ...], first: int, last: int) -> range:
-  """The steps to profile: those asked for that are still ahead."""
+def _steps_to_profile(steps: tuple[int, ...], first: int, last: int) -> range:
+  """Returns the requested steps that have not run yet."""
   return range(max(steps[0], first + 1), min(steps[1], last) + 1) if steps else range(0)
 
 
 def _end_profile(run: Run, steps: range, metrics: dict) -> None:
-  jax.block_until_ready(metrics)  # what is under way belongs to it
+  jax.block_until_ready(metrics)  # includes steps in flight
   jax.profiler.stop_trace()
   print(f'profile of steps {steps[0]} to {steps[-1]}: {run.workdir / "profile"}', flush=True)

@@ -125,7 +125,7 @@ def test_signal_during_evaluation_ends_both(uninterrupted, tiny, start, tmp_path
   configs = [tiny(**{'evaluation.batch_size': 2})] * 2
   first, second = wait(start(configs, tmp_path / 'run', fault=(1, 'slow term', 8)))  # 6 steps, then 6 batches
   assert (first.status, second.status) == (143, 143)
-  assert 'stopped by SIGTERM at step 6, saved' in first.output
+  assert 'stopped by SIGTERM at step 6, checkpoint saved' in first.output
   assert max(first.time, second.time) - second.fault_time < 60
   assert not (tmp_path / 'run/evaluation').exists()
   train.train(tiny(**{'mesh.data': 2}), str(tmp_path / 'run'))

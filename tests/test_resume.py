@@ -122,7 +122,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_leaves(whole, tiny, tmp_path, mon
     with pytest.raises(SystemExit) as left:
       recorded(recipe, tmp_path / 'run')
   assert left.value.code == 128 + signal.SIGTERM
-  assert 'stopped by SIGTERM at step 3, saved; the same command goes on' in capsys.readouterr().out
+  assert 'stopped by SIGTERM at step 3, checkpoint saved; run the same command to resume' in capsys.readouterr().out
   assert stored(tmp_path / 'run')[0] == 3
   assert recorded(recipe, tmp_path / 'run') == batches[3:]
   assert_same_bits(tmp_path / 'run', workdir)
@@ -142,7 +142,7 @@ def test_an_evaluation_is_left_at_once_and_made_up_for(whole, tiny, tmp_path, mo
     patch.setattr(pipeline, 'eval_batches', eval_batches)
     with pytest.raises(SystemExit):
       train.train(recipe, str(run))
-  assert 'stopped by SIGTERM at step 4, saved' in capsys.readouterr().out
+  assert 'stopped by SIGTERM at step 4, checkpoint saved' in capsys.readouterr().out
   assert not (run / 'evaluation').exists()
   assert recorded(recipe, run) == batches[4:]
   assert metrics(run) == metrics(workdir)

@@ -59,7 +59,8 @@ def train_batches(
   one line per unreadable video ('' if none).
 
   With `sampling.repeats` = k each sampled video gives k examples: it is decoded once, and they are different crops of
-  the same frames. Examples are in blocks of two videos, `a0 b0 a1 b1 ...`, so that neighbors come from different videos.
+  the same frames. Examples are in blocks of two videos, `a0 b0 a1 b1 ...`, so that neighbors come from different
+  videos.
 
   Args:
     source: the examples.

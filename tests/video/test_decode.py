@@ -166,6 +166,23 @@ def test_longer_audio_is_not_damage(container):
   assert (info.num_frames, info.damage) == (6, '')
 
 
+@pytest.mark.parametrize('seconds', [1, 5, 1000])
+@pytest.mark.parametrize('container', ['matroska', 'webm', 'mp4', 'mpegts'])
+def test_timestamps_need_not_start_at_zero(container, seconds):
+  codec = 'libvpx' if container == 'webm' else 'libx264'
+  stamps = [1000 * seconds + 40 * index for index in range(50)]
+  data = make_video(50, container=container, codec=codec, stamps=stamps)
+  info, reader = inspect(data), FileReader(data)
+  assert (info.num_frames, info.damage, reader.damage) == (50, '', '')
+  assert info.duration == pytest.approx(2, abs=0.05)
+  assert reader.duration == info.duration
+  assert [number(frame) for frame in decode(data, np.array([0.1, 1.5]))] == [2, 37]
+  if container == 'matroska':
+    assert 'truncated at' in inspect(data[: int(len(data) * 0.7)]).damage
+    with pytest.raises(VideoError, match='contains only'):
+      inspect(data[: int(len(data) * 0.4)])
+
+
 def test_wrong_declared_duration_is_an_error():
   data = bytearray(make_video(120, container='matroska'))
   offset = data.index(b'\x44\x89\x88') + 3  # Duration, a float of eight bytes, in milliseconds
