@@ -86,7 +86,7 @@ def test_evaluation_at_the_end(whole, shapes_dir):
 
 
 def test_videos_that_are_unreadable_while_training_are_counted_and_named_once(
-  tiny, shapes_dir, tmp_path, capsys, whole
+  tiny, shapes_dir, tmp_path, caplog, whole
 ):
   source = datasets.open_split(shapes_dir, 'moving_shapes', 'train').source
   dead = source[3]
@@ -103,7 +103,7 @@ def test_videos_that_are_unreadable_while_training_are_counted_and_named_once(
   counts = [line['train/unreadable'] for line in metrics(tmp_path / 'run') if 'train/loss' in line]
   assert counts[:2] != counts[2:]
   assert sum(counts) == 2  # it is asked for once an epoch
-  named = [line for line in capsys.readouterr().out.splitlines() if 'rotted' in line]
+  named = [line for line in caplog.messages if 'rotted' in line]
   assert named == [f"unreadable, and another one was taken: video '{dead['id']}': it has rotted"]
 
 
@@ -116,7 +116,7 @@ def test_evaluating_is_what_training_ends_with(whole, tmp_path):
   run = after(6, workdir, tmp_path / 'run')
   recipe = json.loads((workdir / 'config.json').read_text())['config']
   (tmp_path / 'own.py').write_text(
-    'from mevit_jax import recipes\n\n'
+    'from mevit_jax.config import flags as config_flags\n\n'
     'def get_config():\n'
     '  config = config_flags.default_config()\n'
     f'  config.update({recipe!r})\n'
@@ -191,7 +191,7 @@ def test_a_split_without_labels_gives_predictions_and_no_accuracy(whole, tiny, t
 
 
 def test_evaluating_another_model_is_refused(whole, tiny):
-  with pytest.raises(UserError, match=r'another model \(there, and now\): model.block_size: 2, and 1'):
+  with pytest.raises(UserError, match=r'a different model \(saved -> requested\): model.block_size: 2 -> 1'):
     evaluate.evaluate(tiny(**{'model.block_size': 1}), str(whole[0]))
 
 
@@ -199,19 +199,19 @@ def test_evaluating_a_dataset_with_other_classes_is_refused(whole, tiny, tmp_pat
   names = ('moves_up', *moving_shapes.CLASS_NAMES[1:3], 'moves_right', *moving_shapes.CLASS_NAMES[4:])
   monkeypatch.setattr(moving_shapes, 'CLASS_NAMES', names)
   shards.write(moving_shapes.build(tmp_path, {'train': 8, 'validation': 8}, frames=4, size=16))
-  with pytest.raises(UserError, match=r"other classes .*class 0 is 'moves_right', and 'moves_up'"):
+  with pytest.raises(UserError, match=r"classes of .* differ .*class 0: 'moves_right' -> 'moves_up'"):
     evaluate.evaluate(tiny(**{'data.data_dir': str(tmp_path)}), str(whole[0]))
 
 
 def test_evaluating_what_is_no_workdir_writes_nothing(tiny, tmp_path):
-  with pytest.raises(UserError, match=r'typo is no workdir: it has no config\.json'):
+  with pytest.raises(UserError, match=r'typo is not a workdir: it has no config\.json'):
     evaluate.evaluate(tiny(), str(tmp_path / 'typo'))
   assert not (tmp_path / 'typo').exists()
 
 
 def test_evaluating_a_workdir_of_an_older_version_is_refused(whole, tiny, tmp_path):
   older = of_format_1(whole[0], tmp_path / 'older')
-  with pytest.raises(UserError, match=r'config\.json has format 1, this version of mevit_jax reads 2'):
+  with pytest.raises(UserError, match=r'config\.json has format 1; this version of mevit_jax reads format 3'):
     evaluate.evaluate(tiny(), str(older))
   assert not (older / 'evaluation').exists()
 

@@ -26,10 +26,23 @@ def run(main: Callable[[Sequence[str]], None], required: Sequence[str] = ()) -> 
   app.run(lambda argv: _run(main, argv), flags_parser=_parse)
 
 
-def log_to(stream: TextIO) -> None:
-  """Prints the package's log messages without prefixes to a stream, and other libraries' warnings."""
+class _StdoutHandler(logging.StreamHandler):
+  """Writes to the current `sys.stdout`, which commands redirect and other processes silence."""
+
+  @property
+  def stream(self) -> TextIO:
+    """The current standard output."""
+    return sys.stdout
+
+  @stream.setter
+  def stream(self, stream: TextIO) -> None:
+    """Ignores the stream that was current when the handler was made."""
+
+
+def log_to_stdout() -> None:
+  """Prints the package's log messages without prefixes, and only warnings of other libraries."""
   absl_logging.set_verbosity(absl_logging.WARNING)
-  logger, handler = logging.getLogger('mevit_jax'), logging.StreamHandler(stream)
+  logger, handler = logging.getLogger('mevit_jax'), _StdoutHandler()
   handler.setFormatter(logging.Formatter('%(message)s'))
   logger.handlers, logger.propagate = [handler], False
   logger.setLevel(logging.INFO)
@@ -101,7 +114,7 @@ def _refuse_buckets(arguments: Sequence[str]) -> None:
 
 
 def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
-  log_to(sys.stdout)
+  log_to_stdout()
   try:
     _refuse_buckets(sys.argv[1:])
     main(argv)

@@ -54,7 +54,7 @@ def test_the_command_takes_names_and_their_fields_in_any_folder(tmp_path):
   environment = {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'PATH': '/usr/bin:/bin', 'HOME': str(tmp_path)}
   done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
   assert done.returncode == 1
-  assert "no dataset 'kinetics400' in nowhere" in done.stderr
+  assert "nowhere has no dataset 'kinetics400'" in done.stderr
   command[4] = '--config=k401'
   done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
   assert done.returncode == 1

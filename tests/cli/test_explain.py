@@ -104,7 +104,7 @@ def test_each_attention_is_of_the_last_block_that_has_it(stages, block, kinds):
     ({'video': 'nothing.mp4'}, r'nothing\.mp4: no such file'),
     ({'video': __file__}, r'test_explain\.py: not a video'),
     ({'checkpoint': '99'}, r'no checkpoint 99'),
-    ({'workdir': 'nowhere'}, r'nowhere is no workdir: it has no config\.json'),
+    ({'workdir': 'nowhere'}, r'nowhere is not a workdir: it has no config\.json'),
   ],
 )
 def test_what_is_wrong_is_one_line(workdir, video, options, words):
@@ -124,7 +124,7 @@ def test_what_is_wrong_is_one_line(workdir, video, options, words):
     (['video.mp4'], {'figure': 'gone/attention.png'}, r'--figure=gone/attention\.png: there is no folder gone'),
     (['video.mp4'], {'overlay': 'gone/attention.mp4'}, r'--overlay=gone/attention\.mp4: there is no folder gone'),
     (['video.mp4'], {'figure': '.'}, r'--figure=\. is a folder'),
-    (['video.mp4'], {'figure': 'attention.jpg'}, r'--figure=attention\.jpg: the name of that file ends with \.png'),
+    (['video.mp4'], {'figure': 'attention.jpg'}, r'--figure=attention\.jpg: the file name must end with \.png'),
     (['video.mp4'], {'figure': 'attention.png', 'query': '1,2'}, '--query must be FRAME,ROW,COLUMN of a patch'),
   ],
 )
@@ -138,10 +138,10 @@ def test_what_is_asked_for_is_looked_at_first(monkeypatch, arguments, options, w
 def test_a_video_is_not_written_over(monkeypatch, video):
   asked = {'figure': None, 'overlay': str(video), 'workdir': 'nowhere'}
   monkeypatch.setattr(explain.flags, 'FLAGS', types.SimpleNamespace(**asked))
-  with pytest.raises(UserError, match='is one of the videos: take another name'):
+  with pytest.raises(UserError, match='is one of the input videos: choose another name'):
     explain.main(['explain', str(video)])
 
 
 def test_a_workdir_of_an_older_version_is_refused(workdir, video, tmp_path):
-  with pytest.raises(UserError, match='has format 1, this version'):
+  with pytest.raises(UserError, match='has format 1; this version'):
     attention.explain(video, load_checkpoint(of_format_1(workdir, tmp_path / 'older')))

@@ -225,7 +225,7 @@ COMMANDS = {
   'an empty name': (['--config=configs/demo.py', '--workdir='], 'flag --workdir=: must not be empty'),
   'no such size': (['--config=configs/k400.py:Q/16'], "no variant 'Q/16'"),
   'tuples': (['--config=configs/demo.py', '--config.model.image_size=(24, 32)', '--config.data.short_side=40,48',
-              '--config.data.data_dir={tmp}'], "no dataset 'moving_shapes' in {tmp}"),
+              '--config.data.data_dir={tmp}'], "{tmp} has no dataset 'moving_shapes'"),
 }  # fmt: skip
 
 

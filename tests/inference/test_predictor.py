@@ -172,5 +172,5 @@ def test_bad_workdirs(workdir, tmp_path):
     (path for path in (truncated / 'checkpoints').rglob('*') if path.is_file()), key=lambda p: p.stat().st_size
   )
   largest.write_bytes(largest.read_bytes()[:-9])
-  with pytest.raises(UserError, match=r'no checkpoint in .* is (whole|intact)'):
+  with pytest.raises(UserError, match=r'all checkpoints in .* are damaged'):
     Predictor(truncated)

@@ -70,7 +70,7 @@ def test_a_stage_without_blocks_has_no_params():
 
 
 def test_a_model_without_classes_is_an_error():
-  with pytest.raises(UserError, match='classes is 0'):
+  with pytest.raises(UserError, match='`model.classes` is 0'):
     build_model(dataclasses.replace(CONFIG, classes=0))
 
 
@@ -104,7 +104,7 @@ def spoiled(how):
 )
 @pytest.mark.parametrize('function', [MODEL.apply, MODEL.tokens], ids=['apply', 'tokens'])
 def test_params_of_another_model_are_refused_by_name(function, how, words):
-  with pytest.raises(ValueError, match='not the parameters of this model') as error:
+  with pytest.raises(ValueError, match='the params do not match the model') as error:
     function(spoiled(how), VIDEO)
   assert all(word in str(error.value) for word in words), str(error.value)
 
@@ -120,7 +120,7 @@ def test_params_of_another_model_are_refused_by_name(function, how, words):
   ids=['one clip', 'frames', 'sides swapped', 'uint8'],
 )
 def test_another_video_is_refused(video, words):
-  with pytest.raises(ValueError, match='the video must be') as error:
+  with pytest.raises(ValueError, match='the video must have shape') as error:
     MODEL.apply(random_params(MODEL), video)
   assert all(word in str(error.value) for word in words), str(error.value)
 

@@ -49,7 +49,7 @@ def test_the_first_dropped_update_ends_a_run(caplog):
   monitor = monitor_of([1.0, 2.0, math.nan, 4.0], stop=True)
   monitor.drain(2)
   with pytest.raises(
-    NonFiniteError, match=r'loss nan, gradient norm 1 at step 3: .* training\.on_nonfinite=skip'
+    NonFiniteError, match=r'loss nan, gradient norm 1 at step 3; .* training\.on_nonfinite=skip'
   ) as raised:
     monitor.drain(1)
   assert '\n' not in str(raised.value)

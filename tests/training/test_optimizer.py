@@ -175,5 +175,5 @@ def test_warmup_does_not_shift_step_decay():
 def test_patterns_without_effect_are_rejected(field, pattern, what):
   params = {'head': {'kernel': 0.0, 'bias': 0.0}, 'norm': {'scale': 0.0}}
   check_patterns(OptimizerConfig(freeze='^(?!head)', no_decay='bias$'), params)
-  with pytest.raises(UserError, match=rf'optimizer\.{field} .* matches {what}; examples of names: head/'):
+  with pytest.raises(UserError, match=rf'optimizer\.{field}` .* matches {what}; examples of names: head/'):
     check_patterns(OptimizerConfig(**{field: pattern}), params)
