@@ -104,7 +104,7 @@ def test_videos_that_are_unreadable_while_training_are_counted_and_named_once(
   assert counts[:2] != counts[2:]
   assert sum(counts) == 2  # it is asked for once an epoch
   named = [line for line in caplog.messages if 'rotted' in line]
-  assert named == [f"unreadable, and another one was taken: video '{dead['id']}': it has rotted"]
+  assert named == [f"unreadable video, replaced by another one: video '{dead['id']}': it has rotted"]
 
 
 # Evaluation on its own.

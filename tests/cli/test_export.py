@@ -152,7 +152,7 @@ def test_a_shared_model_is_not_a_run(config, shared, tmp_path):
   weights = folder / 'model.safetensors'
   weights.write_bytes(weights.read_bytes()[:-1] + b'x')
   for use in (Predictor, open_source):
-    with pytest.raises(UserError, match=r'is damaged, download it again: model\.safetensors is not what was written'):
+    with pytest.raises(UserError, match=r'is damaged, download it again: model\.safetensors has a different checksum'):
       use(folder)
 
 

@@ -161,6 +161,7 @@ def test_the_whole_grid_of_the_demo_is_its_grid():
     ({'data': {'short_side': (100, 320)}}, 'short_side .* must be an increasing range that starts at the short side'),
     ({'data': {'std': (0.5, 0.0, 0.5)}}, 'data.std'),
     ({'data': {'sampling': 'sparse'}}, "sampling must be one of .*, not 'sparse'"),
+    ({'data': {'class_balance': 1.5}}, r'data.class_balance must be in \[0, 1\], not 1.5'),
     ({'data': {'workers': -1}}, 'data.workers must be in .0, 1024., not -1'),
     ({'optimizer': {'name': 'lion'}}, r"optimizer.name must be one of .*not 'lion'"),
     ({'optimizer': {'schedule': 'linear'}}, 'optimizer.schedule must be one of'),

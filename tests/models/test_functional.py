@@ -70,7 +70,7 @@ def test_a_stage_without_blocks_has_no_params():
 
 
 def test_a_model_without_classes_is_an_error():
-  with pytest.raises(UserError, match='`model.classes` is 0'):
+  with pytest.raises(UserError, match=r'`model\.classes` is 0'):
     build_model(dataclasses.replace(CONFIG, classes=0))
 
 
