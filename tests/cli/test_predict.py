@@ -173,7 +173,7 @@ def test_errors(command, folder):
     ((folder,), {'csv': str(folder)}, 'is a folder: name a file'),
     ((folder,), {'figure': 'out.jpg'}, r'--figure=out\.jpg: the file name must end with \.png or \.svg or \.pdf'),
     ((folder / 'd.webm',), {'overlay': 'out.webm'}, r'must end with \.mp4'),
-    ((folder,), {'csv': str(folder / 'd.webm')}, r'd\.webm is one of the videos: take another name'),
+    ((folder,), {'csv': str(folder / 'd.webm')}, r'd\.webm is one of the input videos: choose another name'),
     ((folder,), {'workdir': str(folder)}, r'is no(t a)? workdir'),
   ):
     with pytest.raises(UserError, match=what):
