@@ -65,10 +65,10 @@ def shapes_dir(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def tiny(shapes_dir):
-  """A function: fields of a recipe, by path -> the recipe of a model that trains in seconds, with those fields."""
+  """A function: fields of a config, by path -> the config of a model that trains in seconds, with those fields."""
   from mevit_jax.config import experiment
 
-  def recipe(**changes):
+  def config(**changes):
     values = experiment.to_dict(experiment.Config())
     for path, value in {**TINY, 'data.data_dir': str(shapes_dir), **changes}.items():
       section, field = path.split('.')
@@ -76,7 +76,7 @@ def tiny(shapes_dir):
       values[section][field] = value
     return experiment.from_dict(values)
 
-  return recipe
+  return config
 
 
 @pytest.fixture(scope='session')

@@ -37,8 +37,8 @@ def test_what_a_run_leaves(whole, shapes_dir, tiny):
   split = datasets.open_split(shapes_dir, 'moving_shapes', 'train')
   about = json.loads((workdir / 'config.json').read_text())
   assert (about['class_names'], about['fingerprint']) == (list(split.class_names), split.fingerprint)
-  recipe = tiny(**{'training.evaluate_every': 4, 'model.classes': 8})
-  assert experiment.from_dict(about['config']) == recipe
+  config = tiny(**{'training.evaluate_every': 4, 'model.classes': 8})
+  assert experiment.from_dict(about['config']) == config
   assert {int(path.name) for path in (workdir / 'checkpoints').iterdir()} == {2, 4, 6}
   assert [step for step, *_ in batches] == [1, 2, 3, 4, 5, 6]
   assert sorted(index for _, rows, *_ in batches[:3] for index in rows) == list(range(24))  # an epoch
@@ -114,12 +114,12 @@ def test_evaluating_is_what_training_ends_with(whole, tmp_path):
   """From the command line, with a config file of one's own."""
   workdir, _ = whole
   run = after(6, workdir, tmp_path / 'run')
-  recipe = json.loads((workdir / 'config.json').read_text())['config']
+  config = json.loads((workdir / 'config.json').read_text())['config']
   (tmp_path / 'own.py').write_text(
     'from mevit_jax.config import flags as config_flags\n\n'
     'def get_config():\n'
     '  config = config_flags.default_config()\n'
-    f'  config.update({recipe!r})\n'
+    f'  config.update({config!r})\n'
     '  return config\n'
   )
   command = [sys.executable, 'main.py', f'--config={tmp_path}/own.py', f'--workdir={run}', '--mode=evaluate']
@@ -236,7 +236,7 @@ def test_help_needs_nothing():
 
 @pytest.mark.slow
 def test_the_demo_tells_eight_motions_apart(tmp_path):
-  """As launch/demo.sh does it: the dataset made, the recipe as it is; about five minutes on two cores."""
+  """As launch/demo.sh does it: the dataset made, the config as it is; about five minutes on two cores."""
 
   environment = {k: v for k, v in os.environ.items() if not k.startswith(('JAX_', 'XLA_'))}  # as a user has it
 

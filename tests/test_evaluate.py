@@ -38,8 +38,8 @@ class Rotten(moving_shapes.MovingShapes):
 
 
 @pytest.fixture(scope='module')
-def recipe(tiny, tmp_path_factory):
-  """A function: devices, batch -> the recipe of an evaluation."""
+def config(tiny, tmp_path_factory):
+  """A function: devices, batch -> the config of an evaluation."""
   data_dir = tmp_path_factory.mktemp('rotten')
   whole = moving_shapes.build(data_dir, {'train': 8, 'validation': VIDEOS}, frames=8, size=24)
   names = *moving_shapes.CLASS_NAMES, *(f'never seen {i}' for i in range(8, CLASSES))
@@ -51,10 +51,10 @@ def recipe(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def workdir(recipe, tmp_path_factory):
+def workdir(config, tmp_path_factory):
   """With a checkpoint in whose head the last 8 classes are the same as the first; those between say little."""
   folder = tmp_path_factory.mktemp('runs') / 'ties'
-  run = runs.prepare_run(recipe(1, 8), folder)
+  run = runs.prepare_run(config(1, 8), folder)
   state = run.init(jax.random.key(0))
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda x: x + 0.02 * rng.normal(size=x.shape).astype(np.float32), state.params)
@@ -67,7 +67,7 @@ def workdir(recipe, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def evaluated(recipe, workdir):
+def evaluated(config, workdir):
   """A function: devices, batch -> what this process found: the results, and the predictions."""
   found = {}
 
@@ -75,7 +75,7 @@ def evaluated(recipe, workdir):
     if (devices, batch) not in found:
       with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, '_write_report', lambda *_: None)  # takes longer than the evaluation
-        evaluate.evaluate(recipe(devices, batch), str(workdir))
+        evaluate.evaluate(config(devices, batch), str(workdir))
       found[devices, batch] = read_results(workdir / 'evaluation' / NAME)[:2]
     return found[devices, batch]
 
@@ -101,10 +101,10 @@ def assert_same(found, expected):
   assert (np.abs(predictions.logits - others.logits) <= 1e-6 * scale).all()
 
 
-def test_what_is_counted(evaluated, recipe):
+def test_what_is_counted(evaluated, config):
   """By definition, for one device and one video at a time."""
   results, predictions = evaluated(1, 1)
-  data = recipe(1, 1).data
+  data = config(1, 1).data
   source = datasets.open_split(data.data_dir, data.dataset, 'validation').source
   assert predictions.ids.tolist() == [example['id'] for example in source]
   assert predictions.labels.tolist() == [example['label'] for example in source]
@@ -147,11 +147,11 @@ def test_the_same_bits_where_a_device_has_as_many_rows(evaluated):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('devices', 'batch'), list(itertools.product((2, 8), (1, 7, 64))))
-def test_processes_change_no_count(evaluated, recipe, workdir, start, tmp_path, devices, batch):
+def test_processes_change_no_count(evaluated, config, workdir, start, tmp_path, devices, batch):
   """Two of them, each with half of the devices, and at batch 7 with worker processes that decode."""
   run = tmp_path / 'run'
   shutil.copytree(workdir, run, ignore=shutil.ignore_patterns('evaluation'))
-  settings = [recipe(devices, batch, **{'data.workers': 2 * (batch == 7)})] * 2
+  settings = [config(devices, batch, **{'data.workers': 2 * (batch == 7)})] * 2
   for process in wait(start(settings, run, mode='evaluate', devices=devices // 2)):
     assert process.status == 0, process.errors
   found = read_results(run / 'evaluation' / NAME)[:2]
@@ -161,10 +161,10 @@ def test_processes_change_no_count(evaluated, recipe, workdir, start, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_ends_an_evaluation(recipe, workdir, start, tmp_path):
+def test_a_signal_to_one_process_ends_an_evaluation(config, workdir, start, tmp_path):
   run = tmp_path / 'run'
   shutil.copytree(workdir, run, ignore=shutil.ignore_patterns('evaluation'))
-  first, second = wait(start([recipe(2, 2)] * 2, run, (1, 'slow term', 3), 'evaluate'))
+  first, second = wait(start([config(2, 2)] * 2, run, (1, 'slow term', 3), 'evaluate'))
   assert (first.status, second.status) == (143, 143)
   assert 'stopped by SIGTERM: this evaluation has written nothing' in first.output
   assert max(first.time, second.time) - second.fault_time < 60

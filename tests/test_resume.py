@@ -1,4 +1,4 @@
-"""Killed, stopped, hurt or diverging: a run goes on as if nothing had been, or says why not."""
+"""Killed, stopped, hurt or diverging: a run resumes exactly, or names the reason."""
 
 import itertools
 import json
@@ -32,12 +32,12 @@ ROOT = Path(__file__).parents[1]
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(whole, tiny, tmp_path):
   """Twice: before step 4, and so a step after the checkpoint of step 2; and right after that of step 4."""
   workdir, batches = whole
-  recipe = tiny(**{'training.evaluate_every': 4})
-  assert recorded(recipe, tmp_path / 'run', stop=4) == batches[:3]
+  config = tiny(**{'training.evaluate_every': 4})
+  assert recorded(config, tmp_path / 'run', stop=4) == batches[:3]
   assert stored(tmp_path / 'run')[0] == 2
-  assert recorded(recipe, tmp_path / 'run', stop=5) == batches[2:4]
+  assert recorded(config, tmp_path / 'run', stop=5) == batches[2:4]
   assert stored(tmp_path / 'run')[0] == 4
-  assert recorded(recipe, tmp_path / 'run') == batches[4:]
+  assert recorded(config, tmp_path / 'run') == batches[4:]
   assert_same_bits(tmp_path / 'run', workdir)
   assert metrics(tmp_path / 'run') == metrics(workdir)
   assert results(tmp_path / 'run') == results(workdir)
@@ -61,13 +61,13 @@ train.train(experiment.from_dict(json.loads(sys.argv[1])), sys.argv[2])
 
 def test_a_run_that_was_killed_in_the_middle_of_a_checkpoint_goes_on(whole, tiny, tmp_path):
   workdir, batches = whole
-  recipe = tiny(**{'training.evaluate_every': 4})
-  command = [sys.executable, '-c', KILLED, json.dumps(experiment.to_dict(recipe)), str(tmp_path / 'run')]
+  config = tiny(**{'training.evaluate_every': 4})
+  command = [sys.executable, '-c', KILLED, json.dumps(experiment.to_dict(config)), str(tmp_path / 'run')]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert done.returncode == -signal.SIGKILL, done.stderr
   step, _ = stored(tmp_path / 'run')
   assert step in (2, 4)
-  assert recorded(recipe, tmp_path / 'run') == batches[step:]
+  assert recorded(config, tmp_path / 'run') == batches[step:]
   assert_same_bits(tmp_path / 'run', workdir)
   assert metrics(tmp_path / 'run') == metrics(workdir)
 
@@ -108,9 +108,9 @@ def test_a_run_that_is_done_is_evaluated_again_and_nothing_else(whole, tiny, tmp
 
 
 def test_a_run_that_is_asked_to_stop_saves_and_leaves(whole, tiny, tmp_path, monkeypatch, capsys):
-  """Between two checkpoints, by a signal that comes while a batch is made; and goes on as if nothing had been."""
+  """Between two checkpoints, by a signal that comes while a batch is made; and resumes exactly."""
   workdir, batches = whole
-  recipe = tiny(**{'training.evaluate_every': 4})
+  config = tiny(**{'training.evaluate_every': 4})
 
   def next_(self, made=Recorder.__next__):
     if self.step == 2:
@@ -120,18 +120,18 @@ def test_a_run_that_is_asked_to_stop_saves_and_leaves(whole, tiny, tmp_path, mon
   with monkeypatch.context() as patch:
     patch.setattr(Recorder, '__next__', next_)
     with pytest.raises(SystemExit) as left:
-      recorded(recipe, tmp_path / 'run')
+      recorded(config, tmp_path / 'run')
   assert left.value.code == 128 + signal.SIGTERM
   assert 'stopped by SIGTERM at step 3, checkpoint saved; run the same command to resume' in capsys.readouterr().out
   assert stored(tmp_path / 'run')[0] == 3
-  assert recorded(recipe, tmp_path / 'run') == batches[3:]
+  assert recorded(config, tmp_path / 'run') == batches[3:]
   assert_same_bits(tmp_path / 'run', workdir)
   assert metrics(tmp_path / 'run') == metrics(workdir)
 
 
 def test_an_evaluation_is_left_at_once_and_made_up_for(whole, tiny, tmp_path, monkeypatch, capsys):
   workdir, batches = whole
-  recipe, run = tiny(**{'training.evaluate_every': 4}), after(2, workdir, tmp_path / 'run')
+  config, run = tiny(**{'training.evaluate_every': 4}), after(2, workdir, tmp_path / 'run')
   made = pipeline.eval_batches
 
   def eval_batches(*arguments, **options):
@@ -141,10 +141,10 @@ def test_an_evaluation_is_left_at_once_and_made_up_for(whole, tiny, tmp_path, mo
   with monkeypatch.context() as patch:
     patch.setattr(pipeline, 'eval_batches', eval_batches)
     with pytest.raises(SystemExit):
-      train.train(recipe, str(run))
+      train.train(config, str(run))
   assert 'stopped by SIGTERM at step 4, checkpoint saved' in capsys.readouterr().out
   assert not (run / 'evaluation').exists()
-  assert recorded(recipe, run) == batches[4:]
+  assert recorded(config, run) == batches[4:]
   assert metrics(run) == metrics(workdir)
 
 
@@ -180,13 +180,13 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tiny, 
 
 def test_a_run_that_diverges_stops_and_names_the_batch(tiny, shapes_dir, tmp_path, caplog):
   """Its state stays as it was before, and is saved as such: the same command stops there again."""
-  recipe = tiny(**{'optimizer.learning_rate': 1e38, 'training.save_every': 4})
+  config = tiny(**{'optimizer.learning_rate': 1e38, 'training.save_every': 4})
   source = datasets.open_split(shapes_dir, 'moving_shapes', 'train').source
-  _, second = itertools.islice(pipeline.train_batches(source, recipe.clip, Sampling(), batch_size=8), 2)
+  _, second = itertools.islice(pipeline.train_batches(source, config.clip, Sampling(), batch_size=8), 2)
   named = f'update dropped; videos: {" ".join(source[int(i)]["id"] for i in second["used"])}'
   for _ in range(2):
     with pytest.raises(UserError, match=r'(loss|gradient norm) (nan|inf) at step 2; .* is saved'):
-      train.train(recipe, str(tmp_path / 'run'))
+      train.train(config, str(tmp_path / 'run'))
     assert named in caplog.text
     caplog.clear()
     step, params = stored(tmp_path / 'run')
@@ -196,11 +196,11 @@ def test_a_run_that_diverges_stops_and_names_the_batch(tiny, shapes_dir, tmp_pat
 
 @pytest.mark.slow
 def test_a_running_mean_is_what_is_evaluated_and_goes_on(tiny, tmp_path):
-  """And a run that goes on without what is not finite has it counted in its metrics."""
-  recipe = tiny(**{'training.ema': 0.5, 'training.on_nonfinite': 'skip'})
-  assert train.train(recipe, str(tmp_path / 'whole'))['checkpoint'] == {'step': 6, 'weights': 'ema'}
-  recorded(recipe, tmp_path / 'run', stop=4)
-  recorded(recipe, tmp_path / 'run')
+  """A run that skips non-finite updates counts them in its metrics."""
+  config = tiny(**{'training.ema': 0.5, 'training.on_nonfinite': 'skip'})
+  assert train.train(config, str(tmp_path / 'whole'))['checkpoint'] == {'step': 6, 'weights': 'ema'}
+  recorded(config, tmp_path / 'run', stop=4)
+  recorded(config, tmp_path / 'run')
   one, other = (load_checkpoint(tmp_path / name, weights='ema').params for name in ('whole', 'run'))
   jax.tree.map(np.testing.assert_array_equal, one, other)
   raw = evaluate.evaluate(tiny(**{'evaluation.weights': 'raw'}), str(tmp_path / 'run'))

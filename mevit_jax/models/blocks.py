@@ -147,7 +147,8 @@ class Stage(nnx.Module):
 
   def __init__(self, config: MEViTConfig, make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs):
     self.config, self.depth = config, depth
-    self.blocks = jax.vmap(make)(rngs.split(depth))
+    # The same keys as `rngs.split(depth)`, which flax 0.11 does not have.
+    self.blocks = jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), depth))
 
   def __call__(
     self,

@@ -18,7 +18,7 @@ NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-def test_normalise(dtype):
+def test_normalize(dtype):
   video = np.random.default_rng(0).integers(0, 256, (2, 1, 4, 4, 3), np.uint8)
   expected = (video / 255 - np.asarray(NORMALIZATION.mean)) / np.asarray(NORMALIZATION.std)
   output = normalize(jnp.asarray(video), NORMALIZATION, dtype)

@@ -74,7 +74,7 @@ def test_jitter_stays_in_range():
   assert max(bright.max(), dark.max()) <= 255
 
 
-def test_without_colour_a_pixel_is_its_luma():
+def test_without_color_a_pixel_is_its_luma():
   clip = np.random.default_rng(1).integers(0, 256, (2, 9, 9, 3), np.uint8)
   expected = np.stack([np.asarray(Image.fromarray(frame).convert('L').convert('RGB')) for frame in clip])
   np.testing.assert_allclose(drop_color(jnp.float32(clip)), expected, atol=0.51)  # PIL rounds

@@ -63,7 +63,7 @@ def save(workdir, *steps, keep=10, ema=True):
 
 
 def restore(workdir, devices=8):
-  """As training goes on."""
+  """Restores as a resumed training does."""
   checkpoints = CheckpointManager(workdir, 10)
   try:
     return checkpoints.restore(target(devices))
@@ -157,7 +157,7 @@ def test_what_a_killed_run_had_no_time_to_delete_is_deleted(workdir):
 @pytest.mark.parametrize('keeps', [True, False])
 def test_the_best_is_kept(tmp_path, keeps):
   write_workdir(tmp_path, METADATA)
-  for steps in ((1, 2, 3), (4, 5)):  # and by a run that goes on
+  for steps in ((1, 2, 3), (4, 5)):  # and by a resumed run
     checkpoints = CheckpointManager(tmp_path, 1, keeps)
     for step in steps:
       checkpoints.save(state_at(step), METADATA)
@@ -299,7 +299,7 @@ def test_damaged_checksums_are_named(workdir, damage):
 
 
 def test_the_one_before_is_taken(workdir, caplog):
-  """And the damaged one moved aside when training goes on, where its step is saved again."""
+  """Resuming renames the damaged one and saves its step again."""
   largest = max(checked_files(workdir / 'checkpoints/5'), key=lambda path: path.stat().st_size)
   flip(largest)
   where = largest.relative_to(workdir / 'checkpoints/5')

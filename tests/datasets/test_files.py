@@ -87,7 +87,7 @@ def test_a_listing_that_cannot_be(found, message):
 
 def test_every_file_is_made_an_example_or_dead(tmp_path):
   good = video(0)
-  contents = {'good.mp4': good, 'torn.mp4': good[: len(good) // 2], 'text.mp4': b'hello', 'empty.mp4': b''}
+  contents = {'good.mp4': good, 'truncated.mp4': good[: len(good) // 2], 'text.mp4': b'hello', 'empty.mp4': b''}
   for name, data in contents.items():
     (tmp_path / name).write_bytes(data)
   first, *others = (made(item(tmp_path / name)) for name in contents)

@@ -24,7 +24,7 @@ from mevit_jax.training.state import TrainState
 
 MEASURED = ('train/clips_per_second', 'train/data_wait')  # differ from run to run
 NAME = 'validation-1x1'
-# An evaluation with two clips of two crops, on one device, of a running mean.
+# An evaluation with two clips of two crops, on one device, of EMA parameters.
 VIEWS = {'mesh.data': 1, 'evaluation.clips': 2, 'evaluation.crops': 2, 'training.ema': 0.9}
 
 
@@ -52,9 +52,9 @@ def with_checkpoint(run: runs.Run, state: TrainState) -> None:
     checkpoints.save(state, run.metadata)
 
 
-def random_run(recipe: Config, folder: Path) -> Path:
-  """A run whose params are random enough for classes to differ, and whose running mean is something else."""
-  run = runs.prepare_run(recipe, folder)
+def random_run(config: Config, folder: Path) -> Path:
+  """A run whose params are random enough for classes to differ, and whose EMA parameters differ."""
+  run = runs.prepare_run(config, folder)
   state = runs.initial_state(run)
   rng = np.random.default_rng(0)
 
@@ -88,7 +88,7 @@ class Recorder:
     self.made.close()
 
 
-def recorded(recipe, workdir, stop=None):
+def recorded(config, workdir, stop=None):
   """Trains; returns the batches, as (step, index, label, pixels)."""
   original, seen = pipeline.train_batches, []
 
@@ -98,7 +98,7 @@ def recorded(recipe, workdir, stop=None):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(pipeline, 'train_batches', train_batches)
     try:
-      train.train(recipe, str(workdir))
+      train.train(config, str(workdir))
     except KilledError:
       assert stop
   return seen
@@ -152,8 +152,8 @@ def without_labels(monkeypatch):
   monkeypatch.setattr(datasets.Split, 'labels', property(lambda split: np.full(len(split), -1)))
 
 
-def refused(recipe, workdir, match):
+def refused(config, workdir, match):
   """Training must end before it begins, in one line."""
   with pytest.raises(UserError, match=match) as raised:
-    train.train(recipe, str(workdir))
+    train.train(config, str(workdir))
   assert '\n' not in str(raised.value)
