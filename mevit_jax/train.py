@@ -52,7 +52,6 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
     SystemExit: a signal stopped the run; the code is 128 plus its number, so that schedulers restart the job.
   """
   configure_malloc()
-  config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, checkpoint='last'))
   run = prepare_run(config, Path(workdir).expanduser())
   check_workdir(run)
   print_summary(run)

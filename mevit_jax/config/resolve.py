@@ -112,6 +112,8 @@ def resolve(
     if classes not in (0, found):
       raise UserError(f'model.classes is {classes}, but the dataset {dataset.name!r} has {found} classes')
     change('model', f'classes of the dataset {dataset.name}', classes=found)
+  if not evaluate:
+    change('evaluation', 'training evaluates the latest parameters', checkpoint='last')
   size = -(-config.evaluation.batch_size // devices) * devices
   change('evaluation', f'a multiple of {devices} devices', batch_size=size)
   return resolved, [Change(name, _get(config, name), _get(resolved, name), reason) for name, reason in reasons.items()]

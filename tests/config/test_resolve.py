@@ -52,6 +52,14 @@ def test_evaluation_batches_are_divisible_by_the_devices(size, devices, wanted):
   assert_reported(config, resolved, changes)
 
 
+def test_training_evaluates_the_last_checkpoint():
+  config = from_dict({'evaluation': {'checkpoint': 'best'}})
+  resolved, changes = resolve(config)
+  assert resolved.evaluation.checkpoint == 'last'
+  assert_reported(config, resolved, changes)
+  assert resolve(config, evaluate=True) == (config, [])
+
+
 def test_weights_set_epsilon_and_normalization():
   config = from_dict({'init_from': 'vit.npz'})
   source = Source('vit.npz', 1e-12, Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
