@@ -1,6 +1,7 @@
 """Shared by all commands: flag parsing, log output, one-line errors."""
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -31,12 +32,17 @@ class _StdoutHandler(logging.StreamHandler):
 
   @property
   def stream(self) -> TextIO:
-    """The current standard output."""
-    return sys.stdout
+    """The current standard output, or standard error in processes whose output is silenced."""
+    return sys.stderr if getattr(sys.stdout, 'name', '') == os.devnull else sys.stdout
 
   @stream.setter
   def stream(self, stream: TextIO) -> None:
     """Ignores the stream that was current when the handler was made."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    """Prints a message; silenced processes print warnings only."""
+    if self.stream is sys.stdout or record.levelno >= logging.WARNING:
+      super().emit(record)
 
 
 def log_to_stdout() -> None:

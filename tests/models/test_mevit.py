@@ -134,7 +134,7 @@ def test_order_matters():
   second, _, _ = case(attention_order='time_space')
   assert parameter_shapes(first.abstract) == parameter_shapes(second.abstract)
   distance = jax.jit(first.apply)(params, video) - jax.jit(second.apply)(params, video)
-  assert np.abs(distance).max() > 0.01
+  assert np.abs(distance).max() > 0.05
 
 
 @pytest.mark.parametrize('class_blocks', [0, 1])
