@@ -120,7 +120,7 @@ def test_params_of_another_model_are_refused_by_name(function, how, words):
   ids=['one clip', 'frames', 'sides swapped', 'uint8'],
 )
 def test_another_video_is_refused(video, words):
-  with pytest.raises(ValueError, match='the video must (have shape|be normalized)') as error:
+  with pytest.raises(ValueError, match=r'the video must (have shape|be normalized)') as error:
     MODEL.apply(random_params(MODEL), video)
   assert all(word in str(error.value) for word in words), str(error.value)
 
