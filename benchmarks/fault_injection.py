@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from mevit_jax.checkpoint.reader import load_checkpoint, read_best, steps_of
+from mevit_jax.checkpoint.reader import load_checkpoint, read_best, saved_steps
 from mevit_jax.cli import command
 from mevit_jax.datasets import shards
 from mevit_jax.datasets.builders import moving_shapes
@@ -175,11 +175,13 @@ def run(folder: Path, kills: int, steps: int, seed: int, minutes: float) -> Tall
     result = final_arrays(workdir)
     tally.failures += [f'{workdir.name}: {name} differs' for name, x in expected.items() if result[name] != x]
     # A checkpoint saved on a signal can replace a regular one; their number and the best one must be the same.
-    if (len(steps_of(workdir)), read_best(workdir)) != (
-      len(steps_of(folder / 'reference')),
+    if (len(saved_steps(workdir)), read_best(workdir)) != (
+      len(saved_steps(folder / 'reference')),
       read_best(folder / 'reference'),
     ):
-      tally.failures.append(f'{workdir.name} keeps other checkpoints: {steps_of(workdir)}, best {read_best(workdir)}')
+      tally.failures.append(
+        f'{workdir.name} keeps other checkpoints: {saved_steps(workdir)}, best {read_best(workdir)}'
+      )
     shutil.rmtree(workdir)
     tally.finished, number, reached = tally.finished + 1, number + 1, 0
     print(f'{tally.table()}\n', flush=True)

@@ -155,6 +155,8 @@ def describe_damage(
     VideoError: more than half does not decode.
   """
   declared = (container.duration or 0) / av.time_base
+  if container.format.name == 'matroska,webm':  # it declares the absolute end, also if timestamps do not start at 0
+    declared -= max(0, container.start_time or 0) / av.time_base
   truncated = bool(packets.error) or packets.end < 0.9 * declared
   expected = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else declared * truncated
   detail = packets.error and f': {packets.error}'
@@ -214,8 +216,8 @@ def decode_run(
 ) -> Iterator[VideoFrame]:
   """Decodes a run of packets that starts at a keyframe; yields each wanted frame once, in display order.
 
-  A packet marked as a keyframe may not be a valid start: H.264 with periodic intra refresh marks recovery points,
-  whose frames refer to earlier ones. So the run's first packet must come out as a key frame before any wanted frame.
+  A packet marked as a keyframe may not be a valid start: with periodic intra refresh, H.264 marks recovery points,
+  which refer to earlier frames. So the run's first packet must come out as a key frame before any wanted frame.
 
   Args:
     stream: the video stream.
