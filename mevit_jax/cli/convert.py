@@ -7,7 +7,7 @@
 WEIGHTS is an .npz, .safetensors or PyTorch file, a folder of Hugging Face or timm, a workdir, or a shared model; its
 format is detected from its content (docs/weights.md lists all). A table shows the origin of every parameter, and the
 tensors that are not used. --config.init_head=keep keeps a head whose classes have no names in the source. Continue with
-python main.py --config=... --workdir=... and the same config to train, or with --mode=evaluate to evaluate.
+`mevit train --config=... --workdir=...` with the same config then trains, and `mevit evaluate` evaluates.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     raise UserError('give the weights to convert, one file or folder; see --help')
   config = dataclasses.replace(experiment.from_dict(flags.FLAGS.config), init_from=argv[1])
   folder = convert(config, flags.FLAGS.workdir)
-  print(f'wrote {folder}; to train: python main.py --config=... --workdir={folder}')
+  print(f'wrote {folder}; to train: mevit train --config=... --workdir={folder}')
 
 
 def define_flags() -> None:

@@ -18,6 +18,8 @@ import difflib
 import importlib
 import sys
 
+from absl import flags
+
 from mevit_jax.cli import command
 
 _MODULES = {
@@ -45,8 +47,10 @@ def main() -> None:
   module = importlib.import_module(f'mevit_jax.cli.{_MODULES[name]}')
   del sys.argv[1]
   module.define_flags()
-  # absl's --help prints the docstring of __main__, which is this dispatcher.
-  sys.modules['__main__'].__doc__ = module.__doc__
+  if {'--help', '-h', '-help', '-?'} & set(sys.argv[1:]):
+    print(f'{module.__doc__.strip()}\n\nFlags of mevit {name}:')
+    print(flags.FLAGS.module_help(module.define_flags.__module__).partition('\n')[2])
+    return
   command.run(module.main, required=module.REQUIRED)
 
 

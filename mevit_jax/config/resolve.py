@@ -99,7 +99,7 @@ def resolve(
   if source and source.trained and evaluate:
     _check_same_model(config, source.trained, source.name)
     trained = {field.name: getattr(source.trained.model, field.name) for field in dataclasses.fields(config.model)}
-    change('model', f'model of {source.name}', **{**trained, 'dtype': config.model.dtype})
+    change('model', f'from the checkpoint in {source.name}', **{**trained, 'dtype': config.model.dtype})
   elif source and source.trained and not config.init_from:
     change('', f'as {source.name} was started', **{name: getattr(source.trained, name) for name in _INIT_FIELDS})
   if source:

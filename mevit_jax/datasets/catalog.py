@@ -273,7 +273,7 @@ def describe(result: Result) -> str:
   lines = [
     f'{name}: {counts} videos, {size / 1e6:.1f} MB, in {directory}',
     f'fingerprint: {fingerprint}',
-    f'next: python main.py --config={result.config} --workdir=WORKDIR --config.data.dataset={name}'
+    f'next: mevit train --config={result.config} --workdir=WORKDIR --config.data.dataset={name}'
     f' --config.data.data_dir={shlex.quote(str(result.target.data_dir))}',
   ]
   if result.report is not None:

@@ -41,7 +41,8 @@ class MetricWriter:
     self._file.write(json.dumps({'step': step, **values}) + '\n')
     self._file.flush()
     for name, value in named.items():
-      self._events.add_scalar(name, value, step)
+      if math.isfinite(value):  # tensorboardX prints a warning of its own otherwise
+        self._events.add_scalar(name, value, step)
     self._events.flush()
 
   def has_metrics(self, step: int, prefix: str) -> bool:
