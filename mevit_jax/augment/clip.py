@@ -69,25 +69,26 @@ def augment(
 
 def _augment_pixels(clip: jax.Array, key: jax.Array, config: AugmentConfig, normalization: Normalization) -> jax.Array:
   """Augments the pixels of one clip: uint8 `t h w 3` -> float32."""
-  first_key, *keys = jax.random.split(key, 5)
+  # The first n keys do not depend on the count (partitionable threefry), so operations can be added.
+  randaugment_key, *keys = jax.random.split(key, 5)
   if config.randaugment:
     levels = config.randaugment_magnitude, config.randaugment_std, config.randaugment_probability
-    clip = randaugment(clip, first_key, config.randaugment, *levels)
+    clip = randaugment(clip, randaugment_key, config.randaugment, *levels)
   jitter = config.brightness, config.contrast, config.saturation, config.hue
   mean, std = normalization
   noise = std if config.erase_fill == 'noise' else (0, 0, 0)
-  changes = (
-    (config.color_jitter, lambda clip, key: jitter_color(clip, key, *jitter)),
-    (config.grayscale, lambda clip, _: drop_color(clip)),
-    (config.blur, lambda clip, key: blur(clip, key, config.blur_sigma)),
-    (config.erase, lambda clip, key: erase(clip, key, config.erase_area, config.erase_aspect, mean, noise)),
+  operations = (
+    (config.color_jitter, keys[0], lambda clip, key: jitter_color(clip, key, *jitter)),
+    (config.grayscale, keys[1], lambda clip, _: drop_color(clip)),
+    (config.blur, keys[2], lambda clip, key: blur(clip, key, config.blur_sigma)),
+    (config.erase, keys[3], lambda clip, key: erase(clip, key, config.erase_area, config.erase_aspect, mean, noise)),
   )
   clip = clip.astype(jnp.float32)
-  for (probability, change), key in zip(changes, keys, strict=True):
+  for probability, key, operation in operations:
     if probability:
-      use_key, change_key = jax.random.split(key)
-      use = jax.random.bernoulli(use_key, probability)
-      clip = jax.lax.cond(use, change, lambda clip, _: clip, clip, change_key)
+      apply_key, operation_key = jax.random.split(key)
+      applies = jax.random.bernoulli(apply_key, probability)
+      clip = jax.lax.cond(applies, operation, lambda clip, _: clip, clip, operation_key)
   return clip
 
 

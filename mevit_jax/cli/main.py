@@ -48,7 +48,7 @@ def main() -> None:
   del sys.argv[1]
   module.define_flags()
   if {'--help', '-h', '-help', '-?'} & set(sys.argv[1:]):
-    print(f'{module.__doc__.strip()}\n\nFlags of mevit {name}:')
+    print(f'{(module.__doc__ or "").strip()}\n\nFlags of mevit {name}:')
     print(flags.FLAGS.module_help(module.define_flags.__module__).partition('\n')[2])
     return
   command.run(module.main, required=module.REQUIRED)
