@@ -176,5 +176,5 @@ def test_another_dataset_is_refused(workdirs):
 def test_what_the_command_refuses(workdirs):
   with pytest.raises(UserError, match='two workdirs or evaluation folders, not 1'):
     compare.main(['compare', str(workdirs / 'a')])
-  with pytest.raises(UserError, match=r'nothing has no evaluation; run: python main\.py'):
+  with pytest.raises(UserError, match=r'nothing has no evaluation; run: mevit evaluate'):
     comparison.find_evaluation(workdirs / 'nothing', None)
