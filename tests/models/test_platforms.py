@@ -31,7 +31,7 @@ CONFIG = MEViTConfig(
 CONFIGS = {
   'the last blocks are smaller': {'image_size': (25, 15), 'block_size': 2},
   'no class token, three frames': {'frames': 3, 'class_blocks': 1},
-  'TimeSformer': {'order': 'time_space', 'class_token_in_motion': False, 'block_size': 1},
+  'TimeSformer': {'attention_order': 'time_space', 'class_token_in_motion': False, 'block_size': 1},
   'joint attention': {'block_size': 3},
 }
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
@@ -159,7 +159,7 @@ from mevit_jax.planning import chips
 # 17 tokens a frame; 9 a block, and where M is 3 in blocks of three sizes 19, 7 (twice) and 3.
 for gpu, changes, calls in (
   ('a100:1', {}, 3), ('h200:1', {'block_size': 3}, 6),
-  ('h200:1', {'class_token_in_motion': False, 'order': 'time_space'}, 3), ('h200:8', {}, 3),
+  ('h200:1', {'class_token_in_motion': False, 'attention_order': 'time_space'}, 3), ('h200:8', {}, 3),
   ('h200:1', {'dtype': 'float32'}, 0), ('h200:1', {'attention': 'auto'}, 0), ('h200:1', {'width': 24}, 0),
 ):
   config = MEViTConfig(**{
