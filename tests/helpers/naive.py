@@ -112,9 +112,13 @@ def linear(p, x):
 
 
 def random_params(model, seed=0):
-  """Random values for every parameter: constant initializations hide swapped parameters."""
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda x: (0.5 * rng.standard_normal(x.shape)).astype(np.float32), model.abstract)
+  """Random values for every parameter, by its name: constant initializations hide swapped parameters."""
+
+  def draw(path, x):
+    rng = np.random.default_rng([seed, *jax.tree_util.keystr(path).encode()])
+    return (0.5 * rng.standard_normal(x.shape)).astype(np.float32)
+
+  return jax.tree_util.tree_map_with_path(draw, model.abstract)
 
 
 def random_video(config, batch=2, seed=0):

@@ -130,11 +130,11 @@ def test_class_blocks_leave_the_patches_as_they_are():
 
 
 def test_order_matters():
-  first, params, video = case()
-  second, _, _ = case(attention_order='time_space')
+  first, params, video = case(motion_blocks=3)
+  second, _, _ = case(motion_blocks=3, attention_order='time_space')
   assert parameter_shapes(first.abstract) == parameter_shapes(second.abstract)
   distance = jax.jit(first.apply)(params, video) - jax.jit(second.apply)(params, video)
-  assert np.abs(distance).max() > 0.05
+  assert np.abs(distance).max() > 0.1
 
 
 @pytest.mark.parametrize('class_blocks', [0, 1])
@@ -145,7 +145,7 @@ def test_every_parameter_has_a_gradient_but_key_biases(class_blocks):
   for name, gradient in zip(names, jax.tree.leaves(gradients), strict=True):
     assert np.all(np.isfinite(gradient)), name
     # A bias of all keys alike moves all logits of a softmax alike.
-    assert (np.abs(gradient).max() > 1e-4) != name.endswith('key/bias'), name
+    assert (np.abs(gradient).max() > 1e-3) != name.endswith('key/bias'), name
 
 
 # Precision.
