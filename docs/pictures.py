@@ -61,7 +61,7 @@ def in_training(seed: int, **fields) -> jax.Array:
 
 
 def rows_of_augmentation() -> list[tuple[str, jax.Array]]:
-  """What each field does, with the field's name."""
+  """Returns pictures of each augmentation with its field."""
   rows = [('as decoded', BALL), ('flip', in_training(3, flip=True))]
   for i, name in enumerate(OPERATIONS):
     if name != 'identity':

@@ -16,10 +16,11 @@ from mevit_jax.datasets import reader as datasets
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation.protocol import Predictions, predict_all
 from mevit_jax.evaluation.results import write_results
+from mevit_jax.experiment import resolve_config
 from mevit_jax.models.functional import Params, build_model
 from mevit_jax.parallel.distributed import is_main_process
 from mevit_jax.parallel.hosts import process_batch_slice
-from mevit_jax.parallel.mesh import batch_shards, make_mesh
+from mevit_jax.parallel.mesh import make_mesh
 from mevit_jax.parallel.placement import batch_sharding, constrain_batch, shard_attention
 from mevit_jax.progress import Progress
 from mevit_jax.report.attention import attention_sections
@@ -71,9 +72,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
     if saved != requested:
       print(f'data.{name} differs from training: {saved} -> {requested}', flush=True)
   source = resolve.Source(str(folder), trained.model.layer_norm_eps, checkpoint.normalization, trained)
-  config, changes = resolve.resolve(config, None, source, batch_shards(mesh), evaluate=True)
-  if changes:
-    print(resolve.describe(changes), flush=True)
+  config = resolve_config(config, mesh, source=source, evaluate=True)
   model = build_model(config.model, constrain_batch(mesh), shard_attention(mesh))
   process_batch_slice(batch_sharding(mesh), config.evaluation.batch_size)
   step = make_evaluation_step(model, config.data.normalization)

@@ -88,10 +88,23 @@ def prepare_run(config: Config, workdir: Path) -> Run:
   mesh = make_mesh(config.mesh)
   weights, source = _source(config, workdir)
   dataset = resolve.Dataset(split.dataset, split.class_names)
-  config, changes = resolve.resolve(config, dataset, source, batch_shards(mesh))
+  config = resolve_config(config, mesh, dataset, source)
+  return dataclasses.replace(build_run(config, workdir, split, mesh), source=weights)
+
+
+def resolve_config(
+  config: Config,
+  mesh: jax.sharding.Mesh,
+  dataset: resolve.Dataset | None = None,
+  source: resolve.Source | None = None,
+  *,
+  evaluate: bool = False,
+) -> Config:
+  """Resolves a config for a mesh (see `resolve.resolve`) and prints the changes."""
+  config, changes = resolve.resolve(config, dataset, source, batch_shards(mesh), evaluate=evaluate)
   if changes:
     print(resolve.describe(changes), flush=True)
-  return dataclasses.replace(build_run(config, workdir, split, mesh), source=weights)
+  return config
 
 
 def build_run(config: Config, workdir: Path, split: datasets.Split, mesh: jax.sharding.Mesh) -> Run:
@@ -204,7 +217,8 @@ def check_workdir(run: Run) -> None:
   found += datasets.differences(saved, requested)
   if found:
     raise UserError(
-      f'{run.workdir} belongs to a different run (saved -> requested): {"; ".join(found[:5])}; use another workdir'
+      f'{run.workdir} belongs to a different run (saved -> requested): {"; ".join(found[:5])}; use another workdir, '
+      f'or start a new run from it: --config.init_from={run.workdir}'
     )
 
 
@@ -248,7 +262,7 @@ def print_summary(run: Run) -> None:
     f'block size {model.block_size}, {model.frames} frames of {model.image_size[0]}x{model.image_size[1]}; '
     f'{parameters:,} parameters, {flops / 1e9:.4g} GFLOPs per view ({flops / 2e9:.4g} G multiply-adds)\n'
     f'data: {run.split}, {data.sampling} clips{options}\n'
-    f'training: {run.steps} steps of {config.training.batch_size} clips ({config.training.epochs:g} epochs), '
+    f'training: {run.steps} steps of {config.training.batch_size} clips (training.epochs {config.training.epochs:g}), '
     f'{config.optimizer.name}, learning rate {peak_learning_rate(run):.3g}, '
     f'{len(devices)} x {devices[0].device_kind}',
     flush=True,

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import tempfile
 import uuid
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mevit_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -55,7 +58,7 @@ def read_checked_json(path: str | os.PathLike) -> dict[str, Any]:
   """Reads what `write_checked_json` wrote.
 
   Raises:
-    FileNotFoundError: there is no such file.
+    FileNotFoundError: the file does not exist.
     ValueError: the file is damaged; the message says how.
   """
   content = json.loads(Path(path).read_bytes().decode())
@@ -66,19 +69,17 @@ def read_checked_json(path: str | os.PathLike) -> dict[str, Any]:
   return content
 
 
-def read_json_lines(path: str | os.PathLike) -> tuple[list[dict[str, Any]], int]:
-  """Reads a file of JSON objects, one per line.
-
-  Returns:
-    The objects, and the number of damaged lines, which are skipped; ([], 0) if there is no such file.
-  """
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """Reads a file of JSON objects, one per line; logs how many damaged lines it skipped. A missing file is empty."""
   objects, damaged = [], 0
   for line in Path(path).read_bytes().splitlines() if Path(path).exists() else ():
     try:
       objects.append(json.loads(line.decode()))
     except ValueError:
       damaged += 1
-  return objects, damaged
+  if damaged:
+    _log.warning('%s: skipped %d damaged lines', path, damaged)
+  return objects
 
 
 def _checksum(content: dict[str, Any]) -> str:

@@ -59,8 +59,7 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
   check_hosts(run, new=new)
   if new:
     state = initial_state(run)  # before anything is written: loading the pretrained weights may fail
-    create_workdir(run)
-  elif not is_intact(run.workdir):
+  if new or not is_intact(run.workdir):
     create_workdir(run)
   enable_compilation_cache(run.workdir)
   checkpoints = CheckpointManager(run.workdir, config.training.keep, config.training.keep_best)

@@ -71,8 +71,9 @@ def test_every_damaged_byte_of_checked_json_is_noticed(tmp_path):
     read_checked_json(path)
 
 
-def test_damaged_lines_are_skipped_and_counted(tmp_path):
+def test_damaged_lines_are_skipped_and_counted(tmp_path, caplog):
   path = tmp_path / 'metrics.jsonl'
-  assert read_json_lines(path) == ([], 0)
+  assert read_json_lines(path) == []
   path.write_bytes(b'{"a": 1}\n{"a": \xff}\n{"a": 2}\n{"a"')
-  assert read_json_lines(path) == ([{'a': 1}, {'a': 2}], 2)
+  assert read_json_lines(path) == [{'a': 1}, {'a': 2}]
+  assert 'skipped 2 damaged lines' in caplog.text

@@ -20,7 +20,7 @@ from mevit_jax.parallel.distributed import is_main_process
 
 
 class State(Protocol):
-  """What the manager needs of a training state."""
+  """Interface of a training state to the manager."""
 
   @property
   def step(self) -> Any:

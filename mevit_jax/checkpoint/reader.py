@@ -230,7 +230,7 @@ def read_best(workdir: Path) -> dict[str, Any]:
 
 def _best_of_metrics(workdir: Path) -> dict[str, Any]:
   """Returns the first step with the highest top-1 of the latest evaluation protocol; {} if none was logged."""
-  lines = read_json_lines(workdir / 'metrics.jsonl')[0]
+  lines = read_json_lines(workdir / 'metrics.jsonl')
   logged = [(line, name) for line in lines for name in line if name.endswith('/top1')]
   if not logged:
     return {}

@@ -76,7 +76,7 @@ def check_output(flag: str, file: str | None, suffixes: Sequence[str], videos: I
     return
   path = Path(file).expanduser()
   if not path.parent.is_dir():
-    raise UserError(f'--{flag}={file}: there is no folder {path.parent}')
+    raise UserError(f'--{flag}={file}: the folder {path.parent} does not exist')
   if path.is_dir():
     raise UserError(f'--{flag}={file} is a folder: name a file')
   if suffixes and path.suffix.lower() not in suffixes:

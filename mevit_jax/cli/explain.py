@@ -50,8 +50,10 @@ def main(argv: Sequence[str]) -> None:
   print(f'{explanation}; query: frame {frame}, row {row}, column {column}', flush=True)
   if options.figure:
     explanation.write_figure(Path(options.figure).expanduser())
+    print(f'wrote {options.figure}', flush=True)
   if options.overlay:
     explanation.write_overlay(Path(options.overlay).expanduser())
+    print(f'wrote {options.overlay}', flush=True)
 
 
 def define_flags() -> None:

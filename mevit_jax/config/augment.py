@@ -13,7 +13,7 @@ class AugmentConfig(Validated):
 
   Attributes:
     flip: flip half of the clips horizontally. A class whose name has a direction ('moves_left') takes the label of its
-      mirror image ('moves_right'); if there is no such class, its clips are not flipped.
+      mirror image ('moves_right'); without such a class, its clips are not flipped.
     randaugment: number of RandAugment operations per clip; 0 disables it.
     randaugment_magnitude: mean magnitude; 10 is timm's maximum, values up to 30 extrapolate.
     randaugment_std: standard deviation of the magnitude.
@@ -69,5 +69,5 @@ class AugmentConfig(Validated):
 
   @property
   def mixes(self) -> bool:
-    """Whether neighboring clips are mixed; each device then needs an even number of examples per microbatch."""
+    """True if mixup or CutMix is enabled; each device then needs an even number of examples per microbatch."""
     return bool((self.mixup or self.cutmix) and self.mix_probability)

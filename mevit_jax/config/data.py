@@ -4,7 +4,6 @@ import dataclasses
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from mevit_jax.config.validation import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range, Validated
-from mevit_jax.errors import UserError
 
 
 class Normalization(NamedTuple):
@@ -15,7 +14,7 @@ class Normalization(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipConfig:
+class ClipConfig(Validated):
   """Frames and crop of a clip.
 
   Attributes:
@@ -30,24 +29,20 @@ class ClipConfig:
     UserError: a value is out of range.
   """
 
-  frames: int = 8
-  size: tuple[int, int] = (224, 224)
+  group: ClassVar[str] = 'data'
+  frames: Annotated[int, COUNT] = 8
+  size: Annotated[tuple[int, int], COUNT] = (224, 224)
   sampling: Literal['dense', 'uniform'] = 'dense'
-  stride: int = 32
-  short_side: tuple[int, int] = (256, 320)
+  stride: Annotated[int, COUNT] = 32
+  short_side: Annotated[tuple[int, int], COUNT] = (256, 320)
 
   def __post_init__(self) -> None:
-    if self.sampling not in ('dense', 'uniform'):
-      raise UserError(f"data.sampling must be 'dense' or 'uniform', not {self.sampling!r}")
-    if self.frames < 1 or self.stride < 1:
-      raise UserError(f'frames and stride must be at least 1, not {self.frames} and {self.stride}')
-    if len(self.size) != 2 or min(self.size) < 1:
-      raise UserError(f'size must be a height and a width in pixels, not {self.size}')
-    if len(self.short_side) != 2 or not min(self.size) <= self.short_side[0] <= self.short_side[1]:
-      raise UserError(
-        f'data.short_side {self.short_side} must be an increasing range that starts at the short side of the crop '
-        f'{self.size} or above'
-      )
+    super().__post_init__()
+    self.require(
+      len(self.short_side) == 2 and min(self.size) <= self.short_side[0] <= self.short_side[1],
+      'short_side',
+      f'{self.short_side} must be an increasing range that starts at the short side of the crop {self.size} or above',
+    )
 
 
 @dataclasses.dataclass(frozen=True)

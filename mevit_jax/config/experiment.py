@@ -46,7 +46,7 @@ class Config(Validated):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    self.clip  # noqa: B018 (validates itself)
+    _ = self.clip  # validates data.short_side against model.image_size
 
   @property
   def clip(self) -> ClipConfig:

@@ -71,7 +71,7 @@ def find_config(value: str) -> str:
   names = config_names()
   nearest = difflib.get_close_matches(name, names, n=1)
   hint = f'did you mean {nearest[0]}?' if nearest else f'use a .py file or one of {", ".join(names)}'
-  raise UserError(f'there is no config {name!r}; {hint}')
+  raise UserError(f'unknown config {name!r}; {hint}')
 
 
 def parse_config(config: ml_collections.ConfigDict | dict) -> Config:

@@ -1,4 +1,4 @@
-"""What a MEViT is: its sizes, its stages, and the choices where the paper is silent."""
+"""Model configuration: sizes, stages, and the choices where the paper is silent."""
 
 import dataclasses
 import math

@@ -1,6 +1,7 @@
 """The one function that changes a config after parsing."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,14 +21,14 @@ _INIT_FIELDS = ('init_from', 'init_head', 'init_channel_order')
 
 
 class Dataset(NamedTuple):
-  """What a config takes from its dataset."""
+  """The dataset, as far as it determines the config."""
 
   name: str
   class_names: tuple[str, ...]
 
 
 class Source(NamedTuple):
-  """What a config takes from the weights it starts from, or from the checkpoint it evaluates.
+  """The weights that a run starts from or evaluates, as far as they determine the config.
 
   Attributes:
     name: path of the weights, for messages.
@@ -61,6 +62,29 @@ class Change(NamedTuple):
     return f'config.{self.field}: {self.before} -> {self.after} ({self.reason})'
 
 
+class _Resolver:
+  """A config with its changes so far."""
+
+  def __init__(self, config: Config):
+    self._parsed = self.config = config
+    self._reasons: dict[str, str] = {}
+
+  def change(self, group: str, reason: str, **values: Any) -> None:
+    """Sets fields of a group ('' is the config itself); fields that have the value already do not count as changes."""
+    target = getattr(self.config, group) if group else self.config
+    values = {name: value for name, value in values.items() if getattr(target, name) != value}
+    self._reasons.update({f'{group}.{name}' if group else name: reason for name in values})
+    changed: Any = dataclasses.replace(target, **values)
+    self.config = dataclasses.replace(self.config, **{group: changed}) if group else changed
+
+  def changes(self) -> list[Change]:
+    """Returns all changes with their reasons."""
+    return [
+      Change(name, _get_field(self._parsed, name), _get_field(self.config, name), reason)
+      for name, reason in self._reasons.items()
+    ]
+
+
 def resolve(
   config: Config,
   dataset: Dataset | None = None,
@@ -76,7 +100,7 @@ def resolve(
     dataset: sets `model.classes`.
     source: sets `model.layer_norm_eps`, `data.mean` and `data.std`; a workdir of ours also `init_from`.
     devices: number of shards of the batch; rounds `evaluation.batch_size` up to a multiple.
-    evaluate: take the whole model from `source`, a checkpoint, but for its dtype.
+    evaluate: take the whole model from `source`, a checkpoint, except its dtype.
 
   Returns:
     The resolved config, and every change with its reason, for the command to print.
@@ -84,39 +108,36 @@ def resolve(
   Raises:
     UserError: the config contradicts the dataset or the checkpoint.
   """
-  resolved = config
-  reasons: dict[str, str] = {}
+  resolver = _Resolver(config)
+  if source:
+    _apply_source(resolver, source, evaluate)
+  if dataset:
+    classes, expected = resolver.config.model.classes, len(dataset.class_names)
+    if classes not in (0, expected):
+      raise UserError(f'model.classes is {classes}, but the dataset {dataset.name!r} has {expected} classes')
+    resolver.change('model', f'classes of the dataset {dataset.name}', classes=expected)
+  if not evaluate:
+    resolver.change('evaluation', 'training evaluates the latest parameters', checkpoint='last')
+  size = -(-config.evaluation.batch_size // devices) * devices
+  resolver.change('evaluation', f'a multiple of {devices} devices', batch_size=size)
+  return resolver.config, resolver.changes()
 
-  def change(group: str, reason: str, **values: Any) -> None:
-    nonlocal resolved
-    target = getattr(resolved, group) if group else resolved
-    values = {name: value for name, value in values.items() if getattr(target, name) != value}
-    reasons.update({f'{group}.{name}' if group else name: reason for name in values})
-    changed = dataclasses.replace(target, **values)
-    group_values: dict[str, Any] = {group: changed}
-    resolved = dataclasses.replace(resolved, **group_values) if group else changed
 
-  if source and source.trained and evaluate:
+def _apply_source(resolver: _Resolver, source: Source, evaluate: bool) -> None:
+  """Applies what the weights determine."""
+  config = resolver.config
+  if source.trained and evaluate:
     _check_same_model(config, source.trained, source.name)
     trained = {field.name: getattr(source.trained.model, field.name) for field in dataclasses.fields(config.model)}
-    change('model', f'from the checkpoint in {source.name}', **{**trained, 'dtype': config.model.dtype})
-  elif source and source.trained and not config.init_from:
-    change('', f'as {source.name} was started', **{name: getattr(source.trained, name) for name in _INIT_FIELDS})
-  if source:
-    change('model', f'as in {source.name}', layer_norm_eps=source.layer_norm_eps)
-  if source and source.normalization:
+    reason = f'from the checkpoint in {source.name}'
+    resolver.change('model', reason, **{**trained, 'dtype': config.model.dtype})
+  elif source.trained and not config.init_from:
+    init = {name: getattr(source.trained, name) for name in _INIT_FIELDS}
+    resolver.change('', f'the run in {source.name} started from it', **init)
+  resolver.change('model', f'as in {source.name}', layer_norm_eps=source.layer_norm_eps)
+  if source.normalization:
     mean, std = source.normalization
-    change('data', f'normalization of {source.name}', mean=tuple(mean), std=tuple(std))
-  if dataset:
-    classes, found = resolved.model.classes, len(dataset.class_names)
-    if classes not in (0, found):
-      raise UserError(f'model.classes is {classes}, but the dataset {dataset.name!r} has {found} classes')
-    change('model', f'classes of the dataset {dataset.name}', classes=found)
-  if not evaluate:
-    change('evaluation', 'training evaluates the latest parameters', checkpoint='last')
-  size = -(-config.evaluation.batch_size // devices) * devices
-  change('evaluation', f'a multiple of {devices} devices', batch_size=size)
-  return resolved, [Change(name, _get(config, name), _get(resolved, name), reason) for name, reason in reasons.items()]
+    resolver.change('data', f'normalization of {source.name}', mean=tuple(mean), std=tuple(std))
 
 
 def describe(changes: Sequence[Change]) -> str:
@@ -131,8 +152,6 @@ def _check_same_model(config: Config, trained: Config, name: str) -> None:
     raise UserError(f'{name} has a different model (saved -> requested): {"; ".join(found[:5])}')
 
 
-def _get(config: Config, path: str) -> Any:
-  value: Any = config
-  for part in path.split('.'):
-    value = getattr(value, part)
-  return value
+def _get_field(config: Config, path: str) -> Any:
+  """Returns the value of a field by its full name."""
+  return functools.reduce(getattr, path.split('.'), config)

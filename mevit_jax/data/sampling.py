@@ -13,7 +13,7 @@ from mevit_jax.errors import UserError
 
 
 class Sampling(NamedTuple):
-  """Which videos training batches have.
+  """Order of the videos in training batches, and number of examples per video.
 
   Attributes:
     seed: seed of the order and of the random crops.

@@ -32,7 +32,7 @@ class Options:
     progress: function of a description that returns a progress callback.
     max_dead, max_missing: largest shares of dead and of missing videos; more stop the preparation.
     encoding: encoding that videos are stored in.
-    time_limit: seconds that decoding a video may take, else it is dead; 0 is no limit.
+    time_limit: seconds that decoding a video may take, else it is dead; 0 disables the limit.
     validation_fraction, seed: settings of the split, if the listing gives none.
     all_classes: True if a class without usable videos is an error, False if it is only noted.
   """

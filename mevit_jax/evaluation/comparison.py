@@ -54,7 +54,7 @@ def find_evaluation(path: Path, name: str | None) -> Path:
     name: name of the evaluation, required if the workdir has several.
 
   Raises:
-    UserError: there is no such evaluation, or several and no name.
+    UserError: the evaluation does not exist, or there are several and `name` is None.
   """
   if (path / 'results.json').exists():
     return path

@@ -53,7 +53,7 @@ class StepPlan:
     peak_flops: peak FLOP/s of all chips.
     bytes_accessed: HBM traffic by the compiler's cost analysis, loop bodies counted once; 0 if unknown.
     cycles: the compiler's cycle estimates by category; 'kernels' are custom kernels, by `kernel_cycles`.
-    compute: seconds of those cycles; 0 if there are no estimates.
+    compute: seconds of those cycles; 0 without estimates.
     traffic: collectives.
     unknown_loops: number of loops whose cycles are counted once because their trip count is unknown.
     compile_seconds: compilation time on this machine.

@@ -13,6 +13,7 @@ from mevit_jax.models.functional import Model, Params, init_motion, parameter_sh
 from mevit_jax.models.mevit import STAGES
 from mevit_jax.pretrained.positions import resize_space, resize_time
 from mevit_jax.pretrained.source import Source
+from mevit_jax.trees import get_by_name, set_by_name
 
 _CLASS_STAGE = STAGES[-1]
 _COPIED = {'zero': 'space attention, with a zero output projection', 'copy': 'space attention'}
@@ -61,7 +62,7 @@ class Assignment:
     params: Params = {}
     for name, shape in parameter_shapes(self.model.abstract).items():
       if '/motion_attention/' not in name:
-        _put(params, name, self._parameter(name, shape))
+        set_by_name(params, name, self._parameter(name, shape))
     if self.config.motion_blocks:
       self._assign_motion(params, key)
     self.rows += self._unused_rows()
@@ -143,11 +144,11 @@ class Assignment:
       rest = name.partition('/motion_attention/')[2]
       if not rest:
         continue
-      array = np.array(_get(initial, rest)) if initial else np.empty(shape, np.float32)
+      array = np.array(get_by_name(initial, rest)) if initial else np.empty(shape, np.float32)
       for i, block in enumerate(blocks):
         if available[i]:
           array[i] = self._read(f'{block}/{rest}', shape[1:])
-      _put(params, name, array)
+      set_by_name(params, name, array)
       self._add_motion_row(name, shape, [f'{block}/{rest}' for block in blocks], available)
 
   def _init_motion(self, params: Params, key: jax.Array) -> Params:
@@ -253,16 +254,3 @@ def _format_size(sides: Sequence[int]) -> str:
 
 def _format_value(value: object) -> str:
   return _format_size(value) if isinstance(value, tuple) else str(value)
-
-
-def _get(tree: Params, name: str) -> np.ndarray:
-  for part in name.split('/'):
-    tree = tree[part]
-  return tree  # type: ignore[return-value]
-
-
-def _put(tree: Params, name: str, array: np.ndarray) -> None:
-  *parents, last = name.split('/')
-  for part in parents:
-    tree = tree.setdefault(part, {})
-  tree[last] = array

@@ -18,6 +18,7 @@ from mevit_jax.models.mevit import STAGES
 from mevit_jax.pretrained import timesformer, vit
 from mevit_jax.pretrained.files import WeightFiles, read_files
 from mevit_jax.pretrained.transforms import CheckpointFormat, ConvertedArrays, detect_format
+from mevit_jax.trees import get_by_name
 
 ChannelOrder = Literal['rgb', 'bgr']
 FORMATS = (*vit.FORMATS, *timesformer.FORMATS)
@@ -241,9 +242,7 @@ def unstack_blocks(params: Params) -> tuple[dict[str, np.ndarray], dict[str, tup
   if 'space' in params:
     first_block['motion'] = len(params['space']['blocks']['mlp']['up']['bias'])
   for path in parameter_shapes(params):
-    leaf: Any = params
-    for part in path.split('/'):
-      leaf = leaf[part]
+    leaf = get_by_name(params, path)
     stage, blocks, rest = path.partition('/blocks/')
     if not blocks:
       arrays[path] = leaf.reshape(-1, leaf.shape[-1]) if path == 'embedding/space' else leaf

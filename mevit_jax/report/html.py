@@ -1,8 +1,6 @@
 """HTML report of an evaluation: one self-contained file without network access."""
 
-import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import numpy as np
 from mevit_jax.evaluation import metrics
 from mevit_jax.evaluation.protocol import Predictions
 from mevit_jax.evaluation.results import calibration
-from mevit_jax.files import write_text
+from mevit_jax.files import read_json_lines, write_text
 from mevit_jax.report import figures
 from mevit_jax.report.examples import Example
 
@@ -144,7 +142,7 @@ def _per_class(matrix: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any
 def _learning_curves(path: Path, results: dict[str, Any]) -> dict[str, str]:
   """Draws loss and accuracy by step, including the accuracy of this evaluation."""
   series: dict[str, dict[int, float]] = {}
-  for line in _read_lines(path):
+  for line in read_json_lines(path):
     for name, value in line.items():
       if name in ('train/loss', 'train/accuracy') or name.endswith('/top1'):
         series.setdefault(name, {})[line['step']] = np.nan if value is None else value
@@ -159,13 +157,6 @@ def _learning_curves(path: Path, results: dict[str, Any]) -> dict[str, str]:
     percent = {name: {step: 100 * fraction for step, fraction in points.items()} for name, points in named.items()}
     curves['top-1 accuracy'] = figures.learning_curve(percent, 'top-1 accuracy (%)')
   return curves
-
-
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-  """Yields the complete lines; the last one may be truncated if the run was killed."""
-  for line in path.read_text().splitlines():
-    with contextlib.suppress(json.JSONDecodeError):
-      yield json.loads(line)
 
 
 def _flatten(values: dict[str, Any], path: str = '') -> Iterator[tuple[str, Any]]:

@@ -1,15 +1,13 @@
 """Metric output: metrics.jsonl, TensorBoard events and log lines."""
 
-import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import tensorboardX
 
-from mevit_jax.files import write_text
+from mevit_jax.files import read_json_lines, write_text
 from mevit_jax.parallel.distributed import is_main_process
 
 
@@ -22,7 +20,7 @@ class MetricWriter:
 
   def __init__(self, workdir: Path, step: int):
     path = workdir / 'metrics.jsonl'
-    lines = [line for line in _complete_lines(path) if line['step'] <= step]
+    lines = [line for line in read_json_lines(path) if line['step'] <= step]
     self._last = lines[-2:]
     self._is_main = is_main_process()
     if not self._is_main:
@@ -129,10 +127,3 @@ def _format_duration(seconds: float) -> str:
   if seconds < 90 * 60:
     return f'{seconds / 60:.0f} min'
   return f'{seconds / 3600:.1f} h'
-
-
-def _complete_lines(path: Path) -> Iterator[dict]:
-  """Yields all lines but a truncated last one."""
-  for line in path.read_text().splitlines() if path.exists() else ():
-    with contextlib.suppress(json.JSONDecodeError):
-      yield json.loads(line)

@@ -239,4 +239,4 @@ def time_base_seconds(stream: VideoStream) -> float:
 
 def error_reason(error: av.FFmpegError) -> str:
   """Formats an FFmpeg error in one line."""
-  return f'{type(error).__name__} ({error.strerror})'
+  return error.strerror or type(error).__name__

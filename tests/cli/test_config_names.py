@@ -43,7 +43,7 @@ def test_a_folder_of_that_name_is_not_the_config(tmp_path, monkeypatch):
   ('name', 'hint'), [('k4000', r'did you mean k400\?'), ('zebra', r'use a \.py file or one of .*, k400, k600, ')]
 )
 def test_an_unknown_name_is_one_line(name, hint):
-  with pytest.raises(UserError, match=rf"^there is no config '{name}'; {hint}"):
+  with pytest.raises(UserError, match=rf"^unknown config '{name}'; {hint}"):
     flags.find_config(name)
 
 
@@ -59,4 +59,4 @@ def test_the_command_takes_names_and_their_fields_in_any_folder(tmp_path):
   done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
   assert done.returncode == 1
   assert done.stderr.count('\n') == 1
-  assert "there is no config 'k401'; did you mean k400?" in done.stderr
+  assert "unknown config 'k401'; did you mean k400?" in done.stderr

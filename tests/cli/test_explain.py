@@ -121,8 +121,12 @@ def test_what_is_wrong_is_one_line(workdir, video, options, words):
   [
     ([], {}, 'give one video file, not 0'),
     (['video.mp4'], {}, 'nothing to write'),
-    (['video.mp4'], {'figure': 'gone/attention.png'}, r'--figure=gone/attention\.png: there is no folder gone'),
-    (['video.mp4'], {'overlay': 'gone/attention.mp4'}, r'--overlay=gone/attention\.mp4: there is no folder gone'),
+    (['video.mp4'], {'figure': 'gone/attention.png'}, r'--figure=gone/attention\.png: the folder gone does not exist'),
+    (
+      ['video.mp4'],
+      {'overlay': 'gone/attention.mp4'},
+      r'attention\.mp4: the folder gone does not exist',
+    ),
     (['video.mp4'], {'figure': '.'}, r'--figure=\. is a folder'),
     (['video.mp4'], {'figure': 'attention.jpg'}, r'--figure=attention\.jpg: the file name must end with \.png'),
     (['video.mp4'], {'figure': 'attention.png', 'query': '1,2'}, '--query must be FRAME,ROW,COLUMN of a patch'),

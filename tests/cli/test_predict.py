@@ -169,7 +169,7 @@ def test_errors(command, folder):
   for arguments, options, what in (
     ((), {}, 'give videos'),
     ((folder,), {'overlay': 'out.mp4'}, '--overlay writes one video, but 4 were given'),
-    ((folder,), {'csv': str(folder / 'gone/out.csv')}, 'there is no folder'),
+    ((folder,), {'csv': str(folder / 'gone/out.csv')}, 'the folder .* does not exist'),
     ((folder,), {'csv': str(folder)}, 'is a folder: name a file'),
     ((folder,), {'figure': 'out.jpg'}, r'--figure=out\.jpg: the file name must end with \.png or \.svg or \.pdf'),
     ((folder / 'd.webm',), {'overlay': 'out.webm'}, r'must end with \.mp4'),

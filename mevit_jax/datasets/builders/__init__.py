@@ -45,7 +45,7 @@ class VideoBuilder(tfds.core.GeneratorBasedBuilder):
       decode) and `dead` (one line: the reason why the video is left out; then only `id` and `label` are required).
     dead_example: function of an item that crashed its process, and of the reason, that returns its example.
     encoding: settings of re-encoded videos; empty if their bytes are kept.
-    time_limit: seconds after which the process that makes an example is ended; 0 is no limit.
+    time_limit: seconds after which the process that makes an example is ended; 0 disables the limit.
   """
 
   VERSION = tfds.core.Version(VERSION)

@@ -178,7 +178,7 @@ def make_example(file: VideoFile, encoding: Encoding, time_limit: float = 0) -> 
   Args:
     file: the file.
     encoding: encoding to store it in.
-    time_limit: seconds that decoding may take; 0 is no limit.
+    time_limit: seconds that decoding may take; 0 disables the limit.
 
   Raises:
     UserError: the file has changed since it was listed or examined.

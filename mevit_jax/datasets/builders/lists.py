@@ -147,7 +147,7 @@ def gather(sources: Iterable[Path], suffixes: Sequence[str], wanted: str) -> lis
     wanted: description of the expected files, for error messages.
 
   Raises:
-    UserError: a source does not exist, or there is no such file.
+    UserError: a source or a file in it does not exist.
   """
   sources, files = list(sources), []
   for source in sources:
