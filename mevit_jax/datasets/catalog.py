@@ -83,7 +83,7 @@ class Result:
 
   Attributes:
     target: the dataset.
-    config: config file to train with.
+    config: name of the config to train with.
     report: report of the preparation; None for drawn videos.
   """
 
@@ -124,7 +124,7 @@ def _prepare_moving_shapes(kind: str, sources: Sequence[str], request: Request) 
   with shards.open_for_writing(target.directory, request.overwrite) as directory:
     builder = moving_shapes.build(directory.parents[1], videos, request.seed, shapes['frames'], shapes['size'])
     shards.write(builder, request.executor, Progress('videos written'), arguments=arguments)
-  return Result(target, 'configs/demo.py')
+  return Result(target, 'demo')
 
 
 def _prepare_video_folder(kind: str, sources: Sequence[str], request: Request) -> Result | None:
@@ -146,7 +146,7 @@ def _prepare_video_folder(kind: str, sources: Sequence[str], request: Request) -
     raise UserError(f'{source} has one class only ({listing.class_names[0]}); a classifier needs at least two')
   if any(video.split for video in listing.videos):  # the splits are given: seed and fraction do not matter
     target = dataclasses.replace(target, arguments=arguments)
-  return _prepare_files(target, listing, encoding, request, 'configs/video_folder.py', all_classes=True)
+  return _prepare_files(target, listing, encoding, request, 'video_folder', all_classes=True)
 
 
 def _prepare_benchmark(
@@ -188,10 +188,10 @@ def _kinetics(classes: int) -> Callable[[Path, Sequence[Path]], Listing]:
 DATASETS: dict[str, Callable[[str, Sequence[str], Request], Result | None]] = {
   'moving_shapes': _prepare_moving_shapes,
   'video_folder': _prepare_video_folder,
-  'kinetics400': functools.partial(_prepare_benchmark, _kinetics(400), 'configs/k400.py'),
-  'kinetics600': functools.partial(_prepare_benchmark, _kinetics(600), 'configs/k600.py'),
-  'kinetics700': functools.partial(_prepare_benchmark, _kinetics(700), 'configs/k600.py'),
-  'something_something_v2': functools.partial(_prepare_benchmark, something_something.find, 'configs/ssv2.py'),
+  'kinetics400': functools.partial(_prepare_benchmark, _kinetics(400), 'k400'),
+  'kinetics600': functools.partial(_prepare_benchmark, _kinetics(600), 'k600'),
+  'kinetics700': functools.partial(_prepare_benchmark, _kinetics(700), 'k600'),
+  'something_something_v2': functools.partial(_prepare_benchmark, something_something.find, 'ssv2'),
 }
 
 

@@ -34,7 +34,7 @@ def test_the_command_from_end_to_end(folder, tmp_path):
   ]
   done = subprocess.run(command, capture_output=True, text=True, check=True)
   assert not done.stderr
-  assert 'mevit train --config=configs/video_folder.py' in done.stdout
+  assert 'mevit train --config=video_folder' in done.stdout
   assert f'--config.data.dataset=my_videos --config.data.data_dir={tmp_path}' in done.stdout
   assert re.search(r'videos written: 9 of 9, \d+\.\d/s\n', done.stdout)
   train, validation = (datasets.open_split(tmp_path, 'my_videos', name) for name in ('train', 'validation'))
