@@ -83,8 +83,8 @@ def prepare_run(config: Config, workdir: Path) -> Run:
   """
   split = datasets.open_split(config.data.data_dir, config.data.dataset, config.data.train_split)
   datasets.open_split(config.data.data_dir, config.data.dataset, config.evaluation.split)
-  if unlabelled := int((split.labels < 0).sum()):
-    raise UserError(f'{unlabelled:,} videos of {split} have no label: choose another data.train_split')
+  if unlabeled := int((split.labels < 0).sum()):
+    raise UserError(f'{unlabeled:,} videos of {split} have no label: choose another data.train_split')
   mesh = make_mesh(config.mesh)
   weights, source = _source(config, workdir)
   dataset = resolve.Dataset(split.dataset, split.class_names)

@@ -126,6 +126,8 @@ def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
     main(argv)
   except UserError as error:
     sys.exit(f'error: {error}')
+  except BrokenPipeError:
+    raise
   except OSError as error:
     if error.errno is None and not isinstance(error.__cause__, OSError):
       raise

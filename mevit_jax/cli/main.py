@@ -16,6 +16,7 @@
 
 import difflib
 import importlib
+import os
 import sys
 
 from absl import flags
@@ -30,6 +31,15 @@ _MODULES = {
 
 def main() -> None:
   """Runs the command that the first argument names: the entry point of `mevit` and `python -m mevit_jax`."""
+  try:
+    _run()
+    sys.stdout.flush()
+  except BrokenPipeError:  # the reader ended first, as in `mevit --help | head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at exit
+    sys.exit(1)
+
+
+def _run() -> None:
   name = sys.argv[1] if len(sys.argv) > 1 else '--help'
   if name in ('--help', '-h', '-help', 'help'):
     print(__doc__.strip())

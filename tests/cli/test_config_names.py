@@ -60,3 +60,12 @@ def test_the_command_takes_names_and_their_fields_in_any_folder(tmp_path):
   assert done.returncode == 1
   assert done.stderr.count('\n') == 1
   assert "unknown config 'k401'; did you mean k400?" in done.stderr
+
+
+def test_help_ends_quietly_when_its_reader_does():
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'mevit_jax', '--help'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+  )
+  process.stdout.close()  # long before Python has started
+  assert (process.wait(timeout=60), process.stderr.read()) == (1, b'')
+  process.stderr.close()
