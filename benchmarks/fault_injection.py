@@ -124,7 +124,7 @@ def kill(session: Session, workdir: Path, random_: random.Random, tally: Tally) 
   if random_.random() < 0.1:
     time.sleep(random_.uniform(0, 5))
   else:
-    session.trains.wait()
+    session.training.wait()
     time.sleep(random_.uniform(0, 3))
   number = random_.choices([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], [6, 3, 1])[0]
   activity = session.activity(workdir)
