@@ -130,6 +130,11 @@ def variant(name: str) -> dict:
   }
 
 
+def usual_heads(width: int) -> int | None:
+  """Returns the number of attention heads of the ViT of this width; None if there is none."""
+  return next((heads for size, heads, *_ in _SIZES.values() if size == width), None)
+
+
 def count_flops(config: MEViTConfig) -> int:
   """FLOPs of one view's forward pass in its matrix products; a multiply-add is two.
 

@@ -17,7 +17,7 @@ _EVALUATION_MAY_CHANGE = (
   'model.drop_path',
   'model.dtype',
 )
-_INIT_FIELDS = ('init_from', 'init_head', 'init_channel_order')
+_INIT_FIELDS = ('init_from', 'init_weights', 'init_head', 'init_channel_order')
 
 
 class Dataset(NamedTuple):
@@ -35,12 +35,14 @@ class Source(NamedTuple):
     layer_norm_eps: LayerNorm epsilon of the weights.
     normalization: pixel normalization of the weights; None if they do not state it.
     trained: config of a checkpoint or workdir of ours; None for other libraries' weights.
+    init_from: name to record, with the commit of a model on the hub; '' keeps the config's.
   """
 
   name: str
   layer_norm_eps: float
   normalization: Normalization | None = None
   trained: Config | None = None
+  init_from: str = ''
 
 
 class Change(NamedTuple):
@@ -98,7 +100,8 @@ def resolve(
   Args:
     config: the parsed config.
     dataset: sets `model.classes`.
-    source: sets `model.layer_norm_eps`, `data.mean` and `data.std`; a workdir of ours also `init_from`.
+    source: sets `model.layer_norm_eps`, `data.mean` and `data.std`; a workdir of ours or a model of the hub also
+      `init_from`.
     devices: number of shards of the batch; rounds `evaluation.batch_size` up to a multiple.
     evaluate: take the whole model from `source`, a checkpoint, except its dtype.
 
@@ -134,6 +137,8 @@ def _apply_source(resolver: _Resolver, source: Source, evaluate: bool) -> None:
   elif source.trained and not config.init_from:
     init = {name: getattr(source.trained, name) for name in _INIT_FIELDS}
     resolver.change('', f'the run in {source.name} started from it', **init)
+  if source.init_from:
+    resolver.change('', 'the commit of its revision', init_from=source.init_from)
   resolver.change('model', f'as in {source.name}', layer_norm_eps=source.layer_norm_eps)
   if source.normalization:
     mean, std = source.normalization

@@ -1,8 +1,10 @@
 """Sources of weights in any known format: their properties, and their arrays by parameter name."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +14,15 @@ import numpy as np
 from mevit_jax.checkpoint.reader import load_checkpoint
 from mevit_jax.checkpoint.workdir import is_shared
 from mevit_jax.config.data import Normalization
+from mevit_jax.config.model import usual_heads
 from mevit_jax.errors import UserError
 from mevit_jax.models.functional import Params, parameter_shapes
 from mevit_jax.models.mevit import STAGES
 from mevit_jax.pretrained import timesformer, vit
 from mevit_jax.pretrained.files import WeightFiles, read_files
+from mevit_jax.pretrained.hub import locate
+from mevit_jax.pretrained.state_dicts import Weights, strip_wrappers, training_only_reason
+from mevit_jax.pretrained.tensors import LazyTensors
 from mevit_jax.pretrained.transforms import CheckpointFormat, ConvertedArrays, detect_format
 from mevit_jax.trees import get_by_name
 
@@ -76,6 +82,7 @@ class Source:
     origin: parameter name -> the source's tensor names.
     unused: tensor name that has no counterpart in MEViT -> reason.
     channel_order: channel order of the images that it was trained on.
+    name: its path; or its name on the hub, with the commit.
   """
 
   info: SourceInfo
@@ -83,32 +90,78 @@ class Source:
   origin: Mapping[str, tuple[str, ...]]
   unused: Mapping[str, str]
   channel_order: ChannelOrder = 'rgb'
+  name: str = ''
 
 
-def open_source(path: str | Path, heads: int = 1, channel_order: ChannelOrder = 'rgb') -> Source:
+def open_source(
+  name: str | Path, heads: int | None = None, channel_order: ChannelOrder = 'rgb', weights: Weights = 'auto'
+) -> Source:
   """Opens weights of any known format.
 
   Args:
-    path: an .npz, .safetensors or PyTorch file, a folder of Hugging Face or timm, a workdir, or a shared model.
-    heads: number of attention heads, for formats whose shapes do not state it.
+    name: an .npz, .safetensors or PyTorch file, a folder of Hugging Face or timm, a workdir, a shared model, or the name
+      of a model on the hub (`hf://ORG/NAME`).
+    heads: number of attention heads, for formats whose shapes do not state it; None is that of its config.json, else
+      the usual one of ViTs of this width.
     channel_order: channel order of the training images; `info.normalization` and the loaded parameters are RGB.
+    weights: parameters to read, where there are several sets: 'raw', 'ema', or 'auto' (EMA if there is any).
 
   Raises:
     UserError: the source does not exist, is damaged, has an unknown format, or a name is unknown or missing.
   """
-  path = Path(path).expanduser()
-  if not path.exists():
-    raise UserError(f'no weights at {path}: no such file or folder')
+  path, name = locate(name)
   if (path / 'checkpoints').is_dir() or is_shared(path):
-    return _with_channel_order(_open_workdir(path), channel_order)
-  files = read_files(path)
+    return dataclasses.replace(_with_channel_order(_open_workdir(path, weights), channel_order), name=name)
+  files = read_files(path, weights)
   _check_config(files.config)
-  checkpoint_format = detect_format(FORMATS, list(files.tensors))
-  arrays = ConvertedArrays(checkpoint_format, files.tensors, heads)
+  names = _short_names(path, files.tensors)
+  checkpoint_format = detect_format(FORMATS, list(names))
+  training_only = {names[name]: reason for name in names if (reason := training_only_reason(name))}
+  tensors = LazyTensors(
+    path, {name: partial(files.tensors.__getitem__, full) for name, full in names.items() if full not in training_only}
+  )
+  width = ConvertedArrays(checkpoint_format, tensors, 1)['norm/scale'].size
+  heads = heads or _heads(files.config) or usual_heads(width) or 1
+  arrays = ConvertedArrays(checkpoint_format, tensors, heads)
   if arrays.depth == 0:
     raise UserError(f'{path}: {checkpoint_format.name} without any block; the file is damaged or incomplete')
-  info = _describe(checkpoint_format, arrays, files)
-  return _with_channel_order(Source(info, arrays, arrays.origin, arrays.unused), channel_order)
+  info = _describe(checkpoint_format, arrays, files, tensors)
+  origin = {name: tuple(names[tensor] for tensor in tensors) for name, tensors in arrays.origin.items()}
+  unused = {**{names[tensor]: reason for tensor, reason in arrays.unused.items()}, **training_only, **files.unused}
+  return _with_channel_order(Source(info, arrays, origin, unused, name=name), channel_order)
+
+
+def _short_names(path: Path, tensors: Iterable[str]) -> dict[str, str]:
+  """Returns tensor name without the prefixes of wrappers -> its name in the file."""
+  names: dict[str, str] = {}
+  for full, short in strip_wrappers(tensors, _is_known).items():
+    other = names.setdefault(short, full)
+    if other != full:
+      raise UserError(f'{path}: {other!r} and {full!r} differ only in their prefix; save one set of weights alone')
+  return names
+
+
+def _is_known(name: str) -> bool:
+  """Returns whether a format has a tensor of this name."""
+  return training_only_reason(name) is not None or any(
+    checkpoint_format.depth([checkpoint_format.strip(name)]) > 0
+    or checkpoint_format.strip(name) in _names_outside_blocks(checkpoint_format)
+    or checkpoint_format.unused_reason(checkpoint_format.strip(name)) is not None
+    for checkpoint_format in FORMATS
+  )
+
+
+@functools.cache
+def _names_outside_blocks(checkpoint_format: CheckpointFormat) -> frozenset[str]:
+  return frozenset(checkpoint_format.tensor_names(depth=0))
+
+
+def _heads(config: dict[str, Any]) -> int | None:
+  """Returns the number of attention heads that a config states."""
+  heads = config.get('num_attention_heads') or _section(config, 'model_args').get('num_heads')
+  if heads is not None and not (isinstance(heads, int) and heads > 0):
+    raise UserError(f'config.json of the weights has an invalid number of attention heads: {heads!r}')
+  return heads
 
 
 def _with_channel_order(source: Source, channel_order: ChannelOrder) -> Source:
@@ -120,7 +173,9 @@ def _with_channel_order(source: Source, channel_order: ChannelOrder) -> Source:
   return dataclasses.replace(source, info=info, channel_order=channel_order)
 
 
-def _describe(checkpoint_format: CheckpointFormat, arrays: ConvertedArrays, files: WeightFiles) -> SourceInfo:
+def _describe(
+  checkpoint_format: CheckpointFormat, arrays: ConvertedArrays, files: WeightFiles, tensors: LazyTensors
+) -> SourceInfo:
   config = files.config
   depth = config.get('num_hidden_layers', arrays.depth)
   if depth != arrays.depth:
@@ -129,16 +184,16 @@ def _describe(checkpoint_format: CheckpointFormat, arrays: ConvertedArrays, file
       'the weights are damaged or incomplete'
     )
   patch_size = arrays['embedding/kernel'].shape[:2]
-  query = files.tensors[arrays.origin['blocks/0/space_attention/query/bias'][0]]
-  heads = config.get('num_attention_heads') or (query.shape[0] if query.ndim == 2 else None)  # Google's: h k
+  query = tensors[arrays.origin['blocks/0/space_attention/query/bias'][0]]
+  heads = _heads(config) or (query.shape[0] if query.ndim == 2 else None)  # Google's: h k
   return SourceInfo(
-    kind=checkpoint_format.name,
+    kind=checkpoint_format.name + (f' (EMA parameters {files.key!r})' if files.weights == 'ema' else ''),
     depth=arrays.depth,
     width=arrays['class_token'].size,
     mlp_dim=arrays['blocks/0/mlp/up/bias'].size,
     patch_size=patch_size,
     grid=_grid(arrays['embedding/space'].shape[0], config, patch_size),
-    layer_norm_eps=float(config.get('layer_norm_eps') or checkpoint_format.layer_norm_eps),
+    layer_norm_eps=_layer_norm_eps(config) or checkpoint_format.layer_norm_eps,
     antialias=checkpoint_format.antialias,
     heads=heads,
     frames=len(arrays['embedding/time']) if 'embedding/time' in arrays else 0,
@@ -146,6 +201,13 @@ def _describe(checkpoint_format: CheckpointFormat, arrays: ConvertedArrays, file
     class_names=_class_names(config),
     normalization=_normalization(files) or checkpoint_format.normalization,
   )
+
+
+def _layer_norm_eps(config: dict[str, Any]) -> float | None:
+  eps = config.get('layer_norm_eps')
+  if eps is not None and not (_is_number(eps) and 0 <= eps < 1):
+    raise UserError(f'config.json of the weights has an invalid layer_norm_eps: {eps!r:.80}')
+  return eps and float(eps)
 
 
 def _check_config(config: dict[str, Any]) -> None:
@@ -191,24 +253,33 @@ def _normalization(files: WeightFiles) -> Normalization | None:
   timm = _section(files.config, 'pretrained_cfg')
   mean = files.preprocessor.get('image_mean', timm.get('mean'))
   std = files.preprocessor.get('image_std', timm.get('std'))
-  return Normalization(tuple(map(float, mean)), tuple(map(float, std))) if mean and std else None
+  if not mean or not std:
+    return None
+  for values, low in ((mean, 0), (std, 1e-6)):
+    if not (isinstance(values, list) and len(values) == 3 and all(_is_number(v) and low <= v < 1e6 for v in values)):
+      raise UserError(f'the configs of the weights have an invalid pixel mean or standard deviation: {values!r:.80}')
+  return Normalization(tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _class_names(config: dict[str, Any]) -> tuple[str, ...] | None:
   """Returns the class names in a Hugging Face or timm config; None for placeholders (LABEL_0) or labels without ids."""
   timm = config.get('label_names') or _section(config, 'pretrained_cfg').get('label_names')
   if timm:
-    return tuple(timm)
+    return tuple(timm) if isinstance(timm, list) and all(isinstance(name, str) for name in timm) else None
   labels = _section(config, 'id2label')
-  if not all(i.isdecimal() for i in labels):
+  if not all(i.isdecimal() and isinstance(name, str) for i, name in labels.items()):
     return None
   names = tuple(labels[i] for i in sorted(labels, key=int))
   return None if all(name == f'LABEL_{i}' for i, name in enumerate(names)) else names
 
 
-def _open_workdir(path: Path) -> Source:
-  """Opens the newest checkpoint of a workdir, its EMA parameters if there are any; or a shared model."""
-  checkpoint = load_checkpoint(path)
+def _open_workdir(path: Path, weights: Weights) -> Source:
+  """Opens the newest checkpoint of a workdir, or a shared model."""
+  checkpoint = load_checkpoint(path, weights=weights)
   arrays, origin = unstack_blocks(jax.tree.map(np.asarray, checkpoint.params))
   config = checkpoint.config.model
   info = SourceInfo(
