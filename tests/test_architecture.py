@@ -156,7 +156,7 @@ def test_nothing_imports_tensorflow():
 
 
 # Refuses to import a library (TFDS looks for it in sys.modules, so None is not enough there), then imports
-# modules. Commands share names of flags, and never a process.
+# modules. Commands define flags of the same names, so they are deleted in between.
 IMPORT = """
 import importlib, sys
 library, *modules = sys.argv[1:]
@@ -180,7 +180,7 @@ assert library not in sys.modules
     ('tensorflow', list(MODULES)),
     ('jax', [module for module in MODULES if part_of(module) in ('data', 'datasets', 'video', 'config')]),
   ],
-  ids=['no module needs tensorflow', 'data needs no jax'],
+  ids=['without tensorflow', 'data without jax'],
 )
 def test_modules_import_without(library, modules):
   command = [sys.executable, '-c', IMPORT, library, *modules]

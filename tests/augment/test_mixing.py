@@ -58,6 +58,7 @@ def test_cutmix_exchanges_one_box_in_all_frames():
   assert box.mean(0).max() < 0.75
   inside = ~(box[:, 0].any(1) | box[:, -1].any(1) | box[:, :, 0].any(1) | box[:, :, -1].any(1))
   assert inside.sum() > 50
+  # Unclipped boxes have the aspect ratio of the frame.
   assert (np.abs(heights / SIZE - widths / 20)[inside] <= 2 / SIZE).all()
 
 

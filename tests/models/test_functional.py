@@ -152,7 +152,7 @@ assert 'jax' not in sys.modules
 """
 
 
-@pytest.mark.parametrize('code', [ONLY_JAX_AND_FLAX, LAZY], ids=['jax and flax alone', 'lazy'])
+@pytest.mark.parametrize('code', [ONLY_JAX_AND_FLAX, LAZY], ids=['only jax and flax', 'lazy'])
 def test_models_import_only_jax_and_flax_and_the_package_is_lazy(code):
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
