@@ -17,6 +17,7 @@ from mevit_jax.checkpoint.workdir import FORMAT, SHARED
 from mevit_jax.files import new_folder, write_json, write_text
 from mevit_jax.models.functional import Params, count_parameters, parameter_shapes
 from mevit_jax.pretrained.files import write_safetensors
+from mevit_jax.pretrained.hub import is_hub_name
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,9 @@ def read_results(workdir: Path, checkpoint: dict[str, Any]) -> Iterator[dict[str
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
   """Returns the config without paths of the machine that it was used on."""
-  return {**config, 'data': {**config['data'], 'data_dir': 'data'}, 'init_from': Path(config['init_from']).name}
+  name = config['init_from']
+  name = name if is_hub_name(name) else Path(name).name
+  return {**config, 'data': {**config['data'], 'data_dir': 'data'}, 'init_from': name}
 
 
 def _render_card(name: str, parameters: int, metadata: dict[str, Any], results: list[dict[str, Any]]) -> str:
@@ -96,7 +99,7 @@ def _front_matter(name: str, metadata: dict[str, Any], results: list[dict[str, A
     'library_name': 'mevit_jax',
     'pipeline_tag': 'video-classification',
     'tags': ['video-classification', 'mevit', 'jax', 'safetensors'],
-    'datasets': [dataset],
+    **({'datasets': [dataset]} if dataset else {}),
     'metrics': ['accuracy'],
   }
   if results:

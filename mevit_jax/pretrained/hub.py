@@ -124,7 +124,9 @@ def _download(name: str) -> Located:
       for file in (*weights, *map(folder.joinpath, _CONFIGS)):
         _verify(name, file)
       return Located(folder, f'hf://{repository.id}@{folder.name}')
-  raise UserError(f'{name} has no weights that can be read: neither {_SAFETENSORS[0]} nor {_PICKLES[0]}, or their shards')
+  raise UserError(
+    f'{name} has no weights that can be read: neither {_SAFETENSORS[0]} nor {_PICKLES[0]}, or their shards'
+  )
 
 
 def _verify(name: str, file: Path) -> None:

@@ -20,7 +20,7 @@ from mevit_jax.models.functional import Params, parameter_shapes
 from mevit_jax.models.mevit import STAGES
 from mevit_jax.pretrained import timesformer, vit
 from mevit_jax.pretrained.files import WeightFiles, read_files
-from mevit_jax.pretrained.hub import locate
+from mevit_jax.pretrained.hub import Located, locate
 from mevit_jax.pretrained.state_dicts import Weights, strip_wrappers, training_only_reason
 from mevit_jax.pretrained.tensors import LazyTensors
 from mevit_jax.pretrained.transforms import CheckpointFormat, ConvertedArrays, detect_format
@@ -83,6 +83,7 @@ class Source:
     unused: tensor name that has no counterpart in MEViT -> reason.
     channel_order: channel order of the images that it was trained on.
     name: its path; or its name on the hub, with the commit.
+    weights: 'ema' or 'raw' parameters.
   """
 
   info: SourceInfo
@@ -91,15 +92,19 @@ class Source:
   unused: Mapping[str, str]
   channel_order: ChannelOrder = 'rgb'
   name: str = ''
+  weights: Literal['raw', 'ema'] = 'raw'
 
 
 def open_source(
-  name: str | Path, heads: int | None = None, channel_order: ChannelOrder = 'rgb', weights: Weights = 'auto'
+  source: str | Path | Located,
+  heads: int | None = None,
+  channel_order: ChannelOrder = 'rgb',
+  weights: Weights = 'auto',
 ) -> Source:
   """Opens weights of any known format.
 
   Args:
-    name: an .npz, .safetensors or PyTorch file, a folder of Hugging Face or timm, a workdir, a shared model, or the name
+    source: an .npz, .safetensors or PyTorch file, a folder of Hugging Face or timm, a workdir, a shared model, or the name
       of a model on the hub (`hf://ORG/NAME`).
     heads: number of attention heads, for formats whose shapes do not state it; None is that of its config.json, else
       the usual one of ViTs of this width.
@@ -109,7 +114,7 @@ def open_source(
   Raises:
     UserError: the source does not exist, is damaged, has an unknown format, or a name is unknown or missing.
   """
-  path, name = locate(name)
+  path, name = source if isinstance(source, Located) else locate(source)
   if (path / 'checkpoints').is_dir() or is_shared(path):
     return dataclasses.replace(_with_channel_order(_open_workdir(path, weights), channel_order), name=name)
   files = read_files(path, weights)
@@ -128,7 +133,7 @@ def open_source(
   info = _describe(checkpoint_format, arrays, files, tensors)
   origin = {name: tuple(names[tensor] for tensor in tensors) for name, tensors in arrays.origin.items()}
   unused = {**{names[tensor]: reason for tensor, reason in arrays.unused.items()}, **training_only, **files.unused}
-  return _with_channel_order(Source(info, arrays, origin, unused, name=name), channel_order)
+  return _with_channel_order(Source(info, arrays, origin, unused, name=name, weights=files.weights), channel_order)
 
 
 def _short_names(path: Path, tensors: Iterable[str]) -> dict[str, str]:
@@ -296,7 +301,7 @@ def _open_workdir(path: Path, weights: Weights) -> Source:
     class_names=checkpoint.class_names,
     normalization=checkpoint.normalization,
   )
-  return Source(info, arrays, origin, {})
+  return Source(info, arrays, origin, {}, weights=checkpoint.weights)
 
 
 def unstack_blocks(params: Params) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
