@@ -181,9 +181,8 @@ def _read_shared(folder: Path, abstract: Params) -> Params:
   path, shapes = folder / 'model.safetensors', parameter_shapes(abstract)
   try:
     with safe_open(path, framework='np') as file:
-      found = {
-        name: (tuple(file.get_slice(name).get_shape()), file.get_slice(name).get_dtype()) for name in file.keys()
-      }
+      names = file.keys()
+      found = {name: (tuple(file.get_slice(name).get_shape()), file.get_slice(name).get_dtype()) for name in names}
       for name in sorted({*shapes, *found}):
         if (expected := (shapes.get(name), 'F32')) != found.get(name):
           stated = f'{expected[0]} in its config' if name in shapes else 'not in its config'

@@ -7,10 +7,10 @@
   mevit convert hf://facebook/dinov2-base --workdir=runs/k400 --config=configs/k400.py
   mevit convert hf://facebook/timesformer-base-finetuned-k400 --workdir=timesformer      # no dataset
 
-WEIGHTS is an .npz, .safetensors or PyTorch file, a folder of Hugging Face or timm, a workdir, a shared model, or the name
-of a model on the Hugging Face Hub, hf://ORG/NAME[@REVISION] or timm/NAME, which is downloaded; its format is detected
-from its content (docs/weights.md lists all). A table shows the origin of every parameter, and the tensors that are not
-used. --config.init_head=keep keeps a head whose classes have no names in the source. Continue with
+WEIGHTS is an .npz, .safetensors or PyTorch file, a folder of Hugging Face or timm, a workdir, a shared model, or the
+name of a model on the Hugging Face Hub, hf://ORG/NAME[@REVISION] or timm/NAME, which is downloaded; its format is
+detected from its content (docs/weights.md lists all). A table shows the origin of every parameter, and the tensors that
+are not used. --config.init_head=keep keeps a head whose classes have no names in the source. Continue with
 `mevit train --config=... --workdir=...` with the same config then trains, and `mevit evaluate` evaluates.
 
 Without --config, or without the config's dataset on this machine, a classifier that names its classes becomes a shared

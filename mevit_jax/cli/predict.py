@@ -6,11 +6,12 @@
   cat clip.mp4 | mevit predict - --model=runs/mine --json
   mevit predict clip.mp4 --model=hf://facebook/timesformer-base-finetuned-k400
 
-The model is a workdir, a shared model (`mevit export --to=mevit`), or a classifier of another library whose classes have
-names (a folder or file, or a model of the Hugging Face Hub, which is downloaded); no dataset is needed. Videos are files, folders (searched recursively), glob patterns, or - for one video from standard input. An entire video
-is one prediction, with the views of the run's evaluation; with --window each window is predicted, and a timeline is
-printed. Videos that cannot be read, and the speed, are printed to standard error; the exit status is 1 only if no video
-could be read. docs/predict.md has the details.
+The model is a workdir, a shared model (`mevit export --to=mevit`), or a classifier of another library whose classes
+have names (a folder or file, or a model of the Hugging Face Hub, which is downloaded); no dataset is needed. Videos are
+files, folders (searched recursively), glob patterns, or - for one video from standard input. An entire video is one
+prediction, with the views of the run's evaluation; with --window each window is predicted, and a timeline is printed.
+Videos that cannot be read, and the speed, are printed to standard error; the exit status is 1 only if no video could be
+read. docs/predict.md has the details.
 """
 
 import contextlib

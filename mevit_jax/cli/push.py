@@ -3,9 +3,9 @@
   mevit export --model=runs/mine --to=mevit --folder=shared
   mevit push shared hf://ME/NAME --private
 
-The folder is one that `mevit export --to=mevit` wrote; it is verified first. Read and complete README.md, the model card
-(the license), before. `hf auth login` or HF_TOKEN gives the token, which needs write access. Afterwards hf://ME/NAME is
-accepted wherever the folder is: `mevit predict clip.mp4 --model=hf://ME/NAME`.
+The folder is one that `mevit export --to=mevit` wrote; it is verified first. Before, read and complete README.md, the
+model card (the license). `hf auth login` or HF_TOKEN gives the token, which needs write access. Afterwards hf://ME/NAME
+is accepted wherever the folder is: `mevit predict clip.mp4 --model=hf://ME/NAME`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from mevit_jax.checkpoint.workdir import is_shared
 from mevit_jax.errors import UserError
 from mevit_jax.pretrained.hub import push
 
-REQUIRED = ()  # flags
+REQUIRED: tuple[str, ...] = ()  # flags
 
 
 def main(argv: Sequence[str]) -> None:

@@ -26,8 +26,8 @@ class Config(Validated):
 
   Attributes:
     init_from: pretrained weights: an image ViT, a TimeSformer, or another workdir, by their path or their name on the
-      Hugging Face Hub (hf://ORG/NAME[@REVISION] or timm/NAME; the commit is recorded); '' trains from scratch. LayerNorm's
-      epsilon and the pixel normalization are then taken from the source if it states them.
+      Hugging Face Hub (hf://ORG/NAME[@REVISION] or timm/NAME; the commit is recorded); '' trains from scratch.
+      LayerNorm's epsilon and the pixel normalization are then taken from the source if it states them.
     init_weights: 'raw' or 'ema' parameters of the source; 'auto' is EMA (or the teacher) if it has any.
     init_head: 'auto' keeps the source's head if it names the same classes, 'keep' takes it unchecked, 'fresh' replaces
       it.

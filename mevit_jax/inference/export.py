@@ -10,7 +10,6 @@ from mevit_jax.config import experiment
 from mevit_jax.inference import shared, stablehlo
 from mevit_jax.pretrained import export as pretrained
 from mevit_jax.pretrained.models import open_model
-from mevit_jax.pretrained.state_dicts import Weights
 
 Target = Literal['stablehlo', 'mevit'] | pretrained.Library
 
@@ -31,7 +30,7 @@ class Export:
 
 
 def export_checkpoint(
-  model: str | Path, to: Target, folder: str | Path, checkpoint: str = 'last', weights: Weights = 'auto'
+  model: str | Path, to: Target, folder: str | Path, checkpoint: str = 'last', weights: str = 'auto'
 ) -> Export:
   """Exports the model of a checkpoint to a new folder.
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from mevit_jax.errors import UserError
-from mevit_jax.pretrained.state_dicts import Weights, choose, split_by_name
+from mevit_jax.pretrained.state_dicts import choose, split_by_name
 from mevit_jax.pretrained.tensors import LazyTensors, read_tensors
 
 # Files of weights in a folder, in order of preference: an index of shards, or a single file.
@@ -43,7 +43,7 @@ class WeightFiles:
   unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def read_files(path: Path, weights: Weights = 'auto') -> WeightFiles:
+def read_files(path: Path, weights: str = 'auto') -> WeightFiles:
   """Opens a weight file, or a folder of Hugging Face or timm.
 
   Args:

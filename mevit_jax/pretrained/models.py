@@ -16,7 +16,6 @@ from mevit_jax.models.functional import build_model
 from mevit_jax.pretrained.hub import is_hub_name, locate
 from mevit_jax.pretrained.load import Loaded, load
 from mevit_jax.pretrained.source import Source, SourceInfo, open_source
-from mevit_jax.pretrained.state_dicts import Weights
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +25,7 @@ _IMAGE_CLIPS = 8
 _STRIDES = {8: 32, 16: 16, 96: 4}
 
 
-def open_model(name: str | Path, step: str = 'last', weights: Weights = 'auto') -> Checkpoint:
+def open_model(name: str | Path, step: str = 'last', weights: str = 'auto') -> Checkpoint:
   """Opens a model that has a head and class names; no dataset is needed.
 
   Args:
@@ -118,7 +117,7 @@ def _own_config(source: Source) -> Config:
   data: dict[str, Any] = {'short_side': (side, side), 'sampling': 'uniform'}
   evaluation = EvaluationConfig(clips=_IMAGE_CLIPS, crops=1)
   if info.frames:
-    # Configs do not state the sampling: TimeSformer's models of Something-Something saw uniform frames, others dense ones.
+    # Configs do not state the sampling: TimeSformer's models of Something-Something saw uniform frames, others dense.
     is_uniform = any('something' in name.lower() for name in info.class_names or ())
     data['sampling'] = 'uniform' if is_uniform else 'dense'
     data['stride'] = _STRIDES.get(info.frames, max(1, 256 // info.frames))

@@ -21,7 +21,7 @@ from mevit_jax.models.mevit import STAGES
 from mevit_jax.pretrained import timesformer, vit
 from mevit_jax.pretrained.files import WeightFiles, read_files
 from mevit_jax.pretrained.hub import Located, locate
-from mevit_jax.pretrained.state_dicts import Weights, strip_wrappers, training_only_reason
+from mevit_jax.pretrained.state_dicts import strip_wrappers, training_only_reason
 from mevit_jax.pretrained.tensors import LazyTensors
 from mevit_jax.pretrained.transforms import CheckpointFormat, ConvertedArrays, detect_format
 from mevit_jax.trees import get_by_name
@@ -99,13 +99,13 @@ def open_source(
   source: str | Path | Located,
   heads: int | None = None,
   channel_order: ChannelOrder = 'rgb',
-  weights: Weights = 'auto',
+  weights: str = 'auto',
 ) -> Source:
   """Opens weights of any known format.
 
   Args:
-    source: an .npz, .safetensors or PyTorch file, a folder of Hugging Face or timm, a workdir, a shared model, or the name
-      of a model on the hub (`hf://ORG/NAME`).
+    source: an .npz, .safetensors or PyTorch file, a folder of Hugging Face or timm, a workdir, a shared model, or the
+      name of a model on the hub (`hf://ORG/NAME`).
     heads: number of attention heads, for formats whose shapes do not state it; None is that of its config.json, else
       the usual one of ViTs of this width.
     channel_order: channel order of the training images; `info.normalization` and the loaded parameters are RGB.
@@ -282,7 +282,7 @@ def _class_names(config: dict[str, Any]) -> tuple[str, ...] | None:
   return None if all(name == f'LABEL_{i}' for i, name in enumerate(names)) else names
 
 
-def _open_workdir(path: Path, weights: Weights) -> Source:
+def _open_workdir(path: Path, weights: str) -> Source:
   """Opens the newest checkpoint of a workdir, or a shared model."""
   checkpoint = load_checkpoint(path, weights=weights)
   arrays, origin = unstack_blocks(jax.tree.map(np.asarray, checkpoint.params))

@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 from mevit_jax.errors import UserError
 
-Weights = Literal['auto', 'raw', 'ema']
 
 # Names of the two kinds of weights in a file: timm, DeiT, TimeSformer, Lightning, DINO, I-JEPA. A teacher is the EMA of
 # its student. Keys of the first kind may hold further ones.
@@ -35,7 +34,7 @@ class Choice(NamedTuple):
   unused: dict[str, str]
 
 
-def choose(path: object, sizes: Mapping[str, int], wanted: Weights) -> Choice:
+def choose(path: object, sizes: Mapping[str, int], wanted: str) -> Choice:
   """Chooses raw or EMA parameters.
 
   Args:
@@ -71,7 +70,7 @@ def _unused_reason(key: str, other: str, count: int) -> str:
 
 
 def nested_sets(content: Any, is_tensor: Callable[[Any], bool]) -> dict[str, dict[str, Any]]:
-  """Finds the state dicts in the content of a PyTorch file: keys, joined by '/', -> tensors; '' is the content itself."""
+  """Finds the state dicts in the content of a PyTorch file: keys joined by '/' (or '' for itself) -> tensors."""
   if not isinstance(content, dict) or not content:
     return {}
   if all(isinstance(name, str) and is_tensor(value) for name, value in content.items()):
