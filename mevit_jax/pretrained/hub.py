@@ -6,6 +6,7 @@ HF_HUB_OFFLINE, HF_HUB_DISABLE_PROGRESS_BARS.
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -56,8 +57,8 @@ def same_model(name: str, pinned: str) -> bool:
 def locate(name: str | os.PathLike) -> Located:
   """Returns the local files of weights; a model of the hub is downloaded unless it is in the cache.
 
-  Only the configs and the weights are downloaded: safetensors, or PyTorch files if there is nothing else. An
-  interrupted download goes on where it was; every file is verified with the hub's checksum.
+  Only the configs and the weights are downloaded: safetensors, or PyTorch files if there is nothing else. A download
+  goes on where the connection broke; every file is verified with the hub's checksum.
 
   Raises:
     UserError: no such file, folder or model; or the download failed.
@@ -153,13 +154,18 @@ def _verify(name: str, file: Path) -> None:
 
 @contextlib.contextmanager
 def _one_line_errors(name: str, repository: _Repository, action: str) -> Iterator[None]:
-  """Turns the errors of huggingface_hub into a UserError of one line."""
+  """Turns the errors of huggingface_hub into a UserError of one line, and hides its messages on each retry."""
+  logger = logging.getLogger('huggingface_hub')
+  level = logger.level
+  logger.setLevel(logging.ERROR)
   try:
     yield
   except UserError:
     raise
   except Exception as error:  # HTTP and network errors of any library below
     raise UserError(_explain(name, repository, action, error)) from error
+  finally:
+    logger.setLevel(level)
 
 
 def _explain(name: str, repository: _Repository, action: str, error: Exception) -> str:

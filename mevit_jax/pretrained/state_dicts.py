@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 from mevit_jax.errors import UserError
 
-
 # Names of the two kinds of weights in a file: timm, DeiT, TimeSformer, Lightning, DINO, I-JEPA. A teacher is the EMA of
 # its student. Keys of the first kind may hold further ones.
 _RAW = ('model_state', 'state_dict', 'model', 'module', 'student', 'encoder')
