@@ -34,7 +34,7 @@ REQUIRED = ('workdir',)  # flags
 def main(argv: Sequence[str]) -> None:
   """Converts the weights that the argument names."""
   if len(argv) != 2:
-    raise UserError('give the weights to convert: one file, folder or name; see --help')
+    raise UserError('give the weights to convert, one file or folder, or a name; see --help')
   options = flags.FLAGS
   if options.config is None:
     folder = convert_alone(argv[1], options.workdir)

@@ -17,7 +17,7 @@ from mevit_jax.checkpoint.workdir import FORMAT, SHARED
 from mevit_jax.files import new_folder, write_json, write_text
 from mevit_jax.models.functional import Params, count_parameters, parameter_shapes
 from mevit_jax.pretrained.files import write_safetensors
-from mevit_jax.pretrained.hub import is_hub_name
+from mevit_jax.pretrained.hub import hub_id, is_hub_name
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +94,13 @@ def _render_card(name: str, parameters: int, metadata: dict[str, Any], results: 
 
 
 def _front_matter(name: str, metadata: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-  dataset = metadata['config']['data']['dataset']
+  dataset, source = metadata['config']['data']['dataset'], metadata['config']['init_from']
   front_matter: dict[str, Any] = {
     'library_name': 'mevit_jax',
     'pipeline_tag': 'video-classification',
     'tags': ['video-classification', 'mevit', 'jax', 'safetensors'],
     **({'datasets': [dataset]} if dataset else {}),
+    **({'base_model': hub_id(source)} if is_hub_name(source) else {}),
     'metrics': ['accuracy'],
   }
   if results:

@@ -73,8 +73,17 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict
     raise OSError(str(error)) from error
 
 
+def has_weights(folder: Path) -> bool:
+  """Returns whether a folder has weights in a file of a usual name."""
+  return _find_weights(folder) is not None
+
+
+def _find_weights(folder: Path) -> Path | None:
+  return next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+
+
 def _read_folder(folder: Path) -> dict[str, LazyTensors]:
-  file = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+  file = _find_weights(folder)
   if file is None:
     raise UserError(f'{folder} has no weights: neither checkpoints of a workdir, nor any of {", ".join(_WEIGHT_FILES)}')
   if file.suffix != '.json':

@@ -46,6 +46,11 @@ def is_hub_name(name: str | os.PathLike) -> bool:
   return str(name).startswith('hf://') or (str(name).startswith('timm/') and not Path(name).exists())
 
 
+def hub_id(name: str) -> str:
+  """Returns the repository of a name: 'ORG/NAME'."""
+  return _parse(name).id
+
+
 def same_model(name: str, pinned: str) -> bool:
   """Returns whether two names are of one model of the hub, and the first one's revision is none or the same."""
   if not (is_hub_name(name) and is_hub_name(pinned)):
@@ -176,7 +181,7 @@ def _explain(name: str, repository: _Repository, action: str, error: Exception) 
   if isinstance(error, errors.GatedRepoError):
     return f'{name} is gated: accept its terms at {hub}/{repository.id}, then {_LOGIN}'
   if isinstance(error, errors.RevisionNotFoundError):
-    return f'{repository.id} has no revision {repository.revision!r} at {hub}'
+    return f'{name}: no such revision at {hub}'
   if action == 'upload' and status in (401, 403):
     return f'{name}: {hub} does not let you write there: {_LOGIN} (a token with write access)'
   if isinstance(error, errors.RepositoryNotFoundError):
@@ -186,7 +191,8 @@ def _explain(name: str, repository: _Repository, action: str, error: Exception) 
       return f'{name} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to download it'
     cause = _first_line(error.__cause__ or error)
     return f'{name} is not in the cache, and {hub} cannot be reached: {cause}; check the network, or set HF_ENDPOINT'
-  return f'{name}: the {action} failed: {_first_line(error)}; run the same command again'
+  reason = _first_line(error) + (f' ({_first_line(error.__cause__)})' if error.__cause__ else '')
+  return f'{name}: the {action} failed: {reason}; run the same command again'
 
 
 def _first_line(error: BaseException) -> str:

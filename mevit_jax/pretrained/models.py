@@ -13,6 +13,7 @@ from mevit_jax.config.experiment import Config, to_dict
 from mevit_jax.config.model import MEViTConfig, usual_heads
 from mevit_jax.errors import UserError
 from mevit_jax.models.functional import build_model
+from mevit_jax.pretrained.files import has_weights
 from mevit_jax.pretrained.hub import is_hub_name, locate
 from mevit_jax.pretrained.load import Loaded, load
 from mevit_jax.pretrained.source import Source, SourceInfo, open_source
@@ -37,10 +38,12 @@ def open_model(name: str | Path, step: str = 'last', weights: str = 'auto') -> C
     UserError: no such model, it is damaged or not supported, or its classes have no names.
   """
   if not is_hub_name(name) and not Path(name).expanduser().exists():
-    raise UserError(f'no model at {name}: no such file or folder')
+    raise UserError(f'{name} is not a workdir or another model: no such file or folder')
   located = locate(name)
   if _is_ours(located.path):
     return load_checkpoint(located.path, step, weights)
+  if located.path.is_dir() and not has_weights(located.path):
+    raise UserError(f'{name} is not a workdir or another model: it has neither checkpoints nor weights')
   if step != 'last':
     raise UserError(f'{name} has no checkpoints by step: leave out --checkpoint={step}')
   checkpoint, loaded = convert_model(open_source(located, weights=weights))
@@ -92,8 +95,9 @@ def convert_model(source: Source, config: Config | None = None) -> tuple[Checkpo
 
 
 def _is_ours(path: Path) -> bool:
-  """Returns whether a path is a workdir or a shared model."""
-  return (path / 'checkpoints').is_dir() or is_shared(path)
+  """Returns whether a path is a workdir (also one without checkpoints yet) or a shared model."""
+  is_new = (path / 'config.json').is_file() and not has_weights(path)
+  return (path / 'checkpoints').is_dir() or is_shared(path) or (path.is_dir() and is_new)
 
 
 def _with_source(config: Config, source: Source) -> Config:

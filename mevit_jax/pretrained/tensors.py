@@ -5,6 +5,7 @@ Files come from others. Everything that a file declares (shapes, sizes, names) i
 
 import math
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,7 +23,7 @@ from mevit_jax.pretrained.state_dicts import nested_sets
 Reader = Callable[[], np.ndarray]
 
 _FLOATS = ('F64', 'F32', 'F16', 'BF16')  # of safetensors
-_TORCH_CODE = re.compile(r'GLOBAL:? ([\w.]+)|Unsupported')
+_TORCH_GLOBAL = re.compile(r'GLOBAL:? ([\w.]+)')
 _MAX_TENSORS = 100_000
 _MAX_BLOCK_DIGITS = 4
 _MAX_NPY_HEADER = 2**16
@@ -31,6 +32,7 @@ _MAX_EXPANSION = 100
 _UNREADABLE = (
   SafetensorError, zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError, NotImplementedError,
   TypeError, KeyError, OverflowError, MemoryError, RecursionError, SyntaxError,
+  tokenize.TokenError,
 )  # fmt: skip
 
 
@@ -206,10 +208,11 @@ def _read_torch(path: Path, *, mmap: bool) -> dict[str, LazyTensors]:
 
 
 def _raise_unpickling_error(path: Path, error: Exception) -> NoReturn:
-  match = _TORCH_CODE.search(str(error))
-  if not match:
+  text = str(error)
+  refused = _TORCH_GLOBAL.search(text)
+  if not refused and 'unsupported' not in text.lower():
     raise damaged(path, error) from error
-  content = f'{match[1]}, not only weights' if match[1] else 'more than weights'
+  content = f'{refused[1]}, not only weights' if refused else 'more than weights'
   raise UserError(f'{path} could run code: its pickle holds {content}; save the weights alone') from None
 
 

@@ -108,7 +108,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def _answer_api(self, repository: str, commit: str, files: dict[str, bytes], *, is_tree: bool) -> None:
     if not is_tree:
       siblings = [{'rfilename': name} for name in files]
-      self._answer(200, {'id': repository, 'modelId': repository, 'sha': commit, 'siblings': siblings, 'private': False})
+      self._answer(
+        200, {'id': repository, 'modelId': repository, 'sha': commit, 'siblings': siblings, 'private': False}
+      )
       return
     tree = []
     for name, content in files.items():
