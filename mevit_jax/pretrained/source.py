@@ -1,9 +1,8 @@
 """Sources of weights in any known format: their properties, and their arrays by parameter name."""
 
 import dataclasses
-import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from mevit_jax.models.mevit import STAGES
 from mevit_jax.pretrained import timesformer, vit
 from mevit_jax.pretrained.files import WeightFiles, read_files
 from mevit_jax.pretrained.hub import Located, locate
-from mevit_jax.pretrained.state_dicts import strip_wrappers, training_only_reason
+from mevit_jax.pretrained.state_dicts import short_names, training_only_reason
 from mevit_jax.pretrained.tensors import LazyTensors
 from mevit_jax.pretrained.transforms import CheckpointFormat, ConvertedArrays, detect_format
 from mevit_jax.trees import get_by_name
@@ -119,7 +118,7 @@ def open_source(
     return dataclasses.replace(_with_channel_order(_open_workdir(path, weights), channel_order), name=name)
   files = read_files(path, weights)
   _check_config(files.config)
-  names = _short_names(path, files.tensors)
+  names = short_names(path, files.tensors, FORMATS)
   checkpoint_format = detect_format(FORMATS, list(names))
   training_only = {names[name]: reason for name in names if (reason := training_only_reason(name))}
   tensors = LazyTensors(
@@ -134,31 +133,6 @@ def open_source(
   origin = {name: tuple(names[tensor] for tensor in tensors) for name, tensors in arrays.origin.items()}
   unused = {**{names[tensor]: reason for tensor, reason in arrays.unused.items()}, **training_only, **files.unused}
   return _with_channel_order(Source(info, arrays, origin, unused, name=name, weights=files.weights), channel_order)
-
-
-def _short_names(path: Path, tensors: Iterable[str]) -> dict[str, str]:
-  """Returns tensor name without the prefixes of wrappers -> its name in the file."""
-  names: dict[str, str] = {}
-  for full, short in strip_wrappers(tensors, _is_known).items():
-    other = names.setdefault(short, full)
-    if other != full:
-      raise UserError(f'{path}: {other!r} and {full!r} differ only in their prefix; save one set of weights alone')
-  return names
-
-
-def _is_known(name: str) -> bool:
-  """Returns whether a format has a tensor of this name."""
-  return training_only_reason(name) is not None or any(
-    checkpoint_format.depth([checkpoint_format.strip(name)]) > 0
-    or checkpoint_format.strip(name) in _names_outside_blocks(checkpoint_format)
-    or checkpoint_format.unused_reason(checkpoint_format.strip(name)) is not None
-    for checkpoint_format in FORMATS
-  )
-
-
-@functools.cache
-def _names_outside_blocks(checkpoint_format: CheckpointFormat) -> frozenset[str]:
-  return frozenset(checkpoint_format.tensor_names(depth=0))
 
 
 def _heads(config: dict[str, Any]) -> int | None:

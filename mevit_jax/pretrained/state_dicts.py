@@ -1,10 +1,13 @@
 """State dicts as training scripts save them: several sets of weights in a file, and prefixes of wrappers."""
 
+import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from mevit_jax.errors import UserError
+from mevit_jax.pretrained.transforms import CheckpointFormat
 
 # Names of the two kinds of weights in a file: timm, DeiT, TimeSformer, Lightning, DINO, I-JEPA. A teacher is the EMA of
 # its student. Keys of the first kind may hold further ones.
@@ -100,27 +103,44 @@ def split_by_name(sets: Mapping[str, Iterable[str]]) -> dict[str, dict[str, tupl
   return split
 
 
-def strip_wrappers(names: Iterable[str], is_known: Callable[[str], bool]) -> dict[str, str]:
-  """Returns name -> name without the prefixes of wrappers, in any nesting ('module._orig_mod.backbone.').
+def short_names(path: object, names: Iterable[str], formats: Sequence[CheckpointFormat]) -> dict[str, str]:
+  """Returns the names without the prefixes of wrappers, in any nesting ('module._orig_mod.backbone.') -> name.
 
   Args:
+    path: file, for messages.
     names: tensor names.
-    is_known: whether a name is one of a checkpoint format; a prefix is kept where the name is known with it.
+    formats: checkpoint formats; a prefix is kept where one of them has the name with it.
+
+  Raises:
+    UserError: names that become equal, of raw and averaged weights for example.
   """
-  short: dict[str, str] = {}
-  used: set[str] = set()
-  unknown = []
-  for name in names:
-    stripped = next(filter(is_known, _suffixes(name)), None)
-    if stripped is None:
-      unknown.append(name)
-    else:
-      short[name] = stripped
-      used.add(name.removesuffix(stripped))
-  for name in unknown:  # without the longest prefix of the others, so that errors can name the nearest known name
-    prefix = max((prefix for prefix in used if name.startswith(prefix)), key=len, default='')
-    short[name] = name.removeprefix(prefix)
-  return short
+  is_known = partial(_is_known, formats=tuple(formats))
+  stripped = {name: next(filter(is_known, _suffixes(name)), '') for name in names}
+  prefixes = {name.removesuffix(short) for name, short in stripped.items() if short}
+  short_to_full: dict[str, str] = {}
+  for name, short in stripped.items():
+    # An unknown name loses the longest prefix of the others, so that errors can name the nearest known name.
+    prefix = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default='')
+    short = short or name.removeprefix(prefix)
+    other = short_to_full.setdefault(short, name)
+    if other != name:
+      raise UserError(f'{path}: {other!r} and {name!r} differ only in their prefix; save one set of weights alone')
+  return short_to_full
+
+
+def _is_known(name: str, formats: tuple[CheckpointFormat, ...]) -> bool:
+  """Returns whether a format has a tensor of this name."""
+  return training_only_reason(name) is not None or any(
+    candidate.depth([candidate.strip(name)]) > 0
+    or candidate.strip(name) in _names_outside_blocks(candidate)
+    or candidate.unused_reason(candidate.strip(name)) is not None
+    for candidate in formats
+  )
+
+
+@functools.cache
+def _names_outside_blocks(checkpoint_format: CheckpointFormat) -> frozenset[str]:
+  return frozenset(checkpoint_format.tensor_names(depth=0))
 
 
 def _suffixes(name: str) -> Iterable[str]:

@@ -18,6 +18,7 @@ from mevit_jax.checkpoint.reader import load_checkpoint
 from mevit_jax.config.data import Normalization
 from mevit_jax.errors import UserError
 from mevit_jax.inference.export import export_checkpoint
+from mevit_jax.pretrained import tensors
 from mevit_jax.pretrained.export import export
 from mevit_jax.pretrained.files import read_files
 from mevit_jax.pretrained.load import load
@@ -95,15 +96,19 @@ def tensor(dtype='F32', shape=(1,), size=4):
     ({f'blocks.{10**12}.norm1.weight': tensor()}, 'a tensor with the name'),
     ({'a\x1b[31m\n': tensor()}, 'a tensor with the name'),
     ({'a' * 100_000: tensor()}, 'a tensor with the name'),
-    ({f'{i % 9999}.{i // 9999}': tensor(shape=[0], size=0) for i in range(100_001)}, 'it has 100,001 tensors'),
   ],
-  ids=range(14),
+  ids=range(13),
 )
 def test_safetensors(tmp_path, little_memory, header, words):
-  (tmp_path / 'weights').write_bytes(safetensors(header, b'1234' if '[0]' not in str(header)[:99] else b''))
-  if '"shape": [0' in json.dumps(header if isinstance(header, dict) else {}):
-    (tmp_path / 'weights').write_bytes(safetensors(header))
+  is_empty = isinstance(header, dict) and header.get('a', {}).get('data_offsets') == [0, 0]
+  (tmp_path / 'weights').write_bytes(safetensors(header, b'' if is_empty else b'1234'))
   assert words in refused(tmp_path / 'weights', read_files)
+
+
+def test_too_many_tensors(tmp_path, monkeypatch):
+  monkeypatch.setattr(tensors, '_MAX_TENSORS', 3)
+  save_file({str(i): np.zeros(1, np.float32) for i in range(4)}, tmp_path / 'weights')
+  assert 'it has 4 tensors' in refused(tmp_path / 'weights', read_files)
 
 
 def npy(header, data=b''):
@@ -147,17 +152,17 @@ def test_npz(tmp_path, little_memory, content, words):
 
 
 def test_zip_bombs(tmp_path, little_memory):
-  """An array of 256 MiB of zeros is a file of 256 KiB."""
-  header = npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**26},)}}")
-  npz(tmp_path / 'weights.npz', header + bytes(2**28), zipfile.ZIP_DEFLATED)
-  assert f'bytes would become {2**28 + len(header):,}' in refused(tmp_path / 'weights.npz', read_files)
+  """An array of 64 MiB of zeros is a file of 64 KiB."""
+  header = npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**24},)}}")
+  npz(tmp_path / 'weights.npz', header + bytes(2**26), zipfile.ZIP_DEFLATED)
+  assert f'bytes would become {2**26 + len(header):,}' in refused(tmp_path / 'weights.npz', read_files)
 
 
 def test_arrays_that_compress_well_are_read(tmp_path):
   np.savez_compressed(tmp_path / 'weights.npz', a=np.zeros((100, 100), np.float32), b=np.ones(3, 'bfloat16'))
-  tensors = read_files(tmp_path / 'weights.npz').tensors
-  assert tensors['a'].shape == (100, 100)
-  assert tensors['b'].tolist() == [1, 1, 1]  # NumPy has no bfloat16: it is saved as two bytes of any kind
+  arrays = read_files(tmp_path / 'weights.npz').tensors
+  assert arrays['a'].shape == (100, 100)
+  assert arrays['b'].tolist() == [1, 1, 1]  # NumPy has no bfloat16: it is saved as two bytes of any kind
 
 
 @pytest.mark.filterwarnings('ignore')  # torch's own, on unusual tensors
@@ -258,7 +263,7 @@ def test_flipped_bytes(copy, kind):
     path = copy / 'weights.npz'
   source = copy if kind == 'config.json' else path
   content, rng, refusals = path.read_bytes(), np.random.default_rng(0), list[str]()
-  for _ in range(20 if kind == 'npz' else 60):
+  for _ in range(10 if kind == 'npz' else 60):
     mutated = bytearray(content)
     for position in rng.integers(0, min(2000, len(content)), 3):
       mutated[position] = rng.integers(256)
