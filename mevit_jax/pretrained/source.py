@@ -118,8 +118,8 @@ def open_source(
     return dataclasses.replace(_with_channel_order(_open_workdir(path, weights), channel_order), name=name)
   files = read_files(path, weights)
   _check_config(files.config)
-  names = short_names(path, files.tensors, FORMATS)
-  checkpoint_format = detect_format(FORMATS, list(names))
+  checkpoint_format = detect_format(FORMATS, list(short_names(path, files.tensors, FORMATS)))
+  names = short_names(path, files.tensors, (checkpoint_format,))
   training_only = {names[name]: reason for name in names if (reason := training_only_reason(name))}
   tensors = LazyTensors(
     path, {name: partial(files.tensors.__getitem__, full) for name, full in names.items() if full not in training_only}
@@ -139,7 +139,7 @@ def _heads(config: dict[str, Any]) -> int | None:
   """Returns the number of attention heads that a config states."""
   heads = config.get('num_attention_heads') or _section(config, 'model_args').get('num_heads')
   if heads is not None and not (isinstance(heads, int) and heads > 0):
-    raise UserError(f'config.json of the weights has an invalid number of attention heads: {heads!r}')
+    raise UserError(f'config.json of the weights has num_attention_heads = {heads!r:.80}, not a positive integer')
   return heads
 
 

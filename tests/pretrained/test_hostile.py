@@ -228,8 +228,8 @@ def test_files_that_are_not_regular(tmp_path):
   [
     (b'[' * 10**6, 'nested too deeply'),
     (b'{"model_type": ' * 10**5, 'nested too deeply'),
-    ({'num_attention_heads': 'many'}, 'number of attention heads'),
-    ({'num_attention_heads': -3}, 'number of attention heads'),
+    ({'num_attention_heads': 'many'}, "num_attention_heads = 'many'"),
+    ({'num_attention_heads': -3}, 'num_attention_heads = -3'),
     ({'layer_norm_eps': 'small'}, 'layer_norm_eps'),
     ({'layer_norm_eps': float('nan')}, 'layer_norm_eps'),
     ({'num_hidden_layers': 10**12}, 'num_hidden_layers'),

@@ -97,7 +97,7 @@ def test_models_that_cannot_be_used_alone(image_classifier, tmp_path, rng):
     open_model(folder)
   odd = config_of(2, 0, frames=1)
   export(tmp_path / 'odd', random_params(odd, rng), odd, 'timm', class_names=NAMES, normalization=HALF)
-  (tmp_path / 'odd' / 'config.json').write_text(json.dumps({**about, 'model_args': None}))
+  (tmp_path / 'odd' / 'config.json').write_text(json.dumps({**about, 'model_args': None, 'architecture': 'my_vit'}))
   with pytest.raises(UserError, match='does not state its number of attention heads'):
     open_model(tmp_path / 'odd')
 
