@@ -159,14 +159,14 @@ def _source(config: Config, workdir: Path) -> tuple[Source | None, resolve.Sourc
     if not before.init_from:
       return None, None
     return None, resolve.Source(
-      str(workdir), before.model.layer_norm_eps, before.data.normalization, None if config.init_from else before
+      str(workdir), resolve.weight_fields(before.model), before.data.normalization, None if config.init_from else before
     )
   if not config.init_from:
     return None, None
   source = open_source(config.init_from, config.model.heads, config.init_channel_order)
   if source.info.normalization is None:
     print(f'{config.init_from} does not state its normalization: keeping {config.data.normalization}', flush=True)
-  return source, resolve.Source(config.init_from, source.info.layer_norm_eps, source.info.normalization)
+  return source, resolve.Source(config.init_from, source.info.model_fields, source.info.normalization)
 
 
 def initial_state(run: Run) -> TrainState:

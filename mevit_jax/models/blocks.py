@@ -18,7 +18,8 @@ from mevit_jax.models.rotary import rotate, rotate_patches
 Tokens = tuple[jax.Array, jax.Array | None]
 
 # Queries, keys and values of a block's attentions by name. 'space' and 'motion': `b t n h k` of the patches in block
-# order ('space': `b t n+f h k` with frame tokens), and `b h k` of the class token or None. 'class': the class token's query `b 1 h k`, the patches' `b t·n h k`.
+# order ('space': `b t n+f h k` with frame tokens), and `b h k` of the class token or None. 'class': the class token's
+# query `b 1 h k`, the patches' `b t·n h k`.
 Traced = dict[str, tuple[Heads, Heads | None]]
 
 # Constrains the sharding of an activation `b ...`; its values do not change.

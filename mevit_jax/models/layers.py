@@ -1,4 +1,4 @@
-"""Linear layers, activations and LayerNorm with custom gradients, which need less memory or compile faster than the library's."""
+"""Linear layers, activations and LayerNorm whose gradients need less memory or compile faster than the library's."""
 
 import math
 from functools import partial

@@ -11,17 +11,17 @@ from mevit_jax.config.model import MEViTConfig
 from mevit_jax.errors import UserError
 from mevit_jax.files import new_folder, write_json
 from mevit_jax.models.functional import Params
-from mevit_jax.pretrained import timesformer, vit
+from mevit_jax.pretrained import hf_vit, timesformer, timm_vit
 from mevit_jax.pretrained.files import write_safetensors
+from mevit_jax.pretrained.formats import CheckpointFormat
 from mevit_jax.pretrained.source import unstack_blocks
-from mevit_jax.pretrained.transforms import CheckpointFormat
 
 _WEIGHTS = 'model.safetensors'
 Library = Literal['timm', 'hf_vit', 'hf_timesformer']
 # Format of each library, and the prefix of all names but the head's.
 _FORMATS = {
-  'timm': (vit.TIMM, ''),
-  'hf_vit': (vit.HF, 'vit.'),
+  'timm': (timm_vit.TIMM, ''),
+  'hf_vit': (hf_vit.HF_VIT, 'vit.'),
   'hf_timesformer': (timesformer.HF, 'timesformer.'),
 }
 
@@ -71,9 +71,13 @@ def _to_tensors(
   """Returns tensor name in the format -> tensor; every array is used."""
   tensors, used = {}, set[str]()
   for tensor_names, param_names, transform in checkpoint_format.mappings(depth):
+    if not all(name in arrays for name in param_names):  # an optional feature, such as registers
+      continue
     results = transform.inverse(tuple(np.asarray(arrays[name], np.float32) for name in param_names))
     used.update(param_names)
     for name, tensor in zip(tensor_names, results, strict=True):
+      if tensor is None:  # an extra that the parameters do not need, such as LayerScale
+        continue
       tensors[name if name.startswith('classifier.') else prefix + name] = np.ascontiguousarray(tensor)
   assert set(arrays) <= used, f'{checkpoint_format.name} has no tensor for {sorted(set(arrays) - used)}'
   return tensors

@@ -12,23 +12,19 @@ import numpy as np
 from mevit_jax.checkpoint.reader import load_checkpoint
 from mevit_jax.checkpoint.workdir import is_shared
 from mevit_jax.config.data import Normalization
+from mevit_jax.config.model import WEIGHT_FIELDS
 from mevit_jax.errors import UserError
 from mevit_jax.models.functional import Params, parameter_shapes
 from mevit_jax.models.mevit import STAGES
-from mevit_jax.pretrained import timesformer, vit
+from mevit_jax.pretrained import clip, hf_vit, timesformer, timm_vit, vit
 from mevit_jax.pretrained.files import WeightFiles, read_files
-from mevit_jax.pretrained.transforms import CheckpointFormat, ConvertedArrays, detect_format
+from mevit_jax.pretrained.formats import CheckpointFormat, ConvertedArrays, detect_format
+from mevit_jax.pretrained.settings import Settings, read_settings, vision_config
+from mevit_jax.pretrained.transforms import Sizes
 from mevit_jax.trees import get_by_name
 
 ChannelOrder = Literal['rgb', 'bgr']
-FORMATS = (*vit.FORMATS, *timesformer.FORMATS)
-# Values that a Hugging Face config must have, where it has the field, for its model to be supported.
-_HF_SUPPORTED = {
-  'model_type': ('vit', 'timesformer'),
-  'hidden_act': ('gelu',),
-  'qkv_bias': (True,),
-  'attention_type': ('divided_space_time',),
-}
+FORMATS = (*vit.FORMATS, *timm_vit.FORMATS, *hf_vit.FORMATS, *clip.FORMATS, *timesformer.FORMATS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +37,7 @@ class SourceInfo:
     width: token width.
     mlp_dim: hidden width of the feed-forward network.
     patch_size: patch height and width in pixels.
-    grid: patches per column and row.
+    grid: patches per column and row; those of its images, where its positions are rotary.
     layer_norm_eps: epsilon of its LayerNorms; the model must have the same.
     antialias: whether its library antialiases when it resizes positions, see `positions.resize_space`.
     heads: number of attention heads.
@@ -49,6 +45,12 @@ class SourceInfo:
     classes: number of classes of its head; 0 without one.
     class_names: names of these classes.
     normalization: pixel normalization that the model was trained with.
+    tokens: tokens of a frame besides its patches: the class token and registers.
+    has_class_token: whether a class token is the first of these.
+    activation: activation of its MLPs.
+    pre_norm: whether a LayerNorm follows its embedding.
+    rotary_theta: base of its rotary positions; 0 without them.
+    head_reason: reason why its head is initialized instead of kept; '' if it can be kept.
   """
 
   kind: str
@@ -64,6 +66,17 @@ class SourceInfo:
   classes: int = 0
   class_names: tuple[str, ...] | None = None
   normalization: Normalization | None = None
+  tokens: int = 1
+  has_class_token: bool = True
+  activation: str = 'gelu'
+  pre_norm: bool = False
+  rotary_theta: float = 0.0
+  head_reason: str = ''
+
+  @property
+  def model_fields(self) -> dict[str, Any]:
+    """Fields of `MEViTConfig` that these weights determine."""
+    return {name: getattr(self, name) for name in WEIGHT_FIELDS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +115,12 @@ def open_source(path: str | Path, heads: int = 1, channel_order: ChannelOrder = 
   if (path / 'checkpoints').is_dir() or is_shared(path):
     return _with_channel_order(_open_workdir(path), channel_order)
   files = read_files(path)
-  _check_config(files.config)
+  settings = read_settings(files.config)
   checkpoint_format = detect_format(FORMATS, list(files.tensors))
-  arrays = ConvertedArrays(checkpoint_format, files.tensors, heads)
+  arrays = ConvertedArrays(checkpoint_format, files.tensors, Sizes(heads))
   if arrays.depth == 0:
-    raise UserError(f'{path}: {checkpoint_format.name} without any block; the file is damaged or incomplete')
-  info = _describe(checkpoint_format, arrays, files)
+    raise UserError(f'{path}: {checkpoint_format.name} without any block; the file is incomplete')
+  info = _describe(checkpoint_format, arrays, files, settings)
   return _with_channel_order(Source(info, arrays, arrays.origin, arrays.unused), channel_order)
 
 
@@ -120,56 +133,96 @@ def _with_channel_order(source: Source, channel_order: ChannelOrder) -> Source:
   return dataclasses.replace(source, info=info, channel_order=channel_order)
 
 
-def _describe(checkpoint_format: CheckpointFormat, arrays: ConvertedArrays, files: WeightFiles) -> SourceInfo:
-  config = files.config
+def _describe(
+  checkpoint_format: CheckpointFormat, arrays: ConvertedArrays, files: WeightFiles, settings: Settings
+) -> SourceInfo:
+  config = vision_config(files.config)
   depth = config.get('num_hidden_layers', arrays.depth)
   if depth != arrays.depth:
     raise UserError(
       f'the weights have {arrays.depth} blocks, but num_hidden_layers of their config.json is {depth}: '
-      'the weights are damaged or incomplete'
+      'the weights are incomplete, or the config belongs to others'
     )
   patch_size = arrays['embedding/kernel'].shape[:2]
-  query = files.tensors[arrays.origin['blocks/0/space_attention/query/bias'][0]]
-  heads = config.get('num_attention_heads') or (query.shape[0] if query.ndim == 2 else None)  # Google's: h k
+  arrays.sizes = arrays.sizes._replace(patches=math.prod(_stated_grid(config, patch_size) or ()) or None)
+  query = files.tensors[arrays.origin['blocks/0/space_attention/query/kernel'][0]]
+  classes = arrays['head/bias'].size if 'head/bias' in arrays else 0
+  has_class_token = _has_class_token(checkpoint_format, arrays)
   return SourceInfo(
     kind=checkpoint_format.name,
     depth=arrays.depth,
-    width=arrays['class_token'].size,
+    width=arrays['blocks/0/mlp/norm/scale'].size,
     mlp_dim=arrays['blocks/0/mlp/up/bias'].size,
     patch_size=patch_size,
-    grid=_grid(arrays['embedding/space'].shape[0], config, patch_size),
-    layer_norm_eps=float(config.get('layer_norm_eps') or checkpoint_format.layer_norm_eps),
+    grid=_grid(checkpoint_format, arrays, config, settings),
+    layer_norm_eps=settings.layer_norm_eps or checkpoint_format.layer_norm_eps,
     antialias=checkpoint_format.antialias,
-    heads=heads,
+    heads=query.shape[1] if query.ndim == 3 else settings.heads,  # Google's: d h k
     frames=len(arrays['embedding/time']) if 'embedding/time' in arrays else 0,
-    classes=arrays['head/bias'].size if 'head/bias' in arrays else 0,
-    class_names=_class_names(config),
+    classes=classes,
+    class_names=_class_names(files.config),
     normalization=_normalization(files) or checkpoint_format.normalization,
+    tokens=has_class_token + (len(arrays['registers']) if 'registers' in arrays else 0),
+    has_class_token=has_class_token,
+    activation=_activation(checkpoint_format, settings),
+    pre_norm='pre_norm/scale' in arrays,
+    rotary_theta=settings.rotary_theta,
+    head_reason=(settings.head_reason or checkpoint_format.head_reason) if classes else '',
   )
 
 
-def _check_config(config: dict[str, Any]) -> None:
-  """Raises a UserError if a Hugging Face config describes a model that is not supported."""
-  for name, values in _HF_SUPPORTED.items():
-    if config.get(name, values[0]) not in values:
-      supported = ' or '.join(map(repr, values))
-      raise UserError(f'config.json of the weights has {name} = {config[name]!r}; only {supported} is supported')
+def _has_class_token(checkpoint_format: CheckpointFormat, arrays: ConvertedArrays) -> bool:
+  """Returns whether a class token takes part in the attention; an attention pool's query does not."""
+  if 'class_token' in arrays and not any(name.startswith('class_blocks/') for name in arrays):
+    return True
+  if 'class_position' in arrays and np.any(arrays['class_position']):
+    raise UserError(
+      f'{checkpoint_format.name}: {arrays.origin["class_position"][-1]} has a position of a class token, which is '
+      'missing: the file is incomplete'
+    )
+  return False
 
 
-def _grid(patches: int, config: dict[str, Any], patch_size: tuple[int, int]) -> tuple[int, int]:
+def _activation(checkpoint_format: CheckpointFormat, settings: Settings) -> str:
+  activation = settings.activation or checkpoint_format.activation
+  if activation is None:
+    raise UserError(
+      f'the tensors of {checkpoint_format.name} do not show its activation: put its config.json (of OpenCLIP: '
+      'open_clip_config.json, as config.json) beside them'
+    )
+  return activation
+
+
+def _grid(
+  checkpoint_format: CheckpointFormat, arrays: ConvertedArrays, config: dict[str, Any], settings: Settings
+) -> tuple[int, int]:
   """Returns the rows and columns of the patches: as the config says, else a square."""
+  stated = _stated_grid(config, arrays['embedding/kernel'].shape[:2])
+  if 'embedding/space' not in arrays:
+    if not settings.rotary_theta:
+      raise UserError(
+        f'{checkpoint_format.name} has no learned positions, and its rotary positions have no tensors: put its '
+        'config.json beside them'
+      )
+    return stated or (0, 0)
+  patches = arrays['embedding/space'].shape[0]
   grid = math.isqrt(patches), math.isqrt(patches)
-  image_size = config.get('image_size') or _section(config, 'model_args').get('img_size')
-  input_size = _section(config, 'pretrained_cfg').get('input_size')
-  if image_size:
-    grid = _patches(image_size, patch_size)
-  elif isinstance(input_size, list):
-    # The default of timm's models of this name; the weights may be of a model that was built for another size.
-    default = _patches(input_size[1:], patch_size)
-    grid = default if math.prod(default) == patches else grid
+  # timm's input_size is the default of the architecture; the weights may be of a model built for another size.
+  is_default = not (config.get('image_size') or _section(config, 'model_args').get('img_size'))
+  if stated and not (is_default and math.prod(stated) != patches):
+    grid = stated
   if math.prod(grid) != patches:
     raise UserError(f'the weights have positions of {patches} patches, which is not a {grid[0]}x{grid[1]} grid')
   return grid
+
+
+def _stated_grid(config: dict[str, Any], patch_size: tuple[int, int]) -> tuple[int, int] | None:
+  """Returns the rows and columns of the patches of a config's images."""
+  image_size = config.get('image_size') or _section(config, 'model_args').get('img_size')
+  input_size = _section(config, 'pretrained_cfg').get('input_size')
+  if not image_size and isinstance(input_size, list):
+    image_size = input_size[1:]
+  return _patches(image_size, patch_size) if image_size else None
 
 
 def _patches(image_size: Any, patch_size: tuple[int, int]) -> tuple[int, int]:
@@ -218,12 +271,13 @@ def _open_workdir(path: Path) -> Source:
     mlp_dim=config.mlp_dim,
     patch_size=config.patch_size,
     grid=config.grid,
-    layer_norm_eps=config.layer_norm_eps,
     heads=config.heads,
     frames=config.frames,
     classes=config.classes,
     class_names=checkpoint.class_names,
     normalization=checkpoint.normalization,
+    tokens=config.frame_tokens or 1,
+    **{name: getattr(config, name) for name in WEIGHT_FIELDS},
   )
   return Source(info, arrays, origin, {})
 

@@ -70,7 +70,13 @@ def is_jaxpr(x):
     dataclasses.replace(OURS, image_size=32, **EARLY, frame_tokens=1, pre_norm=True, rotary_theta=100.0),
   ],
   ids=[
-    'ours', 'TimeSformer', 'M=3', 'M divides neither side of 2x5', 'M is the grid', 'frame tokens', 'rotary positions'
+    'ours',
+    'TimeSformer',
+    'M=3',
+    'M divides neither side of 2x5',
+    'M is the grid',
+    'frame tokens',
+    'rotary positions',
   ],
 )
 def test_flops_are_those_of_the_models_matrix_products(config):
