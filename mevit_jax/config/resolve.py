@@ -104,7 +104,7 @@ def resolve(
   Args:
     config: the parsed config.
     dataset: sets `model.classes`.
-    source: sets `model.layer_norm_eps`, `model.activation` and others (`WEIGHT_FIELDS`), `data.mean` and `data.std`; a workdir of ours also `init_from`.
+    source: sets the model's `WEIGHT_FIELDS`, `data.mean` and `data.std`; a workdir of ours also `init_from`.
     devices: number of shards of the batch; rounds `evaluation.batch_size` up to a multiple.
     evaluate: take the whole model from `source`, a checkpoint, except its dtype.
 

@@ -43,6 +43,6 @@ def _rotations(config: MEViTConfig, tokens: int) -> tuple[jax.Array, jax.Array]:
   coordinates = np.stack(np.meshgrid(*axes, indexing='ij'), axis=-1)  # rows columns 2
   angles = 2 * np.pi * coordinates[..., None] * frequencies  # rows columns 2 k/4
   dtype = jnp.promote_types(config.dtype, jnp.float32)
-  angles = to_block_order(jnp.asarray(angles.reshape(*config.grid, -1), dtype), config)  # n k/2
-  angles = jnp.pad(angles, ((0, tokens - config.patches), (0, 0)))[:, None]  # s 1 k/2; frame tokens have angle 0
-  return jnp.cos(angles), jnp.sin(angles)
+  patches = to_block_order(jnp.asarray(angles.reshape(*config.grid, -1), dtype), config)  # n k/2
+  all_angles = jnp.pad(patches, ((0, tokens - config.patches), (0, 0)))[:, None]  # s 1 k/2; frame tokens have angle 0
+  return jnp.cos(all_angles), jnp.sin(all_angles)

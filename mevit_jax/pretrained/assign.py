@@ -126,7 +126,7 @@ class Assignment:
     return self._read(name, (*shape[:-1], self.source.info.classes))[..., self._head]
 
   def _absent(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns a parameter that the source does not have: norms start with scale 1 and bias 0, tokens and positions at 0.
+    """Returns a parameter that the source lacks: norms start with scale 1 and bias 0, tokens and positions at 0.
 
     The class token starts as the first frame token, if the source has frame tokens instead.
     """

@@ -41,7 +41,7 @@ def torch():
 
 @pytest.fixture(scope='session')
 def transformers(torch):
-  for model in ('vit', 'timesformer'):  # imported lazily, with warnings
+  for model in ('vit', 'timesformer', 'dinov2', 'clip', 'siglip'):  # imported lazily, with warnings
     _import(f'transformers.models.{model}.modeling_{model}')
   return _import('transformers')
 
@@ -151,6 +151,12 @@ def tokens_of(config, params, video):
   b, t, _, d = patches.shape
   raster = np.asarray(from_block_order(patches, config)).reshape(b, t, -1, d)
   return np.concatenate([np.broadcast_to(token[:, None, None], (b, t, 1, d)), raster], axis=2)
+
+
+def patches_of(config, params, video):
+  """Returns the patches `b t n d` in raster order, and the class token."""
+  patches, token = map(np.asarray, model_of(config)[2](params, video))
+  return np.asarray(from_block_order(patches, config)).reshape(patches.shape), token
 
 
 def repeated(image, frames):
