@@ -59,14 +59,14 @@ class MLP(nnx.Module):
 
   def __init__(self, config: MEViTConfig, rngs: nnx.Rngs):
     dtype, xavier = jnp.dtype(config.dtype), jax.nn.initializers.xavier_uniform()
-    self.activation = ACTIVATIONS[config.activation]
+    self.activation = config.activation
     self.norm = layer_norm(config, rngs)
     self.up = nnx.Linear(config.width, config.mlp_dim, kernel_init=xavier, dtype=dtype, rngs=rngs)
     self.down = nnx.Linear(config.mlp_dim, config.width, kernel_init=xavier, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     hidden = checkpoint_name(linear(self.up, self.norm(x)), 'mlp')
-    return linear(self.down, self.activation(hidden))
+    return linear(self.down, ACTIVATIONS[self.activation](hidden))
 
 
 class PatchBlock(nnx.Module):

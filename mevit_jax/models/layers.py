@@ -1,6 +1,7 @@
 """Linear layers, activations and LayerNorm whose gradients need less memory or compile faster than the library's."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -73,7 +74,11 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 
 
 # Activations by their name in `MEViTConfig.activation`.
-ACTIVATIONS = {'gelu': gelu, 'gelu_tanh': gelu_tanh, 'quick_gelu': quick_gelu}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  'gelu': gelu,
+  'gelu_tanh': gelu_tanh,
+  'quick_gelu': quick_gelu,
+}
 
 
 def _normal_cdf(x: jax.Array) -> jax.Array:

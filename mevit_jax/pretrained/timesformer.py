@@ -30,7 +30,9 @@ def _fold(tensors: Arrays, sizes: Sizes) -> Arrays:
 
 def _unfold(params: Arrays) -> Arrays:
   kernel, bias = params
-  return *OUT_PROJECTION.inverse((kernel,)), bias, np.eye(bias.size, dtype=bias.dtype), np.zeros_like(bias)
+  (weight,) = OUT_PROJECTION.inverse((kernel,))
+  assert weight is not None
+  return weight, bias, np.eye(bias.size, dtype=bias.dtype), np.zeros_like(bias)
 
 
 FOLD = Transform(_fold, _unfold)

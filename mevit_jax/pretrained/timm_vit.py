@@ -11,6 +11,7 @@ from mevit_jax.pretrained.transforms import (
   POOL_QUERY,
   POSITIONS,
   QKV,
+  QKV_WITHOUT_KEY_BIAS,
   SCALED_LINEAR,
   SCALED_OUT_PROJECTION,
   TOKEN,
@@ -142,14 +143,22 @@ ATTENTION_POOL = replace(
 DINOV3 = replace(
   TIMM,
   name='timm DINOv3',
-  rules=require(
-    rename_tensors(
-      without(_RULES, 'embedding/space', 'pre_norm/scale', 'pre_norm/bias'),
-      {'ls1.gamma': 'gamma_1', 'ls2.gamma': 'gamma_2'},
+  rules=(
+    *require(
+      rename_tensors(
+        without(
+          _RULES, 'embedding/space', 'pre_norm/scale', 'pre_norm/bias', 'blocks/{i}/space_attention/query/kernel'
+        ),
+        {'ls1.gamma': 'gamma_1', 'ls2.gamma': 'gamma_2'},
+      ),
+      'LayerScale',
     ),
-    'LayerScale',
+    rule('blocks.{i}.attn.qkv.weight',
+         'blocks/{i}/space_attention/(query|key|value)/kernel blocks/{i}/space_attention/(query|key|value)/bias',
+         QKV_WITHOUT_KEY_BIAS, extras='blocks.{i}.attn.q_bias blocks.{i}.attn.v_bias',
+         feature='query and value biases'),
   ),
   layer_norm_eps=1e-5,
-)
+)  # fmt: skip
 
 FORMATS = (TIMM, MEAN_POOL, DINOV2_REGISTERS, DISTILLED, ATTENTION_POOL, DINOV3)

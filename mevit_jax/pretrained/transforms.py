@@ -111,15 +111,22 @@ def _fold_attention_pool(tensors: Tensors, sizes: Sizes) -> Arrays:
   return np.zeros_like(probe), *HEADS_WITH_BIAS.forward((weight, bias), sizes)
 
 
-def _first_third(tensors: Tensors, sizes: Sizes) -> Arrays:
+def _first_third(tensors: Any, sizes: Sizes) -> Arrays:
   """Converts an attention pool's query from fused queries, keys and values."""
   probe, weight, bias, norm_bias = tensors
   return _fold_attention_pool((probe, np.split(weight, 3)[0], np.split(bias, 3)[0], norm_bias), sizes)
 
 
-def _last_thirds(tensors: Tensors, sizes: Sizes) -> Arrays:
+def _last_thirds(tensors: Any, sizes: Sizes) -> Arrays:
   """Converts keys and values from fused queries, keys and values: two kernels, two biases."""
   return KEY_VALUE.forward(tuple(np.concatenate(np.split(x, 3)[1:]) for x in tensors), sizes)
+
+
+def _without_key_bias(tensors: Tensors, sizes: Sizes) -> Arrays:
+  """Converts fused queries, keys and values with separate biases of queries and values: a key bias of zero."""
+  weight, query, value = tensors
+  bias = None if query is None or value is None else np.concatenate([query, np.zeros_like(query), value])
+  return QKV.forward((weight, bias), sizes)
 
 
 def read_only(forward: Callable[[Any, Sizes], Arrays]) -> Transform:
@@ -152,4 +159,5 @@ POSITIONS = Transform(  # 1 1+n d, or 1+n d -> d, n d
   _split_positions, lambda params: (np.concatenate([params[0][None], params[1]])[None],)
 )
 TIME_POSITIONS = _single(lambda x, h: x.reshape(x.shape[-2:]), lambda x: x[None])  # 1 t d -> t d
+QKV_WITHOUT_KEY_BIAS = read_only(_without_key_bias)
 POOL_QUERY, FUSED_POOL_QUERY, FUSED_KEY_VALUE = map(read_only, (_fold_attention_pool, _first_third, _last_thirds))

@@ -152,7 +152,9 @@ def test_clip(transformers, torch, tmp_path, whole, side):
   vision = transformers.CLIPVisionConfig(**hf_sizes())
   if whole:
     text = {'hidden_size': 16, 'num_hidden_layers': 1, 'num_attention_heads': 2, 'intermediate_size': 16}
-    theirs = randomize(transformers.CLIPModel(transformers.CLIPConfig(text, vision.to_dict())))
+    theirs = randomize(
+      transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision.to_dict()))
+    )
     encoder = theirs.vision_model
   else:
     theirs = encoder = randomize(transformers.CLIPVisionModel(vision))
@@ -233,7 +235,9 @@ def test_siglip(transformers, torch, tmp_path, whole, side):
   vision = transformers.SiglipVisionConfig(**hf_sizes())
   if whole:
     text = {'hidden_size': 16, 'num_hidden_layers': 1, 'num_attention_heads': 2, 'intermediate_size': 16}
-    theirs = randomize(transformers.SiglipModel(transformers.SiglipConfig(text, vision.to_dict())))
+    theirs = randomize(
+      transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision.to_dict()))
+    )
     encoder = theirs.vision_model
   else:
     theirs = encoder = randomize(transformers.SiglipVisionModel(vision))
@@ -379,7 +383,6 @@ def test_every_vit_of_timm_is_exact_or_refused(timm, torch, tmp_path):
       config, loaded = converted(tmp_path, classify=classify)
     except UserError as error:
       refused[name] = str(error)
-      assert 'damaged' not in str(error)
       continue
     ours, _ = patches_of(config, loaded.params, video)
     with torch.no_grad():
@@ -391,6 +394,7 @@ def test_every_vit_of_timm_is_exact_or_refused(timm, torch, tmp_path):
     assert_close(normalized(norm, ours[0], config.layer_norm_eps) if has_norm else ours[0], expected)
     accepted.append(name)
   assert len(accepted) > 100, refused
+  assert not [error for error in refused.values() if 'damaged' in error]
   for name in accepted:
     with torch.device('meta'):
       block = timm.create_model(name, depth=1).blocks[0]
