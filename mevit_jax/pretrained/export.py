@@ -54,6 +54,8 @@ def export(
   folder = Path(folder).expanduser()
   _CHECKS[to](config)
   arrays, _ = unstack_blocks(params)
+  if 'frame_tokens' in arrays:  # instead of the class token
+    arrays['class_token'], arrays['class_position'] = arrays['frame_tokens'][0], 0 * arrays.pop('frame_tokens')[0]
   if to != 'hf_timesformer':
     arrays['embedding/space'] = arrays['embedding/space'] + _constant_position(arrays.pop('embedding/time'))
   checkpoint_format, prefix = _FORMATS[to]
@@ -90,7 +92,18 @@ def _constant_position(times: np.ndarray) -> np.ndarray:
   return times[0]
 
 
+def _check_features(config: MEViTConfig, frame_tokens: tuple[int, ...]) -> None:
+  allowed = {'activation': ('gelu',), 'pre_norm': (False,), 'rotary_theta': (0.0,), 'frame_tokens': frame_tokens}
+  for name, values in allowed.items():
+    if getattr(config, name) not in values:
+      raise UserError(
+        f'model.{name} is {getattr(config, name)}, and the exported model has {" or ".join(map(str, values))}: '
+        'use --to=mevit or stablehlo'
+      )
+
+
 def _check_vit(config: MEViTConfig) -> None:
+  _check_features(config, frame_tokens=(0, 1))
   if config.motion_blocks or config.class_blocks:
     raise UserError(
       f'this model has {config.motion_blocks} motion and {config.class_blocks} class blocks, '
@@ -105,6 +118,7 @@ def _check_timm(config: MEViTConfig) -> None:
 
 
 def _check_timesformer(config: MEViTConfig) -> None:
+  _check_features(config, frame_tokens=(0,))
   required = {
     'space_blocks': 0,
     'class_blocks': 0,
