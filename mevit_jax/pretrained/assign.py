@@ -220,7 +220,7 @@ class Assignment:
     if array.shape != tuple(shape):
       raise UserError(
         f'{self._source_names(name)} gives {name} the shape {array.shape} instead of {tuple(shape)}: '
-        'the source is damaged, or of a different size'
+        'the tensor belongs to a model of a different size'
       )
     if not np.isfinite(array).all():
       raise UserError(f'{self._source_names(name)} has values that are not finite: the source is damaged')

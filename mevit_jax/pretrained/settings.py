@@ -131,21 +131,25 @@ _TIMM_REFUSED = (
 )
 _TIMM_HEADS = (
   (r'_(base|huge)_patch\d+_gap_', 16),
+  (r'_base_patch\d+_plus_', 14),
+  (r'_giant_patch14_(dinov2|reg\d_)|_giant_patch16_radio', 24),
+  (r'_huge_plus_', 20),
+  (r'_d?wee_|_xsmall_', 4),
+  (r'_d?little_', 5),
   (r'_tiny_', 3),
-  (r'_(xsmall)_', 6),
   (r'_small_', 6),
-  (r'_medium_', 8),
+  (r'_mediumd?_', 8),
   (r'_betwixt_', 10),
+  (r'_so150m2_', 13),
+  (r'_so150m_', 14),
   (r'_base_', 12),
-  (r'_(large|huge|so400m|gigantic|giantopt)_', 16),
-  (r'_giant_patch14_(dinov2|reg\d_)', 24),
-  (r'_giant_', 16),
+  (r'_(large|huge|so400m|giant|gigantic|giantopt|intern300m)_', 16),
 )
 _TIMM_ACTIVATIONS = (
   (r'quickgelu', 'quick_gelu'),
   (r'_(base_patch32|giantopt_patch16|so400m_patch16)_siglip|_large_patch16_siglip(_gap)?_512', 'gelu_tanh'),
 )
-_TIMM_POOLS = ((r'_gap(_|$)|_dinov3|^eva_|^beit', 'avg'), (r'_siglip|_map_', 'map'))
+_TIMM_POOLS = ((r'_gap(_|$)|_dinov3|^beit|^eva_(?!.*_clip_)', 'avg'), (r'_siglip|_map_', 'map'))
 # Arguments that tensors and their shapes show, or that have no effect in evaluation.
 _TIMM_SHOWN = re.compile(
   r'(img|patch)_size|embed_dim|depth|mlp_ratio|num_classes|(qkv|proj|q|k|v)_bias(_separate|_fused)?|qkv_fused|init_values|'
@@ -184,10 +188,10 @@ def _read_timm(config: dict[str, Any]) -> Settings:
       _refuse(f'model_args.{name}', value, allowed, feature)
   rotary = '_dinov3' in architecture
   pool = arguments.get('global_pool', config.get('global_pool', _first(_TIMM_POOLS, architecture) or 'token'))
-  clip = '_clip_' in architecture or rotary
+  large_eps = re.search(r'^vit_.*_clip_|_dinov3|^beit3', architecture)
   return Settings(
     heads=_integer('model_args.num_heads', arguments.get('num_heads')) or _first(_TIMM_HEADS, architecture),
-    layer_norm_eps=float(arguments.get('norm_eps') or (1e-5 if clip else 1e-6)),
+    layer_norm_eps=float(arguments.get('norm_eps') or (1e-5 if large_eps else 1e-6)),
     activation=_activation(
       'model_args.act_layer', arguments.get('act_layer') or _first(_TIMM_ACTIVATIONS, architecture) or 'gelu'
     ),

@@ -146,6 +146,9 @@ def _describe(
   patch_size = arrays['embedding/kernel'].shape[:2]
   arrays.sizes = arrays.sizes._replace(patches=math.prod(_stated_grid(config, patch_size) or ()) or None)
   query = files.tensors[arrays.origin['blocks/0/space_attention/query/kernel'][0]]
+  if arrays['blocks/0/mlp/up/bias'].size == 2 * arrays['blocks/0/mlp/down/kernel'].shape[0]:
+    name = arrays.origin['blocks/0/mlp/up/bias'][0]
+    raise UserError(f'{checkpoint_format.name} with SwiGLU ({name!r} has two halves), which MEViT does not have')
   classes = arrays['head/bias'].size if 'head/bias' in arrays else 0
   has_class_token = _has_class_token(checkpoint_format, arrays)
   return SourceInfo(
@@ -164,7 +167,7 @@ def _describe(
     normalization=_normalization(files) or checkpoint_format.normalization,
     tokens=has_class_token + (len(arrays['registers']) if 'registers' in arrays else 0),
     has_class_token=has_class_token,
-    activation=_activation(checkpoint_format, settings),
+    activation=_activation(checkpoint_format, settings, pre_norm='pre_norm/scale' in arrays),
     pre_norm='pre_norm/scale' in arrays,
     rotary_theta=settings.rotary_theta,
     head_reason=(settings.head_reason or checkpoint_format.head_reason) if classes else '',
@@ -183,8 +186,9 @@ def _has_class_token(checkpoint_format: CheckpointFormat, arrays: ConvertedArray
   return False
 
 
-def _activation(checkpoint_format: CheckpointFormat, settings: Settings) -> str:
-  activation = settings.activation or checkpoint_format.activation
+def _activation(checkpoint_format: CheckpointFormat, settings: Settings, *, pre_norm: bool) -> str:
+  """Returns the activation; of encoders with a pre-norm (CLIP), some have QuickGELU, which no tensor shows."""
+  activation = settings.activation or (None if pre_norm else checkpoint_format.activation)
   if activation is None:
     raise UserError(
       f'the tensors of {checkpoint_format.name} do not show its activation: put its config.json (of OpenCLIP: '

@@ -1,18 +1,13 @@
 """Encoders of transformers and timm with random values in every tensor, frame by frame on a moving clip."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
-import safetensors.torch
 
 from mevit_jax.errors import UserError
 from mevit_jax.pretrained.load import load
-from mevit_jax.pretrained.settings import read_settings
 from mevit_jax.pretrained.source import open_source
 from tests.pretrained.conftest import (
-  CLASSES,
   DEPTH,
   HEADS,
   MLP,
@@ -21,12 +16,15 @@ from tests.pretrained.conftest import (
   WIDTH,
   assert_close,
   config_of,
+  converted,
   hf_sizes,
   model_of,
   patches_of,
   randomize,
   repeated,
+  timm_encoder,
   to_torch,
+  write_folder,
 )
 
 FRAMES = 2
@@ -35,14 +33,6 @@ FRAMES = 2
 def moving_clip(side=SIDE):
   """Returns one clip `1 t h w 3` of different frames."""
   return np.random.default_rng(side).normal(size=(1, FRAMES, side, side, 3)).astype(np.float32)
-
-
-def converted(path, side=SIDE, classify=0, **changes):
-  """Loads an encoder into a model with motion blocks, which keeps its class token and registers in every frame."""
-  source = open_source(path, HEADS)
-  fields = {'frame_tokens': source.info.tokens, **source.info.model_fields, **changes}
-  config = config_of(1, DEPTH - 1, classify, side=side, frames=FRAMES, **fields)
-  return config, load(source, model_of(config)[0])
 
 
 def normalized(norm, x, eps):
@@ -179,7 +169,7 @@ def test_open_clip(transformers, torch, tmp_path, quick):
   with torch.no_grad():
     output = theirs(to_torch(video[0]))
   for name, tensors in (('whole', model), ('visual', visual)):
-    write(tmp_path / name, tensors, {'model_cfg': settings})
+    write_folder(tmp_path / name, tensors, {'model_cfg': settings})
     check(tmp_path / name, video, output.last_hidden_state[:, 1:], output.pooler_output, normed=False)
   (tmp_path / 'visual' / 'config.json').unlink()
   with pytest.raises(UserError, match='do not show its activation'):
@@ -205,13 +195,6 @@ def open_clip_names(state, torch):
       for a, b in {**names, 'mlp.fc1': 'mlp.c_fc', 'mlp.fc2': 'mlp.c_proj'}.items():
         tensors[f'{new}.{b}.{part}'] = state[f'{old}.{a}.{part}']
   return tensors
-
-
-def write(folder, tensors, config):
-  folder.mkdir(exist_ok=True)
-  tensors = {name: x.contiguous() for name, x in tensors.items()}
-  safetensors.torch.save_file(tensors, folder / 'model.safetensors')
-  (folder / 'config.json').write_text(json.dumps(config))
 
 
 def check_pool(path, video, patches, pooled, side=SIDE):
@@ -250,19 +233,6 @@ def test_siglip(transformers, torch, tmp_path, whole, side):
 
 
 # timm.
-
-
-def timm_sizes(**changes):
-  sizes = {'img_size': SIDE, 'patch_size': PATCH, 'embed_dim': WIDTH, 'depth': DEPTH, 'num_heads': HEADS}
-  return {**sizes, 'mlp_ratio': MLP / WIDTH, 'num_classes': CLASSES, **changes}
-
-
-def timm_encoder(timm, folder, name, side=SIDE, **changes):
-  """Makes a random encoder and its folder, as timm writes it."""
-  arguments = timm_sizes(**changes)
-  theirs = randomize(timm.create_model(name, **arguments, **({} if side == SIDE else {'dynamic_img_size': True})))
-  write(folder, theirs.state_dict(), {'architecture': name, 'model_args': arguments})
-  return theirs
 
 
 TIMM_ENCODERS = {
@@ -329,43 +299,6 @@ def test_patches_are_the_encoders_whatever_the_stages(timm, torch, tmp_path):
   assert_close(normalized(loaded.params['norm'], ours[0], config.layer_norm_eps), output[:, 5:])
 
 
-@pytest.mark.parametrize(
-  ('changes', 'message'),
-  [
-    ({'num_heads': 4}, 'heads 4 -> 2'),
-    ({'act_layer': 'relu'}, r"model_args.act_layer = 'relu'"),
-    ({'act_layer': 'quick_gelu'}, 'a different activation'),
-    ({'qk_norm': True}, 'query and key norms'),
-    ({'norm_layer': 'rmsnorm'}, 'norms of another kind'),
-    ({'block_fn': 'ResPostBlock'}, 'model_args.block_fn'),
-    ({'global_pool': 'avg'}, 'global_pool=avg'),
-  ],
-)
-def test_timm_settings_are_honored_or_refused(timm, tmp_path, changes, message):
-  timm_encoder(timm, tmp_path, 'vit_base_patch16_224')
-  content = json.loads((tmp_path / 'config.json').read_text())
-  content['model_args'] |= changes
-  (tmp_path / 'config.json').write_text(json.dumps(content))
-  with pytest.raises(UserError, match=message):
-    load(tmp_path, model_of(config_of(1, 2))[0], head='keep')
-
-
-def test_timm_top_level_pooling(timm, tmp_path):
-  """timm writes `global_pool` beside the architecture."""
-  timm_encoder(timm, tmp_path, 'vit_base_patch16_224')
-  content = json.loads((tmp_path / 'config.json').read_text())
-  (tmp_path / 'config.json').write_text(json.dumps({**content, 'global_pool': 'avg'}))
-  with pytest.raises(UserError, match='global_pool=avg'):
-    load(tmp_path, model_of(config_of(1, 2))[0], head='keep')
-
-
-@pytest.mark.parametrize('architecture', ['vit_base_patch16_rope_ape_224', 'vit_base_patch16_rpn_224'])
-def test_architectures_that_the_tensors_do_not_show(architecture):
-  with pytest.raises(UserError, match='which has') as error:
-    read_settings({'architecture': architecture})
-  assert architecture in str(error.value)
-
-
 @pytest.mark.slow
 def test_every_vit_of_timm_is_exact_or_refused(timm, torch, tmp_path):
   """No architecture is loaded and computed differently; refusals never call a file damaged."""
@@ -395,7 +328,3 @@ def test_every_vit_of_timm_is_exact_or_refused(timm, torch, tmp_path):
     accepted.append(name)
   assert len(accepted) > 100, refused
   assert not [error for error in refused.values() if 'damaged' in error]
-  for name in accepted:
-    with torch.device('meta'):
-      block = timm.create_model(name, depth=1).blocks[0]
-    assert read_settings({'architecture': name}).heads in (None, block.attn.num_heads), name
