@@ -162,14 +162,15 @@ def _source(config: Config, workdir: Path) -> tuple[Source | None, resolve.Sourc
     pinned = before.init_from if same_model(config.init_from, before.init_from) else ''
     trained = None if config.init_from else before
     normalization = before.data.normalization
-    return None, resolve.Source(str(workdir), before.model.layer_norm_eps, normalization, trained, pinned)
+    fields = resolve.weight_fields(before.model)
+    return None, resolve.Source(str(workdir), fields, normalization, trained, pinned)
   if not config.init_from:
     return None, None
   source = open_init(config)
   if source.info.normalization is None:
     print(f'{config.init_from} does not state its normalization: keeping {config.data.normalization}', flush=True)
   info = source.info
-  return source, resolve.Source(config.init_from, info.layer_norm_eps, info.normalization, init_from=source.name)
+  return source, resolve.Source(config.init_from, info.model_fields, info.normalization, init_from=source.name)
 
 
 def open_init(config: Config) -> Source:

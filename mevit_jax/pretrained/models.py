@@ -106,7 +106,7 @@ def _with_source(config: Config, source: Source) -> Config:
   mean, std = info.normalization or config.data.normalization
   return dataclasses.replace(
     config,
-    model=dataclasses.replace(config.model, classes=info.classes, layer_norm_eps=info.layer_norm_eps),
+    model=dataclasses.replace(config.model, classes=info.classes, **info.model_fields),
     data=dataclasses.replace(config.data, dataset='', mean=mean, std=std),
     init_from=source.name,
     init_head='keep',
@@ -131,6 +131,8 @@ def _own_config(source: Source) -> Config:
 
 def _model_fields(info: SourceInfo, name: str) -> dict[str, Any]:
   """Returns the fields of the model config of an image classifier (one frame), or of a TimeSformer."""
+  if info.tokens != 1 or not info.has_class_token:
+    raise UserError(f'{name} has registers or no class token: train a head on it with --config.init_from={name}')
   heads = info.heads or usual_heads(info.width)
   if heads is None:
     raise UserError(f'{name} does not state its number of attention heads: convert it with --config (model.heads)')
@@ -152,4 +154,5 @@ def _model_fields(info: SourceInfo, name: str) -> dict[str, Any]:
     'heads': heads,
     'mlp_dim': info.mlp_dim,
     'dtype': 'float32',
+    **info.model_fields,
   }

@@ -13,27 +13,22 @@ import numpy as np
 from mevit_jax.checkpoint.reader import load_checkpoint
 from mevit_jax.checkpoint.workdir import is_shared
 from mevit_jax.config.data import Normalization
-from mevit_jax.config.model import usual_heads
+from mevit_jax.config.model import WEIGHT_FIELDS, usual_heads
 from mevit_jax.errors import UserError
 from mevit_jax.models.functional import Params, parameter_shapes
 from mevit_jax.models.mevit import STAGES
-from mevit_jax.pretrained import timesformer, vit
+from mevit_jax.pretrained import clip, hf_vit, timesformer, timm_vit, vit
 from mevit_jax.pretrained.files import WeightFiles, read_files
+from mevit_jax.pretrained.formats import CheckpointFormat, ConvertedArrays, detect_format
 from mevit_jax.pretrained.hub import Located, locate
+from mevit_jax.pretrained.settings import Settings, read_settings, vision_config
 from mevit_jax.pretrained.state_dicts import short_names, training_only_reason
 from mevit_jax.pretrained.tensors import LazyTensors
-from mevit_jax.pretrained.transforms import CheckpointFormat, ConvertedArrays, detect_format
+from mevit_jax.pretrained.transforms import Sizes
 from mevit_jax.trees import get_by_name
 
 ChannelOrder = Literal['rgb', 'bgr']
-FORMATS = (*vit.FORMATS, *timesformer.FORMATS)
-# Values that a Hugging Face config must have, where it has the field, for its model to be supported.
-_HF_SUPPORTED = {
-  'model_type': ('vit', 'timesformer'),
-  'hidden_act': ('gelu',),
-  'qkv_bias': (True,),
-  'attention_type': ('divided_space_time',),
-}
+FORMATS = (*vit.FORMATS, *timm_vit.FORMATS, *hf_vit.FORMATS, *clip.FORMATS, *timesformer.FORMATS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +41,7 @@ class SourceInfo:
     width: token width.
     mlp_dim: hidden width of the feed-forward network.
     patch_size: patch height and width in pixels.
-    grid: patches per column and row.
+    grid: patches per column and row; those of its images, where its positions are rotary.
     layer_norm_eps: epsilon of its LayerNorms; the model must have the same.
     antialias: whether its library antialiases when it resizes positions, see `positions.resize_space`.
     heads: number of attention heads.
@@ -54,6 +49,12 @@ class SourceInfo:
     classes: number of classes of its head; 0 without one.
     class_names: names of these classes.
     normalization: pixel normalization that the model was trained with.
+    tokens: tokens of a frame besides its patches: the class token and registers.
+    has_class_token: whether a class token is the first of these.
+    activation: activation of its MLPs.
+    pre_norm: whether a LayerNorm follows its embedding.
+    rotary_theta: base of its rotary positions; 0 without them.
+    head_reason: reason why its head is initialized instead of kept; '' if it can be kept.
   """
 
   kind: str
@@ -69,6 +70,17 @@ class SourceInfo:
   classes: int = 0
   class_names: tuple[str, ...] | None = None
   normalization: Normalization | None = None
+  tokens: int = 1
+  has_class_token: bool = True
+  activation: str = 'gelu'
+  pre_norm: bool = False
+  rotary_theta: float = 0.0
+  head_reason: str = ''
+
+  @property
+  def model_fields(self) -> dict[str, Any]:
+    """Fields of `MEViTConfig` that these weights determine."""
+    return {name: getattr(self, name) for name in WEIGHT_FIELDS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,30 +129,23 @@ def open_source(
   if (path / 'checkpoints').is_dir() or is_shared(path):
     return dataclasses.replace(_with_channel_order(_open_workdir(path, weights), channel_order), name=name)
   files = read_files(path, weights)
-  _check_config(files.config)
+  settings = read_settings(files.config)
   checkpoint_format = detect_format(FORMATS, list(short_names(path, files.tensors, FORMATS)))
   names = short_names(path, files.tensors, (checkpoint_format,))
   training_only = {names[name]: reason for name in names if (reason := training_only_reason(name))}
   tensors = LazyTensors(
     path, {name: partial(files.tensors.__getitem__, full) for name, full in names.items() if full not in training_only}
   )
-  width = ConvertedArrays(checkpoint_format, tensors, 1)['norm/scale'].size
-  heads = heads or _heads(files.config) or usual_heads(width) or 1
-  arrays = ConvertedArrays(checkpoint_format, tensors, heads)
+  arrays = ConvertedArrays(checkpoint_format, tensors, Sizes(heads or 1))
   if arrays.depth == 0:
-    raise UserError(f'{path}: {checkpoint_format.name} without any block; the file is damaged or incomplete')
-  info = _describe(checkpoint_format, arrays, files, tensors)
+    raise UserError(f'{path}: {checkpoint_format.name} without any block; the file is incomplete')
+  if heads is None:
+    heads = settings.heads or usual_heads(arrays['blocks/0/mlp/norm/scale'].size) or 1
+    arrays.sizes = arrays.sizes._replace(heads=heads)
+  info = _describe(checkpoint_format, arrays, files, settings, tensors)
   origin = {name: tuple(names[tensor] for tensor in tensors) for name, tensors in arrays.origin.items()}
   unused = {**{names[tensor]: reason for tensor, reason in arrays.unused.items()}, **training_only, **files.unused}
   return _with_channel_order(Source(info, arrays, origin, unused, name=name, weights=files.weights), channel_order)
-
-
-def _heads(config: dict[str, Any]) -> int | None:
-  """Returns the number of attention heads that a config states."""
-  heads = config.get('num_attention_heads') or _section(config, 'model_args').get('num_heads')
-  if heads is not None and not (isinstance(heads, int) and heads > 0):
-    raise UserError(f'config.json of the weights has num_attention_heads = {heads!r:.80}, not a positive integer')
-  return heads
 
 
 def _with_channel_order(source: Source, channel_order: ChannelOrder) -> Source:
@@ -153,64 +158,103 @@ def _with_channel_order(source: Source, channel_order: ChannelOrder) -> Source:
 
 
 def _describe(
-  checkpoint_format: CheckpointFormat, arrays: ConvertedArrays, files: WeightFiles, tensors: LazyTensors
+  checkpoint_format: CheckpointFormat,
+  arrays: ConvertedArrays,
+  files: WeightFiles,
+  settings: Settings,
+  tensors: LazyTensors,
 ) -> SourceInfo:
-  config = files.config
+  config = vision_config(files.config)
   depth = config.get('num_hidden_layers', arrays.depth)
   if depth != arrays.depth:
     raise UserError(
       f'the weights have {arrays.depth} blocks, but num_hidden_layers of their config.json is {depth}: '
-      'the weights are damaged or incomplete'
+      'the weights are incomplete, or the config belongs to others'
     )
   patch_size = arrays['embedding/kernel'].shape[:2]
-  query = tensors[arrays.origin['blocks/0/space_attention/query/bias'][0]]
-  heads = _heads(config) or (query.shape[0] if query.ndim == 2 else None)  # Google's: h k
+  arrays.sizes = arrays.sizes._replace(patches=math.prod(_stated_grid(config, patch_size) or ()) or None)
+  query = tensors[arrays.origin['blocks/0/space_attention/query/kernel'][0]]
+  if arrays['blocks/0/mlp/up/bias'].size == 2 * arrays['blocks/0/mlp/down/kernel'].shape[0]:
+    name = arrays.origin['blocks/0/mlp/up/bias'][0]
+    raise UserError(f'{checkpoint_format.name} with SwiGLU ({name!r} has two halves), which MEViT does not have')
+  classes = arrays['head/bias'].size if 'head/bias' in arrays else 0
+  has_class_token = _has_class_token(checkpoint_format, arrays)
   return SourceInfo(
     kind=checkpoint_format.name + (f' (EMA parameters {files.key!r})' if files.weights == 'ema' else ''),
     depth=arrays.depth,
-    width=arrays['class_token'].size,
+    width=arrays['blocks/0/mlp/norm/scale'].size,
     mlp_dim=arrays['blocks/0/mlp/up/bias'].size,
     patch_size=patch_size,
-    grid=_grid(arrays['embedding/space'].shape[0], config, patch_size),
-    layer_norm_eps=_layer_norm_eps(config) or checkpoint_format.layer_norm_eps,
+    grid=_grid(checkpoint_format, arrays, config, settings),
+    layer_norm_eps=settings.layer_norm_eps or checkpoint_format.layer_norm_eps,
     antialias=checkpoint_format.antialias,
-    heads=heads,
+    heads=query.shape[1] if query.ndim == 3 else settings.heads,  # Google's: d h k
     frames=len(arrays['embedding/time']) if 'embedding/time' in arrays else 0,
-    classes=arrays['head/bias'].size if 'head/bias' in arrays else 0,
-    class_names=_class_names(config),
+    classes=classes,
+    class_names=_class_names(files.config),
     normalization=_normalization(files) or checkpoint_format.normalization,
+    tokens=has_class_token + (len(arrays['registers']) if 'registers' in arrays else 0),
+    has_class_token=has_class_token,
+    activation=_activation(checkpoint_format, settings, pre_norm='pre_norm/scale' in arrays),
+    pre_norm='pre_norm/scale' in arrays,
+    rotary_theta=settings.rotary_theta,
+    head_reason=(settings.head_reason or checkpoint_format.head_reason) if classes else '',
   )
 
 
-def _layer_norm_eps(config: dict[str, Any]) -> float | None:
-  eps = config.get('layer_norm_eps')
-  if eps is not None and not (_is_number(eps) and 0 <= eps < 1):
-    raise UserError(f'config.json of the weights has an invalid layer_norm_eps: {eps!r:.80}')
-  return eps and float(eps)
+def _has_class_token(checkpoint_format: CheckpointFormat, arrays: ConvertedArrays) -> bool:
+  """Returns whether a class token takes part in the attention; an attention pool's query does not."""
+  if 'class_token' in arrays and not any(name.startswith('class_blocks/') for name in arrays):
+    return True
+  if 'class_position' in arrays and np.any(arrays['class_position']):
+    raise UserError(
+      f'{checkpoint_format.name}: {arrays.origin["class_position"][-1]} has a position of a class token, which is '
+      'missing: the file is incomplete'
+    )
+  return False
 
 
-def _check_config(config: dict[str, Any]) -> None:
-  """Raises a UserError if a Hugging Face config describes a model that is not supported."""
-  for name, values in _HF_SUPPORTED.items():
-    if config.get(name, values[0]) not in values:
-      supported = ' or '.join(map(repr, values))
-      raise UserError(f'config.json of the weights has {name} = {config[name]!r}; only {supported} is supported')
+def _activation(checkpoint_format: CheckpointFormat, settings: Settings, *, pre_norm: bool) -> str:
+  """Returns the activation; of encoders with a pre-norm (CLIP), some have QuickGELU, which no tensor shows."""
+  activation = settings.activation or (None if pre_norm else checkpoint_format.activation)
+  if activation is None:
+    raise UserError(
+      f'the tensors of {checkpoint_format.name} do not show its activation: put its config.json (of OpenCLIP: '
+      'open_clip_config.json, as config.json) beside them'
+    )
+  return activation
 
 
-def _grid(patches: int, config: dict[str, Any], patch_size: tuple[int, int]) -> tuple[int, int]:
+def _grid(
+  checkpoint_format: CheckpointFormat, arrays: ConvertedArrays, config: dict[str, Any], settings: Settings
+) -> tuple[int, int]:
   """Returns the rows and columns of the patches: as the config says, else a square."""
+  stated = _stated_grid(config, arrays['embedding/kernel'].shape[:2])
+  if 'embedding/space' not in arrays:
+    if not settings.rotary_theta:
+      raise UserError(
+        f'{checkpoint_format.name} has no learned positions, and its rotary positions have no tensors: put its '
+        'config.json beside them'
+      )
+    return stated or (0, 0)
+  patches = arrays['embedding/space'].shape[0]
   grid = math.isqrt(patches), math.isqrt(patches)
-  image_size = config.get('image_size') or _section(config, 'model_args').get('img_size')
-  input_size = _section(config, 'pretrained_cfg').get('input_size')
-  if image_size:
-    grid = _patches(image_size, patch_size)
-  elif isinstance(input_size, list):
-    # The default of timm's models of this name; the weights may be of a model that was built for another size.
-    default = _patches(input_size[1:], patch_size)
-    grid = default if math.prod(default) == patches else grid
+  # timm's input_size is the default of the architecture; the weights may be of a model built for another size.
+  is_default = not (config.get('image_size') or _section(config, 'model_args').get('img_size'))
+  if stated and not (is_default and math.prod(stated) != patches):
+    grid = stated
   if math.prod(grid) != patches:
     raise UserError(f'the weights have positions of {patches} patches, which is not a {grid[0]}x{grid[1]} grid')
   return grid
+
+
+def _stated_grid(config: dict[str, Any], patch_size: tuple[int, int]) -> tuple[int, int] | None:
+  """Returns the rows and columns of the patches of a config's images."""
+  image_size = config.get('image_size') or _section(config, 'model_args').get('img_size')
+  input_size = _section(config, 'pretrained_cfg').get('input_size')
+  if not image_size and isinstance(input_size, list):
+    image_size = input_size[1:]
+  return _patches(image_size, patch_size) if image_size else None
 
 
 def _patches(image_size: Any, patch_size: tuple[int, int]) -> tuple[int, int]:
@@ -268,12 +312,13 @@ def _open_workdir(path: Path, weights: str) -> Source:
     mlp_dim=config.mlp_dim,
     patch_size=config.patch_size,
     grid=config.grid,
-    layer_norm_eps=config.layer_norm_eps,
     heads=config.heads,
     frames=config.frames,
     classes=config.classes,
     class_names=checkpoint.class_names,
     normalization=checkpoint.normalization,
+    tokens=config.frame_tokens or 1,
+    **{name: getattr(config, name) for name in WEIGHT_FIELDS},
   )
   return Source(info, arrays, origin, {}, weights=checkpoint.weights)
 

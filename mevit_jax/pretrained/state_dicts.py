@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from mevit_jax.errors import UserError
-from mevit_jax.pretrained.transforms import CheckpointFormat
+from mevit_jax.pretrained.formats import CheckpointFormat
 
 # Names of the two kinds of weights in a file: timm, DeiT, TimeSformer, Lightning, DINO, I-JEPA. A teacher is the EMA of
 # its student. Keys of the first kind may hold further ones.
