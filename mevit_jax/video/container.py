@@ -107,7 +107,8 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
     size = os.fstat(handle.fileno()).st_size
     data = handle.read(max_bytes + 1) if size <= max_bytes else b''
   if size > max_bytes or len(data) > max_bytes:
-    raise VideoError(f'{max(size, len(data)) / 2**20:.0f} MiB, more than {max_bytes / 2**20:.4g}: cut it into clips')
+    size = max(size, len(data))
+    raise VideoError(f'{size:,} bytes, more than the limit of {max_bytes:,} bytes: cut it into clips')
   return data
 
 

@@ -101,7 +101,8 @@ class Demuxer:
     except IndexError:  # raised by PyAV at the end of a file, if a stream first appeared in the middle
       pass
     if not self.count:
-      raise VideoError(f'no video packets{self.error and f": {self.error}"}')
+      indexed = 'they are in another file, or cut off' if len(self.stream.index_entries) else ''
+      raise VideoError(': '.join(['no video packets', *filter(None, [self.error or indexed])]))
 
   def _correct(self, packet: Packet, clocks: dict[int, _Clock], start: float) -> None:
     unit = float(packet.time_base or 0)

@@ -18,6 +18,7 @@ _TO_SDR: dict[str, Any] = {
   'dst_color_primaries': ColorPrimaries.BT709,
   'dst_colorspace': Colorspace.ITU709,
 }
+_MAX_OBLONG = 0.02
 _MAX_TILT = math.tan(math.radians(1))
 
 
@@ -61,9 +62,13 @@ def apply_orientation(pixels: np.ndarray, orientation: Orientation) -> np.ndarra
 
 
 def square_width(stream: VideoStream, width: int) -> int:
-  """Returns the width at which a frame's pixels are square: FFmpeg's `scale=iw*sar:ih`."""
+  """Returns the width at which a frame's pixels are square: FFmpeg's `scale=iw*sar:ih`.
+
+  Videos that were scaled to even sides have pixels that are almost square, to keep their exact shape: 340x256 is left
+  as it is.
+  """
   aspect = stream.sample_aspect_ratio
-  return max(1, int(width * aspect)) if aspect else width
+  return max(1, int(width * aspect)) if aspect and abs(aspect - 1) > _MAX_OBLONG else width
 
 
 def rescale(
