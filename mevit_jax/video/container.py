@@ -32,6 +32,8 @@ FORMATS = (
 # with reordered frames.
 CONTAINERS_WITH_PTS = {'mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm'}
 MAX_PIXELS = 2**26  # per frame: twice 8K. A frame of this size takes 200 MB as RGB
+_PADDING = 2**21  # pixels by which decoders round up the sides of a frame, at most
+_MAX_OBLONG = 0.02  # deviation of a pixel's aspect ratio from 1 that counts as square
 _STILL_IMAGE = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 _KINDS = {
   stat.S_IFDIR: 'a folder',
@@ -65,15 +67,18 @@ def open_video(file: File, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Input
     if not handle.read(1):
       raise VideoError('the file is empty')
     container = stack.enter_context(_open_container(handle, max_pixels))
-    index = _main_stream(container)
+    try:
+      index = _main_stream(container)
+    except VideoError as error:
+      raise VideoError(_without_index(handle) or str(error)) from error
     if len(_candidates(container)) > 1:  # selecting it may have read packets
       container.close()
       container = stack.enter_context(_open_container(handle, max_pixels))
     stream = container.streams.video[index]
-    _check_size(stream.height, stream.width, max_pixels)
+    _check_size(stream.height, square_width(stream, stream.width), max_pixels)
     stream.thread_type = 'NONE'  # worker processes provide the parallelism
     stream.codec_context.thread_count = 1
-    stream.codec_context.options = {'max_pixels': str(max_pixels)}
+    stream.codec_context.options = {'max_pixels': str(max_pixels + _PADDING)}
     yield container, stream
 
 
@@ -117,6 +122,16 @@ def _check_regular(mode: int) -> None:
     raise VideoError(f'{_KINDS.get(stat.S_IFMT(mode), "not a regular file")}, not a video file')
 
 
+def square_width(stream: VideoStream, width: int) -> int:
+  """Returns the width at which a frame's pixels are square: FFmpeg's `scale=iw*sar:ih`.
+
+  Videos that were scaled to even sides have pixels that are almost square, to keep their exact shape: 340x256 is left
+  as it is.
+  """
+  aspect = stream.sample_aspect_ratio
+  return max(1, int(width * aspect)) if aspect and abs(aspect - 1) > _MAX_OBLONG else width
+
+
 def _check_size(height: int, width: int, max_pixels: int) -> None:
   if height * width > max_pixels:
     raise VideoError(
@@ -132,7 +147,7 @@ def _open_container(handle: BinaryIO, max_pixels: int) -> InputContainer:
       _Bytes(handle),
       'r',
       metadata_errors='replace',
-      options={'max_pixels': str(max_pixels)},  # of the decoders that look for a stream's format
+      options={'max_pixels': str(max_pixels + _PADDING)},  # of the decoders that look for a stream's format
       container_options={'format_whitelist': ','.join(FORMATS), 'protocol_whitelist': 'none'},
       io_open=_refuse_to_open,
     )
@@ -167,8 +182,10 @@ def _without_index(handle: BinaryIO) -> str:
     length = int.from_bytes(header[8:16], 'big') if length == 1 else length or size - position
     if position == 0 and kind not in (b'ftyp', b'mdat', b'wide', b'free', b'skip'):
       return ''
+    if kind == b'moov' and position + length > size:
+      return 'its index (the moov box) is cut off: download or copy it again'
     if kind == b'moov' or length < 8:
-      return 'its index (the moov box) is cut off' if kind == b'moov' and position + length > size else ''
+      return ''
     position += length
   if not position:
     return ''

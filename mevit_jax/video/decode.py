@@ -16,9 +16,9 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from mevit_jax.video.container import CONTAINERS_WITH_PTS, MAX_PIXELS, File, VideoError, open_video
+from mevit_jax.video.container import CONTAINERS_WITH_PTS, MAX_PIXELS, File, VideoError, open_video, square_width
 from mevit_jax.video.packets import Demuxer, PacketDecoder, describe_damage, summarize, time_base_seconds
-from mevit_jax.video.picture import ToRGB, square_width
+from mevit_jax.video.picture import ToRGB
 
 _TOLERANCE = 1e-6  # seconds: a requested time may be a timestamp after float arithmetic
 

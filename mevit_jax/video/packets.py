@@ -15,8 +15,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from mevit_jax.video.container import VideoError, error_reason
-from mevit_jax.video.picture import displayed_size, orientation_of, square_width
+from mevit_jax.video.container import VideoError, error_reason, square_width
+from mevit_jax.video.picture import displayed_size, orientation_of
 
 # Decoders that skip packets they cannot decode: HEVC without an error, H.264 after one error, until the next keyframe.
 _CODECS_THAT_SKIP = {'hevc', 'h264'}
@@ -149,7 +149,8 @@ class PacketDecoder:
       try:
         decoded = self.stream.decode(packet)
       except av.FFmpegError as error:
-        self.errors.append(error_reason(error))
+        too_large = isinstance(error, av.ArgumentError)  # also raised for other reasons
+        self.errors.append('a frame has too many pixels, or is invalid' if too_large else error_reason(error))
         continue
       self._num_expected += expected
       for frame in decoded:

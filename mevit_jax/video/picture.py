@@ -8,7 +8,6 @@ import numpy as np
 from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, Interpolation, VideoReformatter
-from av.video.stream import VideoStream
 
 from mevit_jax.video.container import VideoError
 
@@ -18,7 +17,6 @@ _TO_SDR: dict[str, Any] = {
   'dst_color_primaries': ColorPrimaries.BT709,
   'dst_colorspace': Colorspace.ITU709,
 }
-_MAX_OBLONG = 0.02
 _MAX_TILT = math.tan(math.radians(1))
 
 
@@ -59,16 +57,6 @@ def apply_orientation(pixels: np.ndarray, orientation: Orientation) -> np.ndarra
   """Returns a view of an array `h w ...` as displayed."""
   pixels = pixels.swapaxes(0, 1) if orientation.transpose else pixels
   return pixels[:: -1 if orientation.flip_y else 1, :: -1 if orientation.flip_x else 1]
-
-
-def square_width(stream: VideoStream, width: int) -> int:
-  """Returns the width at which a frame's pixels are square: FFmpeg's `scale=iw*sar:ih`.
-
-  Videos that were scaled to even sides have pixels that are almost square, to keep their exact shape: 340x256 is left
-  as it is.
-  """
-  aspect = stream.sample_aspect_ratio
-  return max(1, int(width * aspect)) if aspect and abs(aspect - 1) > _MAX_OBLONG else width
 
 
 def rescale(

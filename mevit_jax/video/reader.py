@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 from mevit_jax.config.data import ClipConfig
 from mevit_jax.errors import UserError
 from mevit_jax.video.clips import crop_resize, view_boxes, view_times
-from mevit_jax.video.container import File, VideoError, open_video
+from mevit_jax.video.container import File, VideoError, open_video, square_width
 from mevit_jax.video.decode import (
   FrameIndex,
   FrameIterator,
@@ -26,7 +26,7 @@ from mevit_jax.video.decode import (
   plan_runs,
 )
 from mevit_jax.video.packets import Demuxer, describe_damage, time_base_seconds
-from mevit_jax.video.picture import ToRGB, square_width
+from mevit_jax.video.picture import ToRGB
 
 # Codecs whose packets each contain one frame. (VP8's alternate references are separate packets that are never shown.)
 _ONE_FRAME_PER_PACKET = {'h264', 'hevc', 'vp9', 'av1', 'mpeg4', 'mjpeg'}

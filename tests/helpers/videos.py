@@ -37,10 +37,11 @@ def make_video(
   rotation: float | None = None,
   mirror: bool = False,
   sound: bool = False,
+  aspect: Fraction | None = None,
   options: dict[str, str] | None = None,
   container_options: dict[str, str] | None = None,
 ) -> bytes:
-  """Encodes a video; `stamps` are display times in milliseconds, `size` is (height, width)."""
+  """Encodes a video; `stamps` are display times in milliseconds, `size` is (height, width), `aspect` a pixel's."""
   height, width = size
   if isinstance(frames, int):
     frames = [picture(index, height, width) for index in range(frames)]
@@ -50,6 +51,8 @@ def make_video(
     stream.height, stream.width, stream.pix_fmt = height, width, pixels
     stream.codec_context.gop_size = keyframes
     stream.codec_context.thread_count = 1
+    if aspect:
+      stream.codec_context.sample_aspect_ratio = aspect
     if stamps:
       stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
     if rotation is not None or mirror:
