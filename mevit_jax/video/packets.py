@@ -24,6 +24,7 @@ _CODECS_THAT_SKIP = {'hevc', 'h264'}
 # of FLV disagree.
 _DECLARE_THE_END = {'matroska,webm', 'asf', 'avi', 'nut'}
 _CLOCK_MAY_JUMP: Any = Flags.ts_discont.value  # a property of formats: MPEG-TS, MPEG program streams (VOB), Ogg
+_MAX_REORDERING = 0.25  # seconds between the first packet's time of decoding and of display
 # A clock jumps if it goes back by more than the first, or moves by more than the second, in seconds: as in ffmpeg.
 _MAX_BACK, _MAX_MOVE = 0.1, 10.0
 
@@ -36,7 +37,7 @@ class _Clock:
 
   def __init__(self, unit: float):
     self._back, self._move = _MAX_BACK / unit, _MAX_MOVE / unit
-    self._offset = self._last = self._step = 0
+    self._offset = self._last = self._step = self._delay = 0
     self._started = False
 
   def correct(self, packet: Packet) -> bool:
@@ -52,6 +53,11 @@ class _Clock:
       packet.dts = now
     if packet.pts is not None:
       packet.pts += self._offset
+      delay = packet.pts - self._last
+      if packet.dts is not None and not -self._back <= delay <= self._move:  # it belongs to the packet after the jump
+        packet.pts = self._last + self._delay
+      elif packet.dts is not None:
+        self._delay = max(self._delay, delay)
     return jumped
 
 
@@ -110,7 +116,7 @@ class Demuxer:
       clocks[packet.stream_index] = _Clock(unit)
     jumped = bool(unit) and clocks[packet.stream_index].correct(packet)
     if jumped and packet.stream_index == self.stream.index:
-      self.jumps.append((packet.dts or 0) * unit - start)
+      self.jumps.append(((packet.pts if packet.pts is not None else packet.dts) or 0) * unit - start)
 
 
 @dataclass
@@ -262,7 +268,7 @@ def _declared_durations(packets: Demuxer, start: float, duration: float) -> tupl
     container.format.name in ('flv', 'live_flv') and packets.end <= declared - offset + 0.1
   )
   declared -= offset * declares_end
-  truncated = bool(packets.error) or packets.end < 0.9 * declared
+  truncated = bool(packets.error) or packets.end < min(0.9 * declared, declared - _MAX_REORDERING)
   if stream.duration and stream.time_base:
     return declared, float(stream.duration * stream.time_base) - max(0, start) * declares_end, truncated
   return declared, declared * truncated, truncated
