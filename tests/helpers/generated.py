@@ -75,6 +75,13 @@ def _encode(codec: str, container: str, numbers: Sequence[int] = range(FRAMES), 
   )
 
 
+def _with_dts(codec: str, container: str, numbers: Sequence[int] = range(FRAMES)) -> bytes:
+  """Encodes to a container that stores times of decoding, for `_remux`: the target itself where it does."""
+  if container not in ('avi', 'mpegts', 'vob'):
+    container = 'webm' if codec == 'vp8' else 'mp4'
+  return _encode(codec, container, numbers)
+
+
 def _remux(data: bytes, container: str, first: int = 0, shift: float = 0.0) -> bytes:
   """Copies the packets from number `first` on, `shift` seconds later."""
   file, options = io.BytesIO(), {'avoid_negative_ts': 'disabled', **_OPTIONS.get(container, {})}
@@ -96,7 +103,7 @@ def _ordinary(codec: str, container: str) -> bytes | None:
 
 def _offset(seconds: float) -> Callable[[str, str], bytes | None]:
   def make(codec: str, container: str) -> bytes | None:
-    return None if container == 'avi' else _remux(_encode(codec, container), container, shift=seconds)
+    return None if container == 'avi' else _remux(_with_dts(codec, container), container, shift=seconds)
 
   return make
 
@@ -105,14 +112,14 @@ def _leading(codec: str, container: str) -> bytes | None:
   """A recording that begins in the middle of a group of pictures."""
   if codec in ('h264 one keyframe', 'mjpeg'):
     return None
-  return _remux(_encode(codec, container), container, first=3)
+  return _remux(_with_dts(codec, container), container, first=3)
 
 
 def _open_start(codec: str, container: str) -> bytes | None:
   """A recording that begins at a keyframe, whose leading frames refer to frames before it."""
   if not codec.endswith('open GOP'):
     return None
-  data = _encode(codec, container)
+  data = _with_dts(codec, container)
   with av.open(io.BytesIO(data)) as source:
     keyframes = [index for index, packet in enumerate(source.demux(video=0)) if packet.is_keyframe]
   return _remux(data, container, first=keyframes[1])
@@ -120,7 +127,7 @@ def _open_start(codec: str, container: str) -> bytes | None:
 
 def _edit_list(codec: str, container: str) -> bytes | None:
   """A cut without re-encoding: an edit list discards the frames before the cut."""
-  return _remux(_encode(codec, container), container, shift=-5 / RATE) if container in ('mp4', 'mov') else None
+  return _remux(_with_dts(codec, container), container, shift=-5 / RATE) if container in ('mp4', 'mov') else None
 
 
 def _joined(gap: float | None) -> Callable[[str, str], bytes | None]:
@@ -129,11 +136,11 @@ def _joined(gap: float | None) -> Callable[[str, str], bytes | None]:
   def make(codec: str, container: str) -> bytes | None:
     if container not in ('mpegts', 'vob'):
       return None
-    first, second = _encode(codec, container), _encode(codec, container, range(FRAMES, 2 * FRAMES))
+    numbers, start = (range(FRAMES), range(FRAMES, 2 * FRAMES)), 2000.0
     if gap is None:
-      return first + second
-    start = 2000.0
-    return _remux(first, container, shift=start) + _remux(second, container, shift=start + gap)
+      return b''.join(_encode(codec, container, part) for part in numbers)
+    shifts = zip(numbers, (start, start + gap), strict=True)
+    return b''.join(_remux(_with_dts(codec, container, part), container, shift=shift) for part, shift in shifts)
 
   return make
 
