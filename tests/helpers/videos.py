@@ -31,6 +31,7 @@ def make_video(
   codec: str = 'libx264',
   rate: int = 30,
   stamps: list[int] | None = None,
+  shift: int = 0,
   keyframes: int = 12,
   pixels: str = 'yuv420p',
   size: tuple[int, int] = (48, 64),
@@ -41,7 +42,11 @@ def make_video(
   options: dict[str, str] | None = None,
   container_options: dict[str, str] | None = None,
 ) -> bytes:
-  """Encodes a video; `stamps` are display times in milliseconds, `size` is (height, width), `aspect` a pixel's."""
+  """Encodes a video.
+
+  `stamps` are display times in milliseconds, `shift` is the first frame's time in frames, `size` is (height, width),
+  and `aspect` is a pixel's width / height.
+  """
   height, width = size
   if isinstance(frames, int):
     frames = [picture(index, height, width) for index in range(frames)]
@@ -62,6 +67,8 @@ def make_video(
       frame = av.VideoFrame.from_ndarray(array)
       if stamps:
         frame.pts, frame.time_base = stamps[index], stream.codec_context.time_base
+      elif shift:
+        frame.pts, frame.time_base = shift + index, Fraction(1, rate)
       output.mux(stream.encode(frame))
     output.mux(stream.encode())
     if audio is not None:
