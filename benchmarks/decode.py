@@ -6,8 +6,8 @@ Every clip is decoded from encoded bytes: 8 frames, `stride` 32, a random crop o
 8 x 224 x 224 x 3 uint8. All rows read the same random clips in interleaved order, in one process and one thread. CPU
 time is the median per clip; `x decord` is the median over clips of the speed relative to decord on the original (to the
 first available row if decord is not installed). PSNR is relative to the original's clips. Before timing, each reader
-must return the frames of a plain decoding loop. Frames of a video whose pixels are not square are compared after scaling
-them to square ones, which only ours does itself.
+must return the frames of a plain decoding loop. Frames of a video whose pixels are not square are compared after
+scaling them to square ones, which only ours does itself.
 
 Without VIDEO, a synthetic video is used. --frontier adds other encodings at the same resolution. Decoders that are not
 installed are listed and skipped (requirements-benchmarks.txt).

@@ -88,3 +88,9 @@ def test_frames_are_those_of_decoding_all(case):
 @pytest.mark.parametrize('case', OTHERS, ids=' '.join)
 def test_frames_of_hundreds_of_files_are_those_of_decoding_all(case):
   _check(case)
+
+
+def test_frames_without_their_references_are_noted():
+  file = generated.generate('mpeg4', 'mp4', 'leading frames')
+  assert file is not None
+  assert inspect(file.data).damage == 'begins before its first keyframe: the first 7 frames lack their references'
