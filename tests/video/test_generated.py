@@ -1,5 +1,8 @@
 """Every frame of generated files, alone, together, in sequence and after re-encoding, equals that of decoding all."""
 
+import io
+
+import av
 import numpy as np
 import pytest
 
@@ -93,4 +96,7 @@ def test_frames_of_hundreds_of_files_are_those_of_decoding_all(case):
 def test_frames_without_their_references_are_noted():
   file = generated.generate('mpeg4', 'mp4', 'leading frames')
   assert file is not None
-  assert inspect(file.data).damage == 'begins before its first keyframe: the first 7 frames lack their references'
+  with av.open(io.BytesIO(file.data)) as container:
+    first = next(index for index, frame in enumerate(container.decode(video=0)) if frame.key_frame)
+  note = f'begins before its first keyframe: the first {first} frames lack their references'
+  assert (first > 0, inspect(file.data).damage) == (True, note)
