@@ -5,6 +5,7 @@ so only formats that hold the pictures themselves are accepted, and nothing but 
 """
 
 import contextlib
+import errno
 import io
 import os
 import stat
@@ -36,7 +37,6 @@ _PADDING = 2**21  # pixels by which decoders round up the sides of a frame, at m
 _MAX_OBLONG = 0.02  # deviation of a pixel's aspect ratio from 1 that counts as square
 _STILL_IMAGE = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 _KINDS = {
-  stat.S_IFDIR: 'a folder',
   stat.S_IFIFO: 'a named pipe',
   stat.S_IFSOCK: 'a socket',
   stat.S_IFCHR: 'a device',
@@ -118,6 +118,8 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
 
 
 def _check_regular(mode: int) -> None:
+  if stat.S_ISDIR(mode):
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
   if not stat.S_ISREG(mode):
     raise VideoError(f'{_KINDS.get(stat.S_IFMT(mode), "not a regular file")}, not a video file')
 

@@ -121,8 +121,12 @@ def test_only_regular_files_are_read(tmp_path):
   os.mkfifo(tmp_path / 'pipe.mp4')
   (tmp_path / 'zero.mp4').symlink_to('/dev/zero')
   (tmp_path / 'folder.mp4').mkdir()
-  for name, kind in (('pipe', 'a named pipe'), ('zero', 'a device'), ('folder', 'a folder')):
-    assert made(item(tmp_path / f'{name}.mp4'))['dead'] == f'{kind}, not a video file'
+  for name, reason in (
+    ('pipe', 'a named pipe, not a video file'),
+    ('zero', 'a device, not a video file'),
+    ('folder', 'Is a directory'),
+  ):
+    assert made(item(tmp_path / f'{name}.mp4'))['dead'] == reason
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')

@@ -159,9 +159,11 @@ def test_only_regular_files_are_opened(tmp_path, opener):
   (tmp_path / 'zero').symlink_to('/dev/zero')
   with socket.socket(socket.AF_UNIX) as server:
     server.bind(str(tmp_path / 'socket'))
-    for name, kind in (('pipe', 'a named pipe'), ('zero', 'a device'), ('socket', 'a socket'), ('.', 'a folder')):
+    for name, kind in (('pipe', 'a named pipe'), ('zero', 'a device'), ('socket', 'a socket')):
       with pytest.raises(VideoError, match=f'^{kind}, not a video file$'):
         opener(tmp_path / name)
+  with pytest.raises(IsADirectoryError):
+    opener(tmp_path)
   with pytest.raises(FileNotFoundError):
     opener(tmp_path / 'missing')
 
