@@ -90,10 +90,10 @@ def test_unreadable_videos_in_training_are_counted_and_logged_once(tiny, shapes_
   dead = source[3]
   read = pipeline.decode
 
-  def decode(data, times):
+  def decode(data, times, num_frames):
     if data == dead['video']:
       raise VideoError('it has rotted')
-    return read(data, times)
+    return read(data, times, num_frames)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(pipeline, 'decode', decode)
