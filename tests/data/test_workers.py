@@ -2,16 +2,20 @@
 
 import contextlib
 import itertools
+import os
+import pickle
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from mevit_jax.data.pipeline import train_batches
 from mevit_jax.data.sampling import Sampling
+from mevit_jax.data.shared_memory import SharedBatch
 from mevit_jax.errors import UserError
 from tests.data.test_pipeline import CLIP, Videos, assert_equal, train
 
@@ -50,3 +54,60 @@ def test_workers_end_with_a_parent_that_was_killed():
     parent.kill()
   _, alive = psutil.wait_procs(children, timeout=20)
   assert not alive
+
+
+def test_nothing_of_a_killed_process_group_stays_in_shared_memory():
+  """Killed with all of its processes, so that none can clean up, a run leaves no memory behind."""
+  here = Path(__file__).parent
+  program = (
+    f'import sys; sys.path[:0] = [{str(here)!r}, {str(here.parents[1])!r}]\n'
+    'import time, test_pipeline as t\n'
+    'batches = t.train_batches(t.Videos(), t.CLIP, t.Sampling(5), batch_size=4, workers=2)\n'
+    'held = [next(batches) for _ in range(3)]; print("ready", flush=True); time.sleep(60)\n'
+  )
+
+  def named_memory() -> set[str]:
+    return {path.name for path in Path('/dev/shm').iterdir() if not path.name.startswith('sem.')}
+
+  before = named_memory()
+  parent = subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True, start_new_session=True)
+  with parent:
+    assert parent.stdout.readline() == 'ready\n'
+    children = psutil.Process(parent.pid).children(recursive=True)
+    os.killpg(parent.pid, signal.SIGKILL)
+  psutil.wait_procs(children, timeout=20)
+  assert named_memory() <= before
+
+
+def test_a_worker_frees_the_batches_that_its_parent_has_opened():
+  with contextlib.closing(train_batches(Videos(), CLIP, Sampling(5), batch_size=4, workers=1)) as batches:
+    for _ in range(20):
+      batch = next(batches)
+    [worker] = [p for p in psutil.Process().children() if any('spawn_main' in word for word in p.cmdline())]
+    held = [path for path in Path(f'/proc/{worker.pid}/fd').iterdir() if 'mevit-batch' in os.readlink(path)]
+    assert len(held) <= 4  # queued, being read, and the last one opened
+  video = batch['video'].copy()
+  del batch
+  assert_equal([{'video': video}], [{'video': train(20)[-1]['video']}])
+
+
+def test_shared_batches_hold_any_arrays():
+  batch = {
+    'a': np.arange(7, dtype=np.uint8),
+    'empty': np.zeros((0, 3)),
+    'text': np.array(['é', 'longer']),
+    'fortran': np.asfortranarray(np.random.default_rng(0).normal(size=(3, 5))),
+    'number': np.float32(2),
+  }
+  shared = SharedBatch(batch)
+  opened = pickle.loads(pickle.dumps(shared)).open()
+  os.close(shared.fd)
+  assert_equal([opened], [batch])
+  opened['a'] += 1  # writable, and alive without the descriptor
+  assert opened['a'].tolist() == list(range(1, 8))
+  assert all(array.ctypes.data % 64 == 0 for array in opened.values() if array.size > 1)
+  with pytest.raises(FileNotFoundError):
+    shared.open()
+  nothing = SharedBatch({'nothing': None})
+  assert nothing.open() == {'nothing': None}
+  os.close(nothing.fd)
