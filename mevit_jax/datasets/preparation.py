@@ -127,6 +127,7 @@ def _find_splits(listing: Listing) -> tuple[list[VideoFile], list[ListedVideo], 
         f'all {counts[split]} videos of the {split} split are missing; add them, or remove the {split} list'
       )
   notes = [f'the {split} split is left out: all of its {counts[split]} videos are missing' for split in absent]
+  notes += lists.similar(listing.class_names)
   return present, [video for video in missing if video.split not in absent], [*listing.notes, *notes]
 
 
