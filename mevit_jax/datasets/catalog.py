@@ -235,7 +235,7 @@ def is_up_to_date(target: Target) -> bool:
   shards.recover(directory)
   if target.overwrite or not reader.is_complete(directory):
     return False
-  reader.check_format(directory)
+  shards.restore_fingerprint(directory)
   saved, requested = reader.read_arguments(directory), target.arguments
   # Only saved arguments are compared: the others had no effect.
   changed = [key for key, value in saved.items() if value != requested.get(key)]
@@ -252,6 +252,7 @@ def is_up_to_date(target: Target) -> bool:
       '%s: %d shards are missing or truncated (%s, ...): writing them again', directory, len(damaged), damaged[0]
     )
     return False
+  shards.rebuild_metadata(directory)
   action = 'continues to prepare' if shards.staging_directory(directory).exists() else 'prepares'
   _LOG.info('%s is already complete: nothing to do (--overwrite %s it again)', directory, action)
   return True

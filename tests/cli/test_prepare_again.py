@@ -64,7 +64,8 @@ def test_seed_does_not_matter_if_the_split_is_given(folder, tmp_path, run):
 
 def test_damaged_fingerprint_is_a_one_line_error(tmp_path, run):
   run(*small_shapes(tmp_path))
-  (tmp_path / 'moving_shapes' / '1.0.0' / 'fingerprint.json').write_text('{')
+  for name in ('fingerprint.json', 'fingerprint.copy.json'):
+    (tmp_path / 'moving_shapes' / '1.0.0' / name).write_text('{')
   with pytest.raises(UserError, match=r'is damaged.*; prepare it again, with --overwrite'):
     run(*small_shapes(tmp_path))
 
