@@ -18,6 +18,8 @@ from mevit_jax.errors import UserError
 from mevit_jax.progress import Progress
 from mevit_jax.video.transcode import Encoding
 
+MAX_DRAWN_PIXELS = 2**25  # of all frames of a video of moving_shapes, which are drawn in memory at once
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -116,13 +118,20 @@ def _prepare_moving_shapes(kind: str, sources: Sequence[str], request: Request) 
   shapes = request.shapes
   if shapes['size'] % 2:
     raise UserError(f'--size={shapes["size"]} is odd; H.264 needs an even size')
+  pixels = shapes['frames'] * shapes['size'] ** 2
+  if pixels > MAX_DRAWN_PIXELS:
+    raise UserError(
+      f'--frames={shapes["frames"]} of --size={shapes["size"]} are {pixels:,} pixels per video, more than'
+      f' {MAX_DRAWN_PIXELS:,}; reduce one of them'
+    )
   arguments = {'kind': kind, **shapes, 'seed': request.seed}
-  target = Target(request.data_dir, kind, arguments, '--data_dir', request.overwrite)
+  target = Target(request.data_dir, dataset_name(Path(kind), request.name), arguments, '--data_dir', request.overwrite)
   if is_up_to_date(target):
     return None
   videos = {'train': shapes['train_videos'], 'validation': shapes['validation_videos']}
   with shards.open_for_writing(target.directory, request.overwrite) as directory:
-    builder = moving_shapes.build(directory.parents[1], videos, request.seed, shapes['frames'], shapes['size'])
+    size = shapes['frames'], shapes['size']
+    builder = moving_shapes.build(directory.parents[1], videos, request.seed, *size, target.name)
     shards.write(builder, request.executor, Progress('videos written'), arguments=arguments)
   return Result(target, 'demo')
 

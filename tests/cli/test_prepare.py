@@ -77,6 +77,22 @@ def test_missing_file_of_a_csv_is_reported(folder, tmp_path, run):
   assert counts == {'train': 5, 'test': 4}
 
 
+@pytest.mark.parametrize(
+  'flag', ['--size=1000000', '--frames=1000000000', '--train_videos=1000000000', '--workers=1000000']
+)
+def test_numbers_out_of_bounds_are_refused_before_anything_is_written(tmp_path, run, flag):
+  with pytest.raises(flags.IllegalFlagValueError, match=flag.partition('=')[0]):
+    run(*small_shapes(tmp_path), flag)
+  assert not list(tmp_path.iterdir())
+
+
+def test_moving_shapes_have_the_name_that_was_given(tmp_path, run):
+  printed = run(*small_shapes(tmp_path), '--name=shapes')
+  assert '--config.data.dataset=shapes' in printed
+  assert len(datasets.open_split(tmp_path, 'shapes', 'train')) == 8
+  assert [path.name for path in tmp_path.iterdir()] == ['shapes']
+
+
 def test_a_negative_seed_is_refused_before_anything_is_written(tmp_path, run):
   with pytest.raises(flags.IllegalFlagValueError, match='--seed=-1'):
     run(*small_shapes(tmp_path), '--seed=-1')
@@ -168,6 +184,17 @@ def test_free_disk_space_is_checked_before_writing(folder, tmp_path, run, monkey
     ),
     (('moving_shapes', 'x'), 'takes no further arguments'),
     (('moving_shapes', '--size=33'), '--size=33 is odd'),
+    (
+      ('moving_shapes', '--size=1024', '--frames=1000'),
+      '--frames=1000 of --size=1024 are 1,048,576,000 pixels per video',
+    ),
+    (('moving_shapes', '--annotations=lists'), '--annotations has no effect on moving_shapes; leave it out'),
+    (('moving_shapes', '--quality=20'), '--quality has no effect on moving_shapes'),
+    (('video_folder', '.', '--frames=8'), '--frames has no effect on video_folder'),
+    (('video_folder', '.', '--quality=20'), '--quality has no effect on videos that keep their encoding; give --enc'),
+    (('video_folder', '.', '--fold=2'), '--fold has no effect without --lists'),
+    (('video_folder', '.', '--max_dead=nan'), '--max_dead must be a number, not nan'),
+    (('kinetics400', 'videos', '--annotations=lists', '--seed=1'), '--seed has no effect on kinetics400'),
     (('video_folder',), 'takes one folder or one CSV file'),
     (('video_folder', '.', '--name=my-videos'), '--name=my-videos must consist of letters'),
     (('video_folder', 'nowhere'), 'nowhere does not exist'),
