@@ -109,6 +109,12 @@ def prepare(kind: str, sources: Sequence[str], request: Request) -> Result | Non
     nearest = difflib.get_close_matches(kind, DATASETS, n=1, cutoff=0.4)
     hint = f'; did you mean {nearest[0]}?' if nearest else ''
     raise UserError(f'unknown dataset {kind!r}; known: {", ".join(DATASETS)}{hint}')
+  try:
+    str(request.data_dir.absolute()).encode()
+  except UnicodeEncodeError:
+    raise UserError(
+      f'--data_dir={request.data_dir} is not UTF-8, which array_record cannot write to; choose another folder'
+    ) from None
   return DATASETS[kind](kind, sources, request)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -91,6 +92,28 @@ def test_moving_shapes_have_the_name_that_was_given(tmp_path, run):
   assert '--config.data.dataset=shapes' in printed
   assert len(datasets.open_split(tmp_path, 'shapes', 'train')) == 8
   assert [path.name for path in tmp_path.iterdir()] == ['shapes']
+
+
+def test_names_of_any_bytes_are_prepared_and_printed_safely(tmp_path, run):
+  """Two class folders from a zip made on a Chinese Windows, and names with terminal escapes."""
+  classes = ['跳舞'.encode('gbk'), '唱歌'.encode('gbk'), b'walk\x1b[31m', b'Walk\x1b[31m']
+  for k, name in enumerate(classes):
+    folder = os.path.join(os.fsencode(tmp_path), b'v\xff', name)
+    os.makedirs(folder)
+    for i in range(3):
+      with open(os.path.join(folder, b'\xd1\x07\n%d.mp4' % i), 'wb') as file:
+        file.write(b'' if (k, i) == (0, 0) else make_noise_video(3 * k + i))
+  arguments = 'video_folder', os.fsdecode(os.path.join(os.fsencode(tmp_path), b'v\xff')), f'--data_dir={tmp_path}'
+  printed = run(*arguments, '--name=names')
+  assert all(character.isprintable() or character == '\n' for character in printed)
+  assert r'\xcc\xf8\xce\xe8/\xd1\x07\n0.mp4: ' in printed  # dead
+  assert r'differ only in case or Unicode form are different classes: Walk\x1b[31m = walk\x1b[31m' in printed
+  split = datasets.open_split(tmp_path, 'names', 'train')
+  assert split.class_names == (r'Walk\x1b[31m', r'\xb3\xaa\xb8\xe8', r'\xcc\xf8\xce\xe8', r'walk\x1b[31m')
+  assert split.videos == {'train': 7, 'validation': 4}
+  assert 'nothing to do' in run(*arguments, '--name=names')
+  with pytest.raises(UserError, match=r'd.xff is not UTF-8, which array_record cannot write to; choose another folder'):
+    run(*arguments[:2], f'--data_dir={tmp_path}/d\udcff')
 
 
 def test_a_negative_seed_is_refused_before_anything_is_written(tmp_path, run):

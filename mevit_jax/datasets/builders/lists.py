@@ -225,7 +225,8 @@ def similar(names: Iterable[str]) -> list[str]:
   for name in names:
     key = ' '.join(unicodedata.normalize('NFKC', name).casefold().split())
     groups.setdefault(key, []).append(name)
-  alike = [' = '.join(map(ascii, sorted(group))) for group in groups.values() if len(group) > 1]
+  ascii_names = {name: name.encode('ascii', 'backslashreplace').decode() for group in groups.values() for name in group}
+  alike = [' = '.join(ascii_names[name] for name in sorted(group)) for group in groups.values() if len(group) > 1]
   if not alike:
     return []
   return [f'WARNING: class names that differ only in case or Unicode form are different classes: {few(alike)}']
