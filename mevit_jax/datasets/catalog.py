@@ -188,7 +188,12 @@ def _prepare_files(
   target: Target, listing: Listing, encoding: Encoding, request: Request, config: str, all_classes: bool
 ) -> Result:
   options = preparation.Options(
-    executor=request.executor, encoding=encoding, seed=request.seed, all_classes=all_classes, **request.limits
+    executor=request.executor,
+    encoding=encoding,
+    seed=request.seed,
+    keep=not target.overwrite and (target.directory / reader.FINGERPRINT).exists(),  # was complete: see is_up_to_date
+    all_classes=all_classes,
+    **request.limits,
   )
   with shards.open_for_writing(target.directory, target.overwrite) as directory:
     report = preparation.prepare(directory, listing, target.arguments, options)

@@ -34,6 +34,7 @@ class Options:
     encoding: encoding that videos are stored in.
     time_limit: seconds that decoding a video may take, else it is dead; 0 disables the limit.
     validation_fraction, seed: settings of the split, if the listing gives none.
+    keep: True to only write shards that a dataset has lost; see `shards.write`.
     all_classes: True if a class without usable videos is an error, False if it is only noted.
   """
 
@@ -45,6 +46,7 @@ class Options:
   time_limit: float = 120
   validation_fraction: float = 0.2
   seed: int = 0
+  keep: bool = False
   all_classes: bool = True
 
 
@@ -87,7 +89,7 @@ def prepare(directory: Path, listing: Listing, arguments: Mapping[str, Any], opt
     report.save(summary, directory)
 
   check = _make_dead_check(options.max_dead)
-  shards.write(builder, options.executor, options.progress('videos written'), check, arguments, finish)
+  shards.write(builder, options.executor, options.progress('videos written'), check, arguments, finish, options.keep)
   shutil.rmtree(examined, ignore_errors=True)
   return summary
 

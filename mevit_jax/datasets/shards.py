@@ -25,6 +25,7 @@ def write(
   check: Check = lambda dead, total: None,
   arguments: Mapping[str, Any] | None = None,
   report: Callable[[Rows], None] = lambda rows: None,
+  keep: bool = False,
 ) -> str:
   """Writes a dataset, or the rest of one if a run was interrupted, and returns its fingerprint.
 
@@ -34,15 +35,19 @@ def write(
     arguments: arguments that decide the dataset's content, saved with the fingerprint.
     report: called when all shards are written, with a function that yields the row of every video, dead ones too; if
       it raises, the dataset stays incomplete.
+    keep: only write shards that are lost or damaged; refuse to remove or change others.
 
   Raises:
-    UserError: the builder's `make`, `check` or `report` raised it, a process died, or the disk is full.
+    UserError: the builder's `make`, `check` or `report` raised it, a process died, the disk is full, or `keep` and the
+      builder has another plan.
   """
   directory = Path(builder.data_path)
-  (directory / IN_PROGRESS).mkdir(parents=True, exist_ok=True)  # until everything is written
-  (directory / 'dataset_info.json').unlink(missing_ok=True)
   splits = {split: _make_tasks(builder, split) for split in builder.shards}
   plan = [task for split_tasks in splits.values() for task in split_tasks]
+  if keep:
+    _require_same_plan(directory, plan)
+  (directory / IN_PROGRESS).mkdir(parents=True, exist_ok=True)  # until everything is written
+  (directory / 'dataset_info.json').unlink(missing_ok=True)
   names = {name for task in plan for name in (task.name, f'{task.name}.json')}
   for path in (*directory.glob('*.array_record-*'), *(directory / tasks.MANIFESTS).glob('*.json')):
     if path.name not in names:
@@ -115,9 +120,8 @@ def _lock(folder: Path) -> Iterator[None]:
 def find_damaged(directory: Path) -> list[str]:
   """Returns the names of the shards of a complete dataset that are missing or truncated, or lack a valid manifest."""
   manifests = directory / tasks.MANIFESTS
-  shards = {path.name for path in directory.glob('*.array_record-*')} | {path.stem for path in manifests.glob('*.json')}
   names = []
-  for name in sorted(shards):
+  for name in sorted(_list_shards(directory)):
     try:
       complete = (directory / name).stat().st_size == tasks.load_manifest(manifests / f'{name}.json')['bytes']
     except (OSError, UserError):
@@ -125,6 +129,26 @@ def find_damaged(directory: Path) -> list[str]:
     if not complete:
       names.append(name)
   return names
+
+
+def _list_shards(directory: Path) -> set[str]:
+  """Returns the names of all shards that have a file or a manifest."""
+  manifests = (directory / tasks.MANIFESTS).glob('*.json')
+  return {path.name for path in directory.glob('*.array_record-*')} | {path.stem for path in manifests}
+
+
+def _require_same_plan(directory: Path, plan: Sequence[Task]) -> None:
+  """Raises a UserError if tasks would remove shards, or change those whose manifests are undamaged."""
+  changed = _list_shards(directory) - {task.name for task in plan}
+  for task in plan:
+    with contextlib.suppress(UserError):  # a lost or damaged manifest
+      if tasks.load_manifest(directory / tasks.MANIFESTS / f'{task.name}.json')['digest'] != task.digest:
+        changed.add(task.name)
+  if changed:
+    raise UserError(
+      f'{directory} has lost shards, and its videos have changed since it was prepared, so {len(changed)} of its other'
+      ' shards would be removed; restore the videos, or give --overwrite'
+    )
 
 
 def restore_fingerprint(directory: Path) -> None:
