@@ -63,9 +63,7 @@ def predict_videos(
     progress(done, total)
 
   with contextlib.ExitStack() as stack:
-    csv_file = stack.enter_context(
-      Path(options.csv or os.devnull).open('w', newline='', encoding='utf-8', errors='backslashreplace')
-    )
+    csv_file = stack.enter_context(Path(options.csv or os.devnull).open('w', newline=''))
     writer = PredictionWriter(csv_file, options.top)
     paths = [videos[name] for name in names]
     results = predictor.predict_each(paths, options.window, options.every, report=report)
