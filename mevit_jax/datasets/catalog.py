@@ -191,7 +191,7 @@ def _prepare_files(
     executor=request.executor,
     encoding=encoding,
     seed=request.seed,
-    keep=not target.overwrite and (target.directory / reader.FINGERPRINT).exists(),  # was complete: see is_up_to_date
+    keep=not target.overwrite and shards.was_complete(target.directory),
     all_classes=all_classes,
     **request.limits,
   )

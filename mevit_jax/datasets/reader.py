@@ -158,7 +158,7 @@ def _newest_version(data_dir: Path, dataset: str) -> Path:
 
 def is_complete(directory: Path) -> bool:
   """Returns True if a dataset's directory holds a complete dataset."""
-  written = any((directory / name).is_file() for name in ('dataset_info.json', FINGERPRINT))
+  written = any((directory / name).is_file() for name in ('dataset_info.json', FINGERPRINT, COPY))
   return written and not (directory / IN_PROGRESS).exists()
 
 

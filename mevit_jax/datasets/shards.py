@@ -131,6 +131,11 @@ def find_damaged(directory: Path) -> list[str]:
   return names
 
 
+def was_complete(directory: Path) -> bool:
+  """Returns True if a dataset is complete, or was before lost shards were being written again."""
+  return any((directory / name).exists() for name in (reader.FINGERPRINT, reader.COPY))
+
+
 def _list_shards(directory: Path) -> set[str]:
   """Returns the names of all shards that have a file or a manifest."""
   manifests = (directory / tasks.MANIFESTS).glob('*.json')
