@@ -49,9 +49,9 @@ def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) ->
   write_text(path, json.dumps(content, indent=indent) + '\n')
 
 
-def write_checked_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
+def write_checked_json(path: str | os.PathLike, content: dict[str, Any], indent: int | None = 2) -> None:
   """Writes a JSON object atomically, with a checksum of its content in the field 'sha256'."""
-  write_json(path, {**content, 'sha256': _checksum(content)})
+  write_json(path, {**content, 'sha256': _checksum(content)}, indent)
 
 
 def read_checked_json(path: str | os.PathLike) -> dict[str, Any]:

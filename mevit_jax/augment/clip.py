@@ -19,6 +19,8 @@ from mevit_jax.config.data import Normalization
 _LEFT_RIGHT = {a + end: b + end for a, b in (('left', 'right'), ('right', 'left')) for end in ('', 'ward', 'wards')}
 _COUNTERCLOCKWISE = {'anticlockwise': 'clockwise', 'counterclockwise': 'clockwise'}
 _MIRRORS = tuple({**_LEFT_RIGHT, **_COUNTERCLOCKWISE, 'clockwise': opposite} for opposite in _COUNTERCLOCKWISE)
+# 'Pulling it right out' names no direction.
+_ADVERB = re.compile(r'(?<=\b(?:it|em) )right(?= (?:out|off|away|back|through|after|before)\b)')
 _WORD = re.compile(r'[A-Z]+(?![a-z])|[A-Z]?[a-z]+')  # splits 'turns_left', 'Turn Left', 'turnLeft', 'TURN LEFT'
 
 
@@ -100,8 +102,8 @@ def mirror_labels(class_names: Sequence[str]) -> tuple[int, ...]:
 
 def _mirror(name: str, ids: dict[str, int]) -> int:
   """Returns the label of the mirror image of one class, or -1."""
-  directions = {word.lower() for word in _WORD.findall(name)} & set(_MIRRORS[0])
-  if not directions:
+  words = ' '.join(_WORD.findall(name)).lower()
+  if not set(_ADVERB.sub('', words).split()) & set(_MIRRORS[0]):
     return ids[name]
   mirrored = (_WORD.sub(partial(_swap, words), name) for words in _MIRRORS)
   return next((ids[opposite] for opposite in mirrored if opposite in ids), -1)

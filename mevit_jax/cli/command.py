@@ -1,17 +1,18 @@
 """Shared by all commands: flag parsing, log output, one-line errors."""
 
+import contextlib
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from mevit_jax.errors import UserError
+from mevit_jax.errors import UserError, printable
 
 
 def run(main: Callable[[Sequence[str]], None], required: Sequence[str] = ()) -> None:
@@ -25,6 +26,20 @@ def run(main: Callable[[Sequence[str]], None], required: Sequence[str] = ()) -> 
     flags.mark_flag_as_required(name)
     flags.register_validator(name, lambda value: value != '', 'must not be empty')  # an unset shell variable
   app.run(lambda argv: _run(main, argv), flags_parser=_parse)
+
+
+class _EscapedStream:
+  """Text stream that escapes control characters, which names from other people's files may contain."""
+
+  def __init__(self, stream: TextIO):
+    self._stream = stream
+
+  def write(self, text: str) -> int:
+    """Writes text; line breaks, tabs and the carriage returns of progress bars stay."""
+    return self._stream.write(re.sub(r'[^\n\r\t]+', lambda part: printable(part[0]), text))
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
 
 
 class _StdoutHandler(logging.StreamHandler):
@@ -125,11 +140,21 @@ def _refuse_buckets(arguments: Sequence[str]) -> None:
       raise UserError(f'{argument}: object storage is not supported; mount the bucket: docs/launch/storage.md')
 
 
+@contextlib.contextmanager
+def _escaped_output() -> Iterator[None]:
+  """Escapes control characters in all that is printed meanwhile."""
+  stdout: Any = _EscapedStream(sys.stdout)
+  stderr: Any = _EscapedStream(sys.stderr)
+  with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+    yield
+
+
 def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
   log_to_stdout()
   try:
     _refuse_buckets(sys.argv[1:])
-    main(argv)
+    with _escaped_output():
+      main(argv)
   except UserError as error:
     sys.exit(f'error: {error}')
   except BrokenPipeError:
@@ -139,6 +164,6 @@ def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
       raise
     lines = str(error).strip().splitlines()  # ml_collections wraps the error of a config file
     last = re.sub(r'.*(\[Errno \d+\]|failure to load:) ', '', lines[-1].strip())
-    sys.exit(f'error: {error.strerror}: {error.filename}' if error.filename else f'error: {last}')
+    sys.exit(f'error: {printable(f"{error.strerror}: {error.filename}" if error.filename else last)}')
   except KeyboardInterrupt:
     sys.exit('interrupted')

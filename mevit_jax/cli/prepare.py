@@ -33,6 +33,7 @@ On other machines too (requirements-beam.txt; all must see the same folders unde
   --beam='--runner=DirectRunner --direct_running_mode=multi_processing --direct_num_workers=8'
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,15 @@ REQUIRED = ('data_dir',)  # flags
 _LIMITS = ('max_dead', 'max_missing', 'time_limit', 'max_bytes', 'max_pixels', 'validation_fraction')
 _LARGEST_VIDEO = 2**31 - 2**24  # a serialized example is limited to 2 GiB
 _SHAPES = ('train_videos', 'validation_videos', 'frames', 'size')
+_REENCODING = ('short_side', 'keyframes', 'quality')
+_BENCHMARKS = tuple(kind for kind in catalog.DATASETS if kind not in ('moving_shapes', 'video_folder'))
+_USED_BY = {  # flags that only some datasets use
+  **dict.fromkeys(_SHAPES, ('moving_shapes',)),
+  **dict.fromkeys(('validation_fraction', 'lists', 'fold'), ('video_folder',)),
+  'seed': ('moving_shapes', 'video_folder'),
+  'annotations': _BENCHMARKS,
+  **dict.fromkeys(('encoding', *_REENCODING, *_LIMITS[:-1]), ('video_folder', *_BENCHMARKS)),
+}
 
 
 def define_flags() -> None:
@@ -57,14 +67,18 @@ def define_flags() -> None:
   flags.DEFINE_string('data_dir', None, 'Folder of all datasets.')
   flags.DEFINE_bool('overwrite', False, 'Prepare a complete dataset again, and replace it when done.')
   flags.DEFINE_integer('seed', 0, 'Seed of the drawn videos, or of the split.', lower_bound=0)
-  flags.DEFINE_integer('workers', 0, 'Number of worker processes; 0: one per core.', lower_bound=0)
+  flags.DEFINE_integer('workers', 0, 'Number of worker processes; 0: one per core.', lower_bound=0, upper_bound=4096)
   flags.DEFINE_string('beam', None, 'Run on Apache Beam, with these options, instead of --workers.')
   flags.DEFINE_string('name', None, "Name of the dataset; derived from the folder's or file's name if not given.")
   share: dict[str, Any] = {'lower_bound': 0.0, 'upper_bound': 1.0}
   flags.DEFINE_float('max_dead', 0.1, 'Largest share of dead videos; more stop the preparation.', **share)
   flags.DEFINE_float('max_missing', 0.2, 'Largest share of missing videos; more stop the preparation.', **share)
   flags.DEFINE_float(
-    'time_limit', 120, 'Seconds that decoding a video may take, else it is dead; 0: no limit.', lower_bound=0.0
+    'time_limit',
+    120,
+    'Seconds that decoding a video may take, else it is dead; 0: no limit.',
+    lower_bound=0.0,
+    upper_bound=1e6,
   )
   flags.DEFINE_integer(
     'max_bytes', files.MAX_BYTES, 'Size of a video file, else it is dead.', lower_bound=1, upper_bound=_LARGEST_VIDEO
@@ -77,10 +91,14 @@ def define_flags() -> None:
     upper_bound=MAX_PIXELS,
   )
   _define_encoding_flags()
-  flags.DEFINE_integer('train_videos', 8192, 'moving_shapes: number of training videos.', lower_bound=8)
-  flags.DEFINE_integer('validation_videos', 1024, 'moving_shapes: number of validation videos.', lower_bound=8)
-  flags.DEFINE_integer('frames', 16, 'moving_shapes: frames per video (30 per second).', lower_bound=2)
-  flags.DEFINE_integer('size', 48, 'moving_shapes: height and width in pixels; even.', lower_bound=16)
+  shapes = {  # default, help, bounds
+    'train_videos': (8192, 'number of training videos', 8, 10**6),
+    'validation_videos': (1024, 'number of validation videos', 8, 10**6),
+    'frames': (16, 'frames per video (30 per second)', 2, 1024),
+    'size': (48, 'height and width in pixels; even', 16, 1024),
+  }
+  for name, (default, text, smallest, largest) in shapes.items():
+    flags.DEFINE_integer(name, default, f'moving_shapes: {text}.', lower_bound=smallest, upper_bound=largest)
   flags.DEFINE_float(
     'validation_fraction', 0.2, 'video_folder: validation share of each class, if no splits are given.', **share
   )
@@ -106,12 +124,29 @@ def main(argv: Sequence[str]) -> None:
   """Prepares the dataset that the arguments name, and prints its report."""
   if len(argv) < 2:
     raise UserError(f'name a dataset to prepare: {", ".join(catalog.DATASETS)} (see --help)')
-  result = catalog.prepare(argv[1], argv[2:], _read_request())
+  request = _read_request()
+  _check_flags(argv[1], request)
+  result = catalog.prepare(argv[1], argv[2:], request)
   if result is None:
     return
   if result.report is not None:
     print('\n' + report.text(result.report, preparation.MAX_SHOWN))
   print(catalog.describe(result))
+
+
+def _check_flags(kind: str, request: catalog.Request) -> None:
+  """Raises a UserError if a flag was given that has no effect, or that is not a number."""
+  given = {name: flags.FLAGS[name].value for name in flags.FLAGS if flags.FLAGS[name].present}
+  for name, value in given.items():
+    if kind in catalog.DATASETS and kind not in _USED_BY.get(name, (kind,)):
+      raise UserError(f'--{name} has no effect on {kind}; leave it out')
+    if isinstance(value, float) and math.isnan(value):
+      raise UserError(f'--{name} must be a number, not nan')
+  unused = [name for name in _REENCODING if name in given]
+  if unused and (request.encoding or 'keep') == 'keep' and kind == 'video_folder':
+    raise UserError(f'--{unused[0]} has no effect on videos that keep their encoding; give --encoding=h264 too')
+  if 'fold' in given and request.split_lists is None:
+    raise UserError('--fold has no effect without --lists')
 
 
 def _read_request() -> catalog.Request:

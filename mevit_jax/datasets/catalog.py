@@ -18,6 +18,8 @@ from mevit_jax.errors import UserError
 from mevit_jax.progress import Progress
 from mevit_jax.video.transcode import Encoding
 
+MAX_DRAWN_PIXELS = 2**25  # of all frames of a video of moving_shapes, which are drawn in memory at once
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -108,6 +110,12 @@ def prepare(kind: str, sources: Sequence[str], request: Request) -> Result | Non
     nearest = difflib.get_close_matches(kind, DATASETS, n=1, cutoff=0.4)
     hint = f'; did you mean {nearest[0]}?' if nearest else ''
     raise UserError(f'unknown dataset {kind!r}; known: {", ".join(DATASETS)}{hint}')
+  try:
+    str(request.data_dir.absolute()).encode()
+  except UnicodeEncodeError:
+    raise UserError(
+      f'--data_dir={request.data_dir} is not UTF-8, which array_record cannot write to; choose another folder'
+    ) from None
   return DATASETS[kind](kind, sources, request)
 
 
@@ -117,13 +125,20 @@ def _prepare_moving_shapes(kind: str, sources: Sequence[str], request: Request) 
   shapes = request.shapes
   if shapes['size'] % 2:
     raise UserError(f'--size={shapes["size"]} is odd; H.264 needs an even size')
+  pixels = shapes['frames'] * shapes['size'] ** 2
+  if pixels > MAX_DRAWN_PIXELS:
+    raise UserError(
+      f'--frames={shapes["frames"]} of --size={shapes["size"]} are {pixels:,} pixels per video, more than'
+      f' {MAX_DRAWN_PIXELS:,}; reduce one of them'
+    )
   arguments = {'kind': kind, **shapes, 'seed': request.seed}
-  target = Target(request.data_dir, kind, arguments, '--data_dir', request.overwrite)
+  target = Target(request.data_dir, dataset_name(Path(kind), request.name), arguments, '--data_dir', request.overwrite)
   if is_up_to_date(target):
     return None
   videos = {'train': shapes['train_videos'], 'validation': shapes['validation_videos']}
   with shards.open_for_writing(target.directory, request.overwrite) as directory:
-    builder = moving_shapes.build(directory.parents[1], videos, request.seed, shapes['frames'], shapes['size'])
+    size = shapes['frames'], shapes['size']
+    builder = moving_shapes.build(directory.parents[1], videos, request.seed, *size, target.name)
     shards.write(builder, request.executor, Progress('videos written'), arguments=arguments)
   return Result(target, 'demo')
 
@@ -174,7 +189,12 @@ def _prepare_files(
   target: Target, listing: Listing, encoding: Encoding, request: Request, config: str, all_classes: bool
 ) -> Result:
   options = preparation.Options(
-    executor=request.executor, encoding=encoding, seed=request.seed, all_classes=all_classes, **request.limits
+    executor=request.executor,
+    encoding=encoding,
+    seed=request.seed,
+    keep=not target.overwrite and shards.was_complete(target.directory),
+    all_classes=all_classes,
+    **request.limits,
   )
   with shards.open_for_writing(target.directory, target.overwrite) as directory:
     report = preparation.prepare(directory, listing, target.arguments, options)
@@ -236,7 +256,7 @@ def is_up_to_date(target: Target) -> bool:
   shards.recover(directory)
   if target.overwrite or not reader.is_complete(directory):
     return False
-  reader.check_format(directory)
+  shards.restore_fingerprint(directory)
   saved, requested = reader.read_arguments(directory), target.arguments
   # Only saved arguments are compared: the others had no effect.
   changed = [key for key, value in saved.items() if value != requested.get(key)]
@@ -253,6 +273,7 @@ def is_up_to_date(target: Target) -> bool:
       '%s: %d shards are missing or truncated (%s, ...): writing them again', directory, len(damaged), damaged[0]
     )
     return False
+  shards.rebuild_metadata(directory)
   action = 'continues to prepare' if shards.staging_directory(directory).exists() else 'prepares'
   _LOG.info('%s is already complete: nothing to do (--overwrite %s it again)', directory, action)
   return True

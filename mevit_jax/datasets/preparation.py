@@ -35,6 +35,7 @@ class Options:
     encoding: encoding that videos are stored in.
     time_limit, max_bytes, max_pixels: what a video may take at most, see `files.Limits`.
     validation_fraction, seed: settings of the split, if the listing gives none.
+    keep: True to only write shards that a dataset has lost; see `shards.write`.
     all_classes: True if a class without usable videos is an error, False if it is only noted.
   """
 
@@ -48,6 +49,7 @@ class Options:
   max_pixels: int = MAX_PIXELS
   validation_fraction: float = 0.2
   seed: int = 0
+  keep: bool = False
   all_classes: bool = True
 
   @property
@@ -95,7 +97,7 @@ def prepare(directory: Path, listing: Listing, arguments: Mapping[str, Any], opt
     report.save(summary, directory)
 
   check = _make_dead_check(options.max_dead)
-  shards.write(builder, options.executor, options.progress('videos written'), check, arguments, finish)
+  shards.write(builder, options.executor, options.progress('videos written'), check, arguments, finish, options.keep)
   shutil.rmtree(examined, ignore_errors=True)
   return summary
 
@@ -135,6 +137,7 @@ def _find_splits(listing: Listing) -> tuple[list[VideoFile], list[ListedVideo], 
         f'all {counts[split]} videos of the {split} split are missing; add them, or remove the {split} list'
       )
   notes = [f'the {split} split is left out: all of its {counts[split]} videos are missing' for split in absent]
+  notes += lists.similar(listing.class_names)
   return present, [video for video in missing if video.split not in absent], [*listing.notes, *notes]
 
 

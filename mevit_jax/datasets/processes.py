@@ -1,4 +1,8 @@
-"""Function calls in supervised worker processes: a call that crashes its process is reported, and the others go on."""
+"""Function calls in supervised worker processes: a call that crashes its process is reported, and the others go on.
+
+Every process has a pipe of its own, so that one that is killed at any moment can neither lose the call of another nor
+keep a lock.
+"""
 
 import contextlib
 import dataclasses

@@ -1,12 +1,13 @@
 """Reads prepared datasets: `open_split` returns a random-access source for Grain or a plain loop.
 
-Besides its shards and TFDS's metadata, a dataset's directory holds `fingerprint.json` (format, fingerprint, arguments)
-and `videos.csv` (one row per video).
+Besides its shards and TFDS's metadata, a dataset's directory holds `fingerprint.json` (format, fingerprint, arguments,
+checksums of the other files), a copy of it, and `videos.csv` (one row per video).
 """
 
 import csv
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -17,8 +18,11 @@ from typing import Any, Protocol, SupportsIndex
 import numpy as np
 
 from mevit_jax.errors import UserError
+from mevit_jax.files import read_checked_json
 
-FORMAT = 3  # version of the layout of a dataset's directory; datasets of another version must be prepared again
+FORMAT = 4  # version of the layout of a dataset's directory; datasets of another version must be prepared again
+FINGERPRINT, COPY, VIDEOS = 'fingerprint.json', 'fingerprint.copy.json', 'videos.csv'
+TFDS_FILES = 'dataset_info.json', 'features.json', 'label.labels.txt'
 IN_PROGRESS = 'in_progress'  # folder that exists in a dataset's directory while it is written
 COLUMNS = (  # columns of videos.csv; label is an id, -1 for none; sha256 is that of the source file
   'split', 'id', 'label', 'bytes', 'sha256', 'num_frames', 'fps', 'duration', 'height', 'width', 'damage',
@@ -82,13 +86,7 @@ class Split:
   @functools.cached_property
   def labels(self) -> np.ndarray:
     """Label of every example, int32, -1 for none; read from videos.csv on first use."""
-    labels = read_labels(self.directory, self.name)
-    if len(labels) != len(self):
-      raise UserError(
-        f'{self.directory / "videos.csv"} is damaged: it has {len(labels)} {self.name} videos, but the shards have'
-        f' {len(self)}; prepare the dataset again, with --overwrite'
-      )
-    return labels
+    return read_labels(self.directory, self.name)
 
   def __str__(self) -> str:
     classes = len(self.class_names)
@@ -110,6 +108,7 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> Split:
 
   directory = _newest_version(Path(data_dir).expanduser(), dataset)
   check_format(directory)
+  _require_undamaged(directory, TFDS_FILES)
   try:
     builder = tfds.builder_from_directory(directory)
     fingerprint, videos = read_fingerprint(directory)
@@ -159,18 +158,56 @@ def _newest_version(data_dir: Path, dataset: str) -> Path:
 
 def is_complete(directory: Path) -> bool:
   """Returns True if a dataset's directory holds a complete dataset."""
-  return (directory / 'dataset_info.json').is_file() and not (directory / IN_PROGRESS).exists()
+  written = any((directory / name).is_file() for name in ('dataset_info.json', FINGERPRINT, COPY))
+  return written and not (directory / IN_PROGRESS).exists()
 
 
 def check_format(directory: Path) -> None:
-  """Raises a UserError if a complete dataset has another format than this program reads."""
+  """Raises a UserError if fingerprint.json is damaged, or of another format than this program reads."""
+  path = directory / FINGERPRINT
   try:
-    version = _read_metadata(directory).get('format', 1)
+    content = json.loads(path.read_bytes().decode())
+    version = content.get('format', 1) if isinstance(content, dict) else FORMAT
+    if version == FORMAT or 'sha256' in content:  # there was no checksum before format 4
+      version = read_checked_json(path)['format']
   except (OSError, ValueError) as error:
-    raise UserError(f'{directory} is damaged ({error}); prepare it again, with --overwrite') from error
+    remedy = ', with --overwrite' if damage(directory / COPY) else ' with the same command to restore it'
+    raise UserError(f'{directory} is damaged ({FINGERPRINT}: {error}); prepare it again{remedy}') from error
   if version != FORMAT:
     raise UserError(
       f'{directory} has format {version}, but this program reads format {FORMAT}; prepare it again, with --overwrite'
+    )
+
+
+def damage(path: Path) -> str:
+  """Returns the reason why fingerprint.json or its copy cannot be used; '' if it can."""
+  try:
+    read_checked_json(path)
+  except (OSError, ValueError) as error:
+    return getattr(error, 'strerror', None) or str(error)
+  return ''
+
+
+def find_damaged(directory: Path, names: Iterable[str]) -> list[str]:
+  """Returns those of a dataset's metadata files that are missing or do not match their checksum."""
+  checksums = _read_metadata(directory)['checksums']
+  return [name for name in names if checksum(directory / name) != checksums[name]]
+
+
+def checksum(path: Path) -> str:
+  """Returns a file's SHA-256; '' if it does not exist."""
+  try:
+    with path.open('rb') as file:
+      return hashlib.file_digest(file, 'sha256').hexdigest()
+  except FileNotFoundError:
+    return ''
+
+
+def _require_undamaged(directory: Path, names: Iterable[str]) -> None:
+  if damaged := find_damaged(directory, names):
+    raise UserError(
+      f'{directory} is damaged: {", ".join(damaged)} does not match its checksum; prepare it again with the same'
+      ' command to rebuild it'
     )
 
 
@@ -191,8 +228,9 @@ def read_labels(directory: Path, split: str) -> np.ndarray:
 
 
 def read_videos(directory: Path, split: str) -> Iterator[dict[str, str]]:
-  """Yields the rows of videos.csv of a split's examples, in order."""
-  with (directory / 'videos.csv').open(newline='', encoding='utf-8') as file:
+  """Yields the rows of videos.csv of a split's examples, in order; raises a UserError if it is damaged."""
+  _require_undamaged(directory, (VIDEOS,))
+  with (directory / VIDEOS).open(newline='', encoding='utf-8') as file:
     yield from (row for row in csv.DictReader(file) if row['split'] == split)
 
 
@@ -225,7 +263,7 @@ def differences(saved: Mapping[str, Any], requested: Mapping[str, Any], max_name
 
 
 def _read_metadata(directory: Path) -> dict[str, Any]:
-  return json.loads((directory / 'fingerprint.json').read_text())
+  return read_checked_json(directory / FINGERPRINT)
 
 
 def _join(names: Iterable[str]) -> str:

@@ -1,26 +1,18 @@
 """Writes datasets: shards in parallel, then the metadata that describes them."""
 
 import contextlib
-import csv
 import fcntl
 import functools
-import hashlib
-import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tensorflow_datasets as tfds
-
-from mevit_jax.datasets import builders, reader, tasks
-from mevit_jax.datasets.reader import COLUMNS, FORMAT, IN_PROGRESS
-from mevit_jax.datasets.tasks import Check, Executor, ProgressCallback, Row, Task
+from mevit_jax.datasets import builders, metadata, reader, tasks
+from mevit_jax.datasets.metadata import Rows
+from mevit_jax.datasets.reader import IN_PROGRESS
+from mevit_jax.datasets.tasks import Check, Executor, ProgressCallback, Task
 from mevit_jax.errors import UserError
-from mevit_jax.files import atomic_path, write_json
-
-Record = tuple[str, int, str]  # id, label, SHA-256 of the source file
-Rows = Iterator[tuple[str, Row]]  # split, row of a video
 
 # Name of the replaced version while another takes its place: the lowest version, read only if it is the only one.
 _REPLACED = '0.0.0'
@@ -32,7 +24,8 @@ def write(
   progress: ProgressCallback = lambda done, total: None,
   check: Check = lambda dead, total: None,
   arguments: Mapping[str, Any] | None = None,
-  report: Callable[[Callable[[], Rows]], None] = lambda rows: None,
+  report: Callable[[Rows], None] = lambda rows: None,
+  keep: bool = False,
 ) -> str:
   """Writes a dataset, or the rest of one if a run was interrupted, and returns its fingerprint.
 
@@ -42,23 +35,28 @@ def write(
     arguments: arguments that decide the dataset's content, saved with the fingerprint.
     report: called when all shards are written, with a function that yields the row of every video, dead ones too; if
       it raises, the dataset stays incomplete.
+    keep: only write shards that are lost or damaged; refuse to remove or change others.
 
   Raises:
-    UserError: the builder's `make`, `check` or `report` raised it, a process died, or the disk is full.
+    UserError: the builder's `make`, `check` or `report` raised it, a process died, the disk is full, or `keep` and the
+      builder has another plan.
   """
   directory = Path(builder.data_path)
-  (directory / IN_PROGRESS).mkdir(parents=True, exist_ok=True)  # until everything is written
-  (directory / 'dataset_info.json').unlink(missing_ok=True)
   splits = {split: _make_tasks(builder, split) for split in builder.shards}
   plan = [task for split_tasks in splits.values() for task in split_tasks]
+  if keep:
+    _require_same_plan(directory, plan)
+  (directory / IN_PROGRESS).mkdir(parents=True, exist_ok=True)  # until everything is written
+  (directory / 'dataset_info.json').unlink(missing_ok=True)
   names = {name for task in plan for name in (task.name, f'{task.name}.json')}
   for path in (*directory.glob('*.array_record-*'), *(directory / tasks.MANIFESTS).glob('*.json')):
     if path.name not in names:
       path.unlink()
   tasks.run(directory, plan, executor, progress, check)
-  rows = functools.partial(_read_rows, directory, splits)
-  report(rows)
-  digest = _write_metadata(builder, directory, splits, rows, arguments or {})
+  manifests = {split: [directory / tasks.MANIFESTS / f'{task.name}.json' for task in splits[split]] for split in splits}
+  report(functools.partial(metadata.read_rows, manifests))
+  properties = metadata.Properties(builder.class_names, builder.info.description, builder.encoding, arguments or {})
+  digest = metadata.write(directory, properties, manifests)
   shutil.rmtree(directory / IN_PROGRESS)
   return digest
 
@@ -120,40 +118,61 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def find_damaged(directory: Path) -> list[str]:
-  """Returns the names of the shards of a complete dataset that are missing or truncated."""
+  """Returns the names of the shards of a complete dataset that are missing or truncated, or lack a valid manifest."""
+  manifests = directory / tasks.MANIFESTS
   names = []
-  for path in sorted((directory / tasks.MANIFESTS).glob('*.json')):
-    shard = directory / path.stem
-    if not shard.exists() or shard.stat().st_size != json.loads(path.read_text())['bytes']:
-      names.append(shard.name)
+  for name in sorted(_list_shards(directory)):
+    try:
+      complete = (directory / name).stat().st_size == tasks.load_manifest(manifests / f'{name}.json')['bytes']
+    except (OSError, UserError):
+      complete = False
+    if not complete:
+      names.append(name)
   return names
 
 
-def fingerprint(
-  class_names: Sequence[str], splits: Mapping[str, Iterable[Record]], encoding: Mapping[str, Any] | None = None
-) -> str:
-  """Returns a SHA-256 of the class names, of the id, label and bytes of every video, and of the encoding.
+def was_complete(directory: Path) -> bool:
+  """Returns True if a dataset is complete, or was before lost shards were being written again."""
+  return any((directory / name).exists() for name in (reader.FINGERPRINT, reader.COPY))
 
-  For re-encoded videos the bytes of the source file count, because the encoder's output differs between its versions.
 
-  Args:
-    class_names: name of each label id.
-    splits: records of each split, in the dataset's order.
-    encoding: settings of re-encoded videos.
+def _list_shards(directory: Path) -> set[str]:
+  """Returns the names of all shards that have a file or a manifest."""
+  manifests = (directory / tasks.MANIFESTS).glob('*.json')
+  return {path.name for path in directory.glob('*.array_record-*')} | {path.stem for path in manifests}
+
+
+def _require_same_plan(directory: Path, plan: Sequence[Task]) -> None:
+  """Raises a UserError if tasks would remove shards, or change those whose manifests are undamaged."""
+  changed = _list_shards(directory) - {task.name for task in plan}
+  for task in plan:
+    with contextlib.suppress(UserError):  # a lost or damaged manifest
+      if tasks.load_manifest(directory / tasks.MANIFESTS / f'{task.name}.json')['digest'] != task.digest:
+        changed.add(task.name)
+  if changed:
+    raise UserError(
+      f'{directory} has lost shards, and its videos have changed since it was prepared, so {len(changed)} of its other'
+      ' shards would be removed; restore the videos, or give --overwrite'
+    )
+
+
+def restore_fingerprint(directory: Path) -> None:
+  """Restores a damaged fingerprint.json of a complete dataset from its copy.
+
+  Raises:
+    UserError: the copy is damaged too, or the dataset has another format.
   """
-  digest = hashlib.sha256()
+  if any(reader.damage(directory / name) for name in (reader.FINGERPRINT, reader.COPY)):
+    with _lock(directory.parent):
+      metadata.restore_fingerprint(directory)
+  reader.check_format(directory)
 
-  def add(*parts: str) -> None:
-    digest.update(''.join(parts).encode())
 
-  add('[', json.dumps(list(class_names)), ', {')
-  for i, split in enumerate(sorted(splits)):
-    add(', ' if i else '', json.dumps(split), ': [')
-    for j, record in enumerate(splits[split]):
-      add(', ' if j else '', json.dumps(record))
-    add(']')
-  add('}', f', {json.dumps(dict(encoding), sort_keys=True)}' if encoding else '', ']')
-  return digest.hexdigest()
+def rebuild_metadata(directory: Path) -> None:
+  """Rebuilds damaged metadata of a complete dataset with undamaged shards: see `metadata.rebuild`."""
+  if reader.find_damaged(directory, (*reader.TFDS_FILES, reader.VIDEOS)):
+    with _lock(directory.parent):
+      metadata.rebuild(directory)
 
 
 def group_items(items: Sequence[Any], size: Callable[[Any], int], limit: int) -> list[list[Any]]:
@@ -183,61 +202,3 @@ def _make_tasks(builder: builders.VideoBuilder, split: str) -> list[Task]:
     )
     for i, items in enumerate(shards)
   ]
-
-
-def _read_rows(directory: Path, splits: Mapping[str, Sequence[Task]]) -> Rows:
-  """Yields the row of every video, in the order of the shards."""
-  for split, plan in splits.items():
-    for task in plan:
-      yield from ((split, row) for row in tasks.require_manifest(directory, task)['rows'])
-
-
-def _write_metadata(
-  builder: builders.VideoBuilder,
-  directory: Path,
-  splits: Mapping[str, Sequence[Task]],
-  rows: Callable[[], Rows],
-  arguments: Mapping[str, Any],
-) -> str:
-  """Writes videos.csv, fingerprint.json and TFDS's metadata; returns the fingerprint."""
-  _write_table(directory / 'videos.csv', builder.class_names, rows())
-  records = {
-    split: ((row['id'], int(row['label']), row['sha256']) for row in reader.read_videos(directory, split))
-    for split in splits
-  }
-  digest = fingerprint(builder.class_names, records, builder.encoding)
-  infos = []
-  for split, plan in splits.items():
-    lengths, size = [], 0
-    for task in plan:
-      manifest = tasks.require_manifest(directory, task)
-      lengths.append(sum('dead' not in row for row in manifest['rows']))
-      size += manifest['bytes']
-    infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
-  metadata = {
-    'format': FORMAT,
-    'fingerprint': digest,
-    'videos': {info.name: sum(info.shard_lengths) for info in infos},
-    'encoding': dict(builder.encoding),
-    'arguments': dict(arguments),
-  }
-  write_json(directory / 'fingerprint.json', metadata)
-  tfds.folder_dataset.write_metadata(
-    data_dir=directory,
-    features=builder.info.features,
-    split_infos=infos,
-    description=builder.info.description,
-    disable_shuffling=True,
-    check_data=False,  # the check would read through TensorFlow
-  )
-  return digest
-
-
-def _write_table(path: Path, class_names: Sequence[str], rows: Rows) -> None:
-  """Writes videos.csv: the rows of the usable videos, with label ids."""
-  labels = {'': -1, **{name: i for i, name in enumerate(class_names)}}
-  with atomic_path(path) as temporary, temporary.open('w', newline='', encoding='utf-8') as file:
-    table = csv.DictWriter(file, COLUMNS, extrasaction='ignore', restval='', lineterminator='\n')
-    table.writeheader()
-    usable = ((split, row) for split, row in rows if 'dead' not in row)
-    table.writerows({'split': split, **row, 'label': labels[row['label']]} for split, row in usable)

@@ -26,7 +26,7 @@ from mevit_jax.datasets import builders
 from mevit_jax.datasets.processes import CRASHED, run_in_processes
 from mevit_jax.datasets.reader import IN_PROGRESS
 from mevit_jax.errors import UserError
-from mevit_jax.files import atomic_path, write_json
+from mevit_jax.files import atomic_path, read_checked_json, write_checked_json, write_json
 
 MANIFESTS = 'manifests'
 _STOP = 'stop'  # a file in in_progress/: running tasks stop when it exists
@@ -137,7 +137,7 @@ def request_stop(directory: Path) -> None:
 def read_manifest(directory: Path, task: Task) -> dict[str, Any] | None:
   """Returns the `bytes` and `rows` of a finished task, or None if this task is not finished."""
   try:
-    manifest = json.loads((directory / MANIFESTS / f'{task.name}.json').read_text())
+    manifest = read_checked_json(directory / MANIFESTS / f'{task.name}.json')
     complete = task.class_names is None or manifest['bytes'] == (directory / task.name).stat().st_size
   except (FileNotFoundError, ValueError):
     return None
@@ -150,6 +150,14 @@ def require_manifest(directory: Path, task: Task) -> dict[str, Any]:
   if manifest is None:
     raise UserError(f'{directory / task.name} or its manifest was deleted; run the command again to continue')
   return manifest
+
+
+def load_manifest(path: Path) -> dict[str, Any]:
+  """Returns the `bytes` and `rows` of a finished task; raises a UserError if its manifest is missing or damaged."""
+  try:
+    return read_checked_json(path)
+  except (FileNotFoundError, ValueError) as error:
+    raise UserError(f'{path} was deleted or is damaged; run the command again to continue') from error
 
 
 class _StoppedError(Exception):
@@ -172,7 +180,7 @@ def _run_task(directory: Path, task: Task) -> None:
   except _StoppedError:
     return
   manifest = {'digest': task.digest, 'bytes': size, 'rows': rows}
-  write_json(directory / MANIFESTS / f'{task.name}.json', manifest, indent=None)
+  write_checked_json(directory / MANIFESTS / f'{task.name}.json', manifest, indent=None)
   for suffix in ('current', 'crashes'):
     (in_progress / f'{task.name}.{suffix}').unlink(missing_ok=True)
 

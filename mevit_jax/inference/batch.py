@@ -63,7 +63,8 @@ class PredictionWriter:
     self._write(['video', 'start', 'end', 'prediction', 'confidence', 'top', 'error'])
 
   def write(self, name: str, result: VideoPrediction) -> None:
-    """Writes the rows of a video."""
+    """Writes the rows of a video; bytes of its name that are not UTF-8 become escapes."""
+    name = os.fsencode(name).decode(errors='backslashreplace')
     for prediction in result.predictions:
       top = prediction.top(self._top)
       label, probability = top[0]

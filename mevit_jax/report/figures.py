@@ -12,6 +12,7 @@ from PIL import Image
 
 from mevit_jax.evaluation.metrics import BINS, Calibration
 from mevit_jax.report.film_strip import film_strip, frame_size, sample_frames
+from mevit_jax.report.fonts import matplotlib_fonts, shorten
 
 INK, MUTED, BLUE, ORANGE = '#1f2328', '#8c959f', '#0969da', '#bc4c00'
 _COLORS = [BLUE, ORANGE, INK, '#8250df', '#1a7f37', MUTED]
@@ -68,8 +69,8 @@ def reliability_diagram(calibration: Calibration) -> str:
 def confusion_matrix_with_counts(confusion: np.ndarray, names: Sequence[str]) -> str:
   """Draws a confusion matrix `c c` with class names and counts, for up to about twenty classes."""
   side, fractions = 1.6 + 0.42 * len(names), _row_fractions(confusion)
-  short = [name if len(name) <= 24 else f'{name[:23]}…' for name in names]
-  with _figure(side + 0.8, side) as (figure, axes):
+  with matplotlib_fonts(names, text_in_svg=True) as spell, _figure(side + 0.8, side) as (figure, axes):
+    short = [shorten(spell(name), 24) for name in names]
     axes.imshow(fractions, cmap=_COLORMAP, vmin=0, vmax=1)
     for row, column in np.argwhere(confusion):
       color = 'white' if fractions[row, column] > 0.6 else INK

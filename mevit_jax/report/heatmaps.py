@@ -10,6 +10,7 @@ from PIL import Image
 from mevit_jax.config.model import MEViTConfig
 from mevit_jax.evaluation.attention_maps import MapKind, Patch
 from mevit_jax.report.film_strip import film_strip, resize_frame, sample_frames
+from mevit_jax.report.fonts import matplotlib_fonts
 
 _MIN_SIDE = 112  # pixels: smaller frames are enlarged by an integer factor
 _MAX_FRAMES = 16  # in a strip
@@ -72,6 +73,11 @@ def scale_to_max(weights: np.ndarray) -> np.ndarray:
 
 def draw_heat_maps(frames: np.ndarray, maps: Sequence[HeatMap], title: str) -> np.ndarray:
   """Draws a film strip of a clip `t h w 3` and one for each heat map below it: uint8 `h w 3`."""
+  with matplotlib_fonts([title], text_in_svg=False) as spell:
+    return _draw_strips(frames, maps, spell(title))
+
+
+def _draw_strips(frames: np.ndarray, maps: Sequence[HeatMap], title: str) -> np.ndarray:
   import matplotlib.figure  # slow to import
   from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from mevit_jax.evaluation.metrics import ranked
 from mevit_jax.files import atomic_path
 from mevit_jax.report.film_strip import film_strip, frame_size
+from mevit_jax.report.fonts import matplotlib_fonts, pillow_font
 
 _COLORS = ['#0969da', '#bc4c00', '#1a7f37', '#8250df', '#8c959f']
 _STRIP_HEIGHT, _STRIP_GAP = 120, 4  # pixels
@@ -88,8 +89,8 @@ def _draw_text(frame: np.ndarray, text: str) -> np.ndarray:
   """Draws a line of text at the bottom of a frame, shrunk to fit its width."""
   image = Image.fromarray(frame)
   size = max(8, image.height // 18)
-  width = ImageFont.load_default(size).getlength(text)
-  font = ImageFont.load_default(max(6, int(size * min(1, 0.94 * image.width / max(1, width)))))
+  width = pillow_font(text, size)[0].getlength(text)
+  font, text = pillow_font(text, max(6, int(size * min(1, 0.94 * image.width / max(1, width)))))
   draw = ImageDraw.Draw(image, 'RGBA')
   margin = size // 2
   left, top, right, bottom = draw.textbbox((margin, image.height - margin), text, font, 'ls')
@@ -107,7 +108,33 @@ class PredictedVideo:
   windows: Sequence[WindowPrediction]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Window:
+  """Window whose names are spelled for a figure."""
+
+  names: Sequence[str]
+  probabilities: np.ndarray
+  start: float
+  end: float
+
+
 def draw_figure(path: Path, videos: Sequence[PredictedVideo]) -> None:
+  """Draws predictions as `_draw_figure` does, in fonts that have the characters of all names."""
+  names = {name for video in videos for name in (video.name, *video.windows[0].names)}
+  with matplotlib_fonts(names, text_in_svg=path.suffix.lower() == '.svg') as spell:
+    spelled = {name: spell(name) for name in names}
+    videos = [
+      PredictedVideo(
+        spelled[video.name],
+        video.frames,
+        [_Window([spelled[name] for name in w.names], w.probabilities, w.start, w.end) for w in video.windows],
+      )
+      for video in videos
+    ]
+    _draw_figure(path, videos)
+
+
+def _draw_figure(path: Path, videos: Sequence[PredictedVideo]) -> None:
   """Draws each video as a film strip above bars of its top classes, or curves over time if it has several windows."""
   import matplotlib.figure  # slow to import
 

@@ -44,7 +44,9 @@ def write_overlay(path: Path, video: File, draw: Callable[[np.ndarray, float], n
 
 
 def write_frames(path: Path, frames: Iterable[tuple[np.ndarray, float]], fps: float) -> None:
-  """Writes frames as H.264 in an mp4 file, atomically; an odd height or width loses its last pixel.
+  """Writes frames as H.264 in an mp4 file, atomically.
+
+  An odd height or width loses its last pixel; a height or width of one pixel is doubled.
 
   Args:
     path: file to write.
@@ -63,6 +65,7 @@ def write_frames(path: Path, frames: Iterable[tuple[np.ndarray, float]], fps: fl
     stream.pix_fmt, stream.time_base, stream.codec_context.time_base = 'yuv420p', _TICK, _TICK
     previous = -1
     for pixels, seconds in frames:
+      pixels = pixels.repeat(1 + (pixels.shape[0] < 2), 0).repeat(1 + (pixels.shape[1] < 2), 1)
       if previous < 0:
         stream.height, stream.width = (side // 2 * 2 for side in pixels.shape[:2])
       frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[: stream.height, : stream.width]))

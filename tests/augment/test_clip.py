@@ -92,6 +92,12 @@ def test_two_directions_are_mirrored_together():
   assert mirror_labels(names) == (3, 2, 1, 0)
 
 
+def test_right_as_an_adverb_is_not_a_direction():
+  out = 'Plugging something into something but pulling it right out as you remove your hand'
+  names = (out, 'pulling_it_right_out', 'pull it right', 'moves right out of the frame')
+  assert mirrored(*names) == {out: out, 'pulling_it_right_out': 'pulling_it_right_out', **dict.fromkeys(names[2:])}
+
+
 def test_words_that_contain_left_or_right_are_not_directions():
   names = ('bright', 'uprightness', 'cleft', 'lefty', 'otherwise')
   assert mirrored(*names) == {name: name for name in names}

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -75,6 +76,44 @@ def test_missing_file_of_a_csv_is_reported(folder, tmp_path, run):
   assert 'same bytes in two splits' in printed
   counts = {name: len(datasets.open_split(tmp_path, 'Pets', name)) for name in ('train', 'test')}
   assert counts == {'train': 5, 'test': 4}
+
+
+@pytest.mark.parametrize(
+  'flag', ['--size=1000000', '--frames=1000000000', '--train_videos=1000000000', '--workers=1000000']
+)
+def test_numbers_out_of_bounds_are_refused_before_anything_is_written(tmp_path, run, flag):
+  with pytest.raises(flags.IllegalFlagValueError, match=flag.partition('=')[0]):
+    run(*small_shapes(tmp_path), flag)
+  assert not list(tmp_path.iterdir())
+
+
+def test_moving_shapes_have_the_name_that_was_given(tmp_path, run):
+  printed = run(*small_shapes(tmp_path), '--name=shapes')
+  assert '--config.data.dataset=shapes' in printed
+  assert len(datasets.open_split(tmp_path, 'shapes', 'train')) == 8
+  assert [path.name for path in tmp_path.iterdir()] == ['shapes']
+
+
+def test_names_of_any_bytes_are_prepared_and_printed_safely(tmp_path, run):
+  """Two class folders from a zip made on a Chinese Windows, and names with terminal escapes."""
+  classes = ['跳舞'.encode('gbk'), '唱歌'.encode('gbk'), b'walk\x1b[31m', b'Walk\x1b[31m']
+  for k, name in enumerate(classes):
+    folder = os.path.join(os.fsencode(tmp_path), b'v\xff', name)
+    os.makedirs(folder)
+    for i in range(3):
+      with open(os.path.join(folder, b'\xd1\x07\n%d.mp4' % i), 'wb') as file:
+        file.write(b'' if (k, i) == (0, 0) else make_noise_video(3 * k + i))
+  arguments = 'video_folder', os.fsdecode(os.path.join(os.fsencode(tmp_path), b'v\xff')), f'--data_dir={tmp_path}'
+  printed = run(*arguments, '--name=names')
+  assert all(character.isprintable() or character == '\n' for character in printed)
+  assert r'\xcc\xf8\xce\xe8/\xd1\x07\n0.mp4: ' in printed  # dead
+  assert r'differ only in case or Unicode form are different classes: Walk\x1b[31m = walk\x1b[31m' in printed
+  split = datasets.open_split(tmp_path, 'names', 'train')
+  assert split.class_names == (r'Walk\x1b[31m', r'\xb3\xaa\xb8\xe8', r'\xcc\xf8\xce\xe8', r'walk\x1b[31m')
+  assert split.videos == {'train': 7, 'validation': 4}
+  assert 'nothing to do' in run(*arguments, '--name=names')
+  with pytest.raises(UserError, match=r'd.xff is not UTF-8, which array_record cannot write to; choose another folder'):
+    run(*arguments[:2], f'--data_dir={tmp_path}/d\udcff')
 
 
 def test_a_negative_seed_is_refused_before_anything_is_written(tmp_path, run):
@@ -168,6 +207,17 @@ def test_free_disk_space_is_checked_before_writing(folder, tmp_path, run, monkey
     ),
     (('moving_shapes', 'x'), 'takes no further arguments'),
     (('moving_shapes', '--size=33'), '--size=33 is odd'),
+    (
+      ('moving_shapes', '--size=1024', '--frames=1000'),
+      '--frames=1000 of --size=1024 are 1,048,576,000 pixels per video',
+    ),
+    (('moving_shapes', '--annotations=lists'), '--annotations has no effect on moving_shapes; leave it out'),
+    (('moving_shapes', '--quality=20'), '--quality has no effect on moving_shapes'),
+    (('video_folder', '.', '--frames=8'), '--frames has no effect on video_folder'),
+    (('video_folder', '.', '--quality=20'), '--quality has no effect on videos that keep their encoding; give --enc'),
+    (('video_folder', '.', '--fold=2'), '--fold has no effect without --lists'),
+    (('video_folder', '.', '--max_dead=nan'), '--max_dead must be a number, not nan'),
+    (('kinetics400', 'videos', '--annotations=lists', '--seed=1'), '--seed has no effect on kinetics400'),
     (('video_folder',), 'takes one folder or one CSV file'),
     (('video_folder', '.', '--name=my-videos'), '--name=my-videos must consist of letters'),
     (('video_folder', 'nowhere'), 'nowhere does not exist'),

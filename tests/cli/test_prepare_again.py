@@ -64,7 +64,8 @@ def test_seed_does_not_matter_if_the_split_is_given(folder, tmp_path, run):
 
 def test_damaged_fingerprint_is_a_one_line_error(tmp_path, run):
   run(*small_shapes(tmp_path))
-  (tmp_path / 'moving_shapes' / '1.0.0' / 'fingerprint.json').write_text('{')
+  for name in ('fingerprint.json', 'fingerprint.copy.json'):
+    (tmp_path / 'moving_shapes' / '1.0.0' / name).write_text('{')
   with pytest.raises(UserError, match=r'is damaged.*; prepare it again, with --overwrite'):
     run(*small_shapes(tmp_path))
 
@@ -76,4 +77,23 @@ def test_a_lost_shard_is_written_again(folder, tmp_path, run):
   before = {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
   next(directory.glob('*validation.array_record*')).unlink()
   assert '1 shards are missing or truncated (my_videos-validation.array_record' in run(*arguments)
+  assert {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()} == before
+
+
+def test_a_lost_shard_of_changed_videos_removes_no_other_shards(folder, tmp_path, run):
+  arguments = ('video_folder', folder, f'--data_dir={tmp_path}', '--max_dead=0.2')
+  run(*arguments)
+  directory = tmp_path / 'my_videos' / '1.0.0'
+  before = {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
+  lost = next(directory.glob('*validation.array_record*'))
+  lost.unlink()
+  moved = (folder / 'cats' / '0.mp4').rename(tmp_path / '0.mp4')
+  with pytest.raises(
+    UserError, match=r'has lost shards, and its videos have changed since .* restore the videos, or give'
+  ):
+    run(*arguments)
+  after = {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
+  assert after == {path: data for path, data in before.items() if path != lost}
+  moved.rename(folder / 'cats' / '0.mp4')
+  assert '1 shards are missing or truncated' in run(*arguments)
   assert {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()} == before

@@ -40,12 +40,27 @@ def test_a_report_counts_everything_and_names_duplicates_and_absent_classes():
   assert made['missing'] == ['b9']
   assert made['duplicates_across_splits'] == [['train: a1', 'validation: a3']]
   assert made['duplicates_within_split'] == [['validation: b2', 'validation: b3']]
+  assert made['duplicates_across_classes'] == []
   assert made['notes'] == ['a note', 'train has no usable video of: b']
   assert report.without_usable(made, ('a', 'b', 'c')) == ['c']
   text = report.text(made)
   for part in ('b1: no frame decodes', 'train: a1 = validation: a3', 'WARNING', 'a note', 'b9'):
     assert part in text
   assert 'and 1 more' in report.text({**made, 'dead': {'p': 'q', 'r': 's'}}, max_entries=1)
+
+
+def test_a_video_in_two_classes_is_a_warning():
+  rows = [('train', row('a/1', 'a', 1)), ('train', row('b/1', 'b', 1)), ('test', row('1', '', 1))]
+  made = report.make(lambda: iter(rows))
+  assert made['duplicates_across_classes'] == [['train: a/1', 'train: b/1', 'test: 1']]
+  assert 'WARNING: same bytes in two classes (1):\n  train: a/1 = train: b/1 = test: 1' in report.text(made)
+
+
+def test_a_name_cannot_add_lines_or_escapes_to_the_report():
+  rows = [('train', dead('a\n\x1b[2J', 'a', 'why\rnot')), ('train', row('ok', 'a', 1))]
+  text = report.text(report.make(lambda: iter(rows)))
+  assert '  a\\n\\x1b[2J: why\\rnot\n' in text
+  assert '\x1b' not in text
 
 
 def test_digests_that_agree_in_part_are_not_duplicates():

@@ -13,10 +13,12 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
-from mevit_jax.datasets import builders, shards, tasks
+from mevit_jax.datasets import builders, catalog, metadata, shards, tasks
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.errors import UserError
+from mevit_jax.files import write_checked_json
 
 NAMES = ('cat', 'dog')
 
@@ -213,7 +215,7 @@ def test_labels_are_read_without_reading_records(tmp_path):
   table = directory / 'videos.csv'
   table.write_text(''.join(table.read_text('utf-8').splitlines(keepends=True)[:5]), 'utf-8')
   other = dataclasses.replace(split)
-  with pytest.raises(UserError, match=r'videos\.csv is damaged: it has 4 train videos, but the shards'):
+  with pytest.raises(UserError, match=r'is damaged: videos\.csv does not match its checksum; prepare it again'):
     _ = other.labels
 
 
@@ -222,7 +224,7 @@ def test_dataset_of_another_format_version_is_refused(tmp_path, text):
   shards.write(toys(tmp_path))
   (tmp_path / 'toys' / '1.0.0' / 'fingerprint.json').write_text(text)
   with pytest.raises(
-    UserError, match=r'1\.0\.0 (has format (1|99), but this program reads format 3|is damaged .*); prepare it again'
+    UserError, match=r'1\.0\.0 (has format (1|99), but this program reads format 4|is damaged .*); prepare it again'
   ):
     datasets.open_split(tmp_path, 'toys', 'train')
 
@@ -247,8 +249,8 @@ def test_the_first_difference_of_fingerprints_is_shown():
 
 def test_fingerprint_covers_names_ids_labels_bytes_and_encoding():
   rows = {'train': [('a', 0, 'x'), ('b', 1, 'y')], 'test': [('c', 0, 'z')]}
-  mark = shards.fingerprint(NAMES, rows)
-  assert mark == shards.fingerprint(list(NAMES), {'test': iter(rows['test']), 'train': iter(rows['train'])}, {})
+  mark = metadata.fingerprint(NAMES, rows)
+  assert mark == metadata.fingerprint(list(NAMES), {'test': iter(rows['test']), 'train': iter(rows['train'])}, {})
   assert mark == hashlib.sha256(json.dumps([NAMES, rows], sort_keys=True).encode()).hexdigest()
   others = [
     (('cat', 'cow'), rows),
@@ -257,8 +259,8 @@ def test_fingerprint_covers_names_ids_labels_bytes_and_encoding():
     (NAMES, {**rows, 'train': [('A', 0, 'x'), ('b', 1, 'y')]}),
     (NAMES, {'train': [*rows['train'], *rows['test']]}),
   ]
-  encoded = [shards.fingerprint(NAMES, rows, {'kind': 'h264', 'quality': quality}) for quality in (20, 30)]
-  assert len({mark, *encoded, *(shards.fingerprint(*other) for other in others)}) == 8
+  encoded = [metadata.fingerprint(NAMES, rows, {'kind': 'h264', 'quality': quality}) for quality in (20, 30)]
+  assert len({mark, *encoded, *(metadata.fingerprint(*other) for other in others)}) == 8
 
 
 def test_fingerprint_is_read_without_the_data(tmp_path):
@@ -293,14 +295,93 @@ def test_missing_datasets_and_splits_are_errors_that_list_the_existing_ones(tmp_
     datasets.open_split(tmp_path, 'toys', 'train')
 
 
+def read_all(data_dir):
+  """Returns all that training reads of a dataset."""
+  split = datasets.open_split(data_dir, 'toys', 'train')
+  return split.class_names, split.fingerprint, split.videos, split.labels.tolist(), [*map(str, split.source)]
+
+
+def truncate(data):
+  return data[: len(data) // 2]
+
+
+def replace_a_byte(data):
+  return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+
+
+def keep_two_lines(data):
+  return b''.join(data.splitlines(keepends=True)[:2])
+
+
+@pytest.mark.parametrize('damage', [truncate, replace_a_byte, keep_two_lines, lambda data: b'', lambda data: None])
+@pytest.mark.parametrize('name', [*datasets.TFDS_FILES, datasets.VIDEOS, datasets.FINGERPRINT, datasets.COPY])
+def test_damaged_metadata_is_named_and_rebuilt(tmp_path, name, damage, caplog):
+  shards.write(toys(tmp_path, class_names=(*NAMES, 'unused')), arguments={'seed': 3})
+  directory = tmp_path / 'toys' / '1.0.0'
+  before = {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
+  expected = read_all(tmp_path)
+  data = damage(before[directory / name])
+  (directory / name).unlink()
+  if data is not None:
+    (directory / name).write_bytes(data)
+  if name == datasets.COPY:
+    assert read_all(tmp_path) == expected
+  else:
+    with pytest.raises(UserError, match=rf'is damaged.*{name}.*; prepare it again with the same command'):
+      read_all(tmp_path)
+  target = catalog.Target(tmp_path, 'toys', {'seed': 3}, '--name', overwrite=False)
+  with pytest.raises(UserError, match='seed 3 -> 4'):
+    catalog.is_up_to_date(dataclasses.replace(target, arguments={'seed': 4}))
+  assert catalog.is_up_to_date(target)
+  assert f'{name} was damaged' in caplog.text
+  assert {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()} == before
+  assert read_all(tmp_path) == expected
+
+
+def test_what_cannot_be_rebuilt_is_named_and_kept(tmp_path):
+  shards.write(toys(tmp_path))
+  directory = tmp_path / 'toys' / '1.0.0'
+  target = catalog.Target(tmp_path, 'toys', {}, '--name', overwrite=False)
+  labels, manifest = directory / 'label.labels.txt', sorted((directory / tasks.MANIFESTS).glob('*.json'))[0]
+  labels.write_text('cat\n')
+  rows = json.loads(manifest.read_text())
+  manifest.unlink()
+  assert not catalog.is_up_to_date(target)  # its shard is written again
+  rows['rows'][0]['label'] = 'dog'
+  write_checked_json(manifest, {key: value for key, value in rows.items() if key != 'sha256'}, indent=None)
+  with pytest.raises(UserError, match=r'label\.labels\.txt is damaged, and the manifests do not match the fingerprint'):
+    catalog.is_up_to_date(target)
+  for name in (datasets.FINGERPRINT, datasets.COPY):
+    (directory / name).write_text('{}')
+  before = {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
+  with pytest.raises(
+    UserError, match=r'has format 1, but|is damaged \(fingerprint\.json: .*; prepare it again, with --ov'
+  ):
+    catalog.is_up_to_date(target)
+  assert {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()} == before
+
+
+@pytest.mark.parametrize('damage', [truncate, replace_a_byte, lambda data: b'', lambda data: b'[]'])
+def test_damaged_manifest_costs_its_shard(tmp_path, damage):
+  shards.write(toys(tmp_path))
+  directory = tmp_path / 'toys' / '1.0.0'
+  before = {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
+  manifest = sorted((directory / tasks.MANIFESTS).glob('*.json'))[1]
+  manifest.write_bytes(damage(before[manifest]))
+  assert shards.find_damaged(directory) == [manifest.stem]
+  Toys.made = []
+  shards.write(toys(tmp_path))
+  assert sorted(Toys.made) == [4, 5, 6, 7]
+  assert {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()} == before
+
+
 def test_the_newest_complete_version_is_read(tmp_path):
-  shards.write(toys(tmp_path, train=5))
-  old = tmp_path / 'toys' / '1.0.0'
-  new = tmp_path / 'toys' / '1.10.0'
-  new.mkdir()
-  for path in old.iterdir():
-    if path.is_file():
-      (new / path.name).write_bytes(path.read_bytes().replace(b'"1.0.0"', b'"1.10.0"'))
+  class NewToys(Toys):
+    VERSION = tfds.core.Version('1.10.0')
+
+  shards.write(toys(tmp_path))
+  old = toys(tmp_path, train=5)
+  shards.write(NewToys(tmp_path, 'toys', NAMES, old.shards))
   (tmp_path / 'toys' / '1.9.0').mkdir()  # incomplete
   assert '1.10.0' in str(datasets._newest_version(tmp_path, 'toys'))
   assert len(datasets.open_split(tmp_path, 'toys', 'train')) == 5

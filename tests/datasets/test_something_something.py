@@ -165,6 +165,4 @@ def test_a_directional_class_maps_to_its_mirror_image():
   for one, other in pairs:
     assert mirrored.pop(TEMPLATES.index(one)) == TEMPLATES.index(other)
     assert mirrored.pop(TEMPLATES.index(other)) == TEMPLATES.index(one)
-  out = TEMPLATES.index('Plugging something into something but pulling it right out as you remove your hand')
-  assert mirrored.pop(out) in (out, -1)  # never flipping is safe too
   assert all(label == mirror for label, mirror in mirrored.items())

@@ -1,13 +1,14 @@
 """Video folders: which videos are listed, how they are split, and unusable, damaged and duplicate ones."""
 
 import dataclasses
+import os
 import random
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from mevit_jax.datasets.builders import files, video_folder
+from mevit_jax.datasets.builders import files, lists, video_folder
 from mevit_jax.errors import UserError
 from tests.helpers.trees import make_tree
 
@@ -67,6 +68,54 @@ def test_class_names_do_not_depend_on_unicode_normalization(tmp_path):
   assert labels == {'caf\u00e9 noir'}
 
 
+def make_folder(root: Path, *names: bytes) -> Path:
+  """Creates files whose names are bytes."""
+  for name in names:
+    path = os.path.join(os.fsencode(root), name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, 'wb') as file:
+      file.write(name)
+  return root
+
+
+def test_names_that_are_not_utf8_stay_different(tmp_path):
+  classes = [name.encode('gbk') for name in ('跳舞', '唱歌', 'walk')]
+  root = make_folder(tmp_path, *(name + b'/' + video for name in classes for video in (b'\xd1.mp4', b'\xd2.mp4')))
+  listing = video_folder.find(root)
+  assert listing.class_names == (r'\xb3\xaa\xb8\xe8', r'\xcc\xf8\xce\xe8', 'walk')
+  items, missing = files.find_files(listing)
+  assert len({each.video.id for each in items}) == 6
+  assert not missing
+  spelled = {os.fsencode(each.video.path): each.video.id for each in items}
+  for path, name in spelled.items():  # the spelling can be reversed
+    assert name.encode().decode('unicode_escape').encode('latin-1') == os.path.relpath(path, os.fsencode(root))
+
+
+def test_control_characters_of_names_are_escaped(tmp_path):
+  root = make_folder(tmp_path, b'a\x1b[31m/1\n2.mp4', b'b/\xe2\x80\xae4pm.mp4')
+  listing = video_folder.find(root)
+  assert listing.class_names == (r'a\x1b[31m', 'b')
+  assert [each.id for each in listing.videos] == [r'a\x1b[31m/1\n2.mp4', r'b/\u202e4pm.mp4']
+  assert len(files.find_files(listing)[0]) == 2
+
+
+def test_different_names_are_not_spelled_alike(tmp_path):
+  root = make_folder(tmp_path, b'\xb4/1.mp4', rb'\xb4/2.mp4')
+  with pytest.raises(UserError, match=r"class names b'.*xb4' and b'.xb4' are both spelled .xb4; rename"):
+    video_folder.find(root)
+
+
+def test_class_names_that_look_alike_are_named(tmp_path):
+  root = make_folder(tmp_path, 'caf\u00e9/1.mp4'.encode(), 'cafe\u0301/2.mp4'.encode(), b'Walk/1.mp4', b'walk/1.mp4')
+  listing = video_folder.find(root)
+  assert listing.class_names == ('Walk', 'caf\u00e9', 'walk')
+  assert listing.notes == [r"spellings that are taken as one class: 'cafe\u0301', 'caf\xe9'"]
+  [warning] = lists.similar((*listing.class_names, '\uff57alk', 'run'))
+  assert warning.startswith('WARNING: class names that differ only in case or Unicode form')
+  assert warning.endswith(r'Walk = walk = \uff57alk')
+  assert lists.similar(('a', 'b')) == []
+
+
 @pytest.mark.parametrize(
   ('names', 'message'),
   [
@@ -114,6 +163,10 @@ def test_numeric_labels_are_sorted_by_value(tmp_path):
     ('path,label\n1.mp4\n', 'line 2: 1 fields for 2 columns'),
     ('path,label\n1.mp4,a\n2.mp4, \n', 'line 3: the path or the label is empty'),
     ('path,label\n1.mp4,a\n1.mp4,b\n', r'line 3: 1\.mp4 is listed twice'),
+    ('path,label\n./v/a.mp4,a\nv/a.mp4,b\n', r'line 3: v/a\.mp4 is listed twice, first in line 2'),
+    ('path,label\nv//a.mp4,a\nw/../v/a.mp4,b\n', r'line 3: v/a\.mp4 is listed twice, first in line 2'),
+    ('path,label\na.mp4,x\nb\0c.mp4,y\n', r'line 3: a field contains a NUL byte; the file is damaged'),
+    ('path,label\na.mp4,x\nb.mp4,\0\n', r'line 3: a field contains a NUL byte; the file is damaged'),
     ('path,label,split\n1.mp4,a,dev\n', "line 2: unknown split 'dev'; known: train, val"),
     ('path,label,split\n1.mp4,a,train\n2.mp4,a,\n', 'give every row a split, or none'),
   ],

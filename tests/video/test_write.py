@@ -46,6 +46,16 @@ def test_frames_keep_their_order_and_times(tmp_path, stamps, options):
   assert [number(frame) for frame in frames] == [*range(8)]
 
 
+@pytest.mark.parametrize('size', [(1, 20), (20, 1), (1, 1)])
+def test_one_pixel_is_doubled(tmp_path, size):
+  frames = [np.full((*size, 3), shade, np.uint8) for shade in (40, 90, 140)]
+  data = make_video(frames, container='mov', codec='png', pixels='rgb24', size=size)
+  write_overlay(tmp_path / 'out.mp4', data, lambda frame, time: frame)
+  written, _ = decode_all((tmp_path / 'out.mp4').read_bytes())
+  assert [frame.shape for frame in written] == [(max(size[0], 2), max(size[1], 2), 3)] * 3
+  np.testing.assert_allclose([frame.mean() for frame in written], [40, 90, 140], atol=3)
+
+
 def test_a_failed_write_leaves_no_file(tmp_path):
   with pytest.raises(VideoError):
     write_overlay(tmp_path / 'out.mp4', b'not a video' * 99, recording_overlay([]))

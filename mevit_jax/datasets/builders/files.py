@@ -14,7 +14,7 @@ from mevit_jax.datasets import tasks
 from mevit_jax.datasets.builders import VideoBuilder
 from mevit_jax.datasets.shards import group_items
 from mevit_jax.datasets.tasks import Check, Executor, ProgressCallback, Row, Task
-from mevit_jax.errors import UserError
+from mevit_jax.errors import UserError, printable
 from mevit_jax.video.container import MAX_PIXELS, VideoError, read_regular
 from mevit_jax.video.transcode import Encoding, reencode
 
@@ -52,11 +52,22 @@ class Listing:
     videos: all listed videos, including missing ones; either all have a split or none.
     class_names: name of each label id; classes without videos are allowed.
     notes: further remarks, one line each.
+
+  Ids and labels are made printable: they are shown, and are lines of text files.
   """
 
   videos: Sequence[ListedVideo]
   class_names: tuple[str, ...]
   notes: Sequence[str] = ()
+
+  def __post_init__(self) -> None:
+    names = itertools.chain(self.class_names, (video.id for video in self.videos))
+    if any(printable(name) != name for name in names):
+      videos = [
+        dataclasses.replace(video, id=printable(video.id), label=printable(video.label)) for video in self.videos
+      ]
+      object.__setattr__(self, 'videos', videos)
+      object.__setattr__(self, 'class_names', tuple(map(printable, self.class_names)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -210,7 +221,7 @@ def make_example(file: VideoFile, encoding: Encoding, limits: Limits = Limits())
       properties, damage = examined, examined['damage']
     else:
       data, source, stored = reencode(data, encoding, limits.time_limit or None, limits.max_pixels)
-      properties, damage = dataclasses.asdict(stored), source.damage
+      properties, damage = dataclasses.asdict(stored), printable(source.damage)
   except Exception as error:  # any kind: one video must not stop the others
     return dead_example(file, _reason(error))
   return {
@@ -224,7 +235,7 @@ def make_example(file: VideoFile, encoding: Encoding, limits: Limits = Limits())
 
 
 def _reason(error: Exception) -> str:
-  text = ' '.join((getattr(error, 'strerror', None) or str(error)).split())
+  text = printable(' '.join((getattr(error, 'strerror', None) or str(error)).split()))
   return text if isinstance(error, (VideoError, OSError)) and text else f'{type(error).__name__} {text}'.strip()
 
 

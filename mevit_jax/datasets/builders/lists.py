@@ -4,12 +4,13 @@ import csv
 import difflib
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mevit_jax.datasets.builders.files import ListedVideo
-from mevit_jax.errors import UserError
+from mevit_jax.errors import UserError, printable
 
 _SUFFIXES = """
 .3gp .asf .avi .divx .f4v .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm
@@ -198,6 +199,8 @@ def read_csv(
           raise UserError(
             f'{path}, line {reader.line_num}: {len(cells)} fields for {len(columns)} columns; quote labels with commas'
           )
+        if any('\0' in cell for cell in cells):
+          raise UserError(f'{path}, line {reader.line_num}: a field contains a NUL byte; the file is damaged')
         yield reader.line_num, dict(zip(columns, map(str.strip, cells), strict=False))
   except OSError as error:
     raise UserError(f'{path} cannot be read: {error.strerror}') from error
@@ -216,6 +219,19 @@ def fold(label: str) -> str:
   return ' '.join(re.sub(r'[\[\]_\s]+', ' ', label).lower().split())
 
 
+def similar(names: Iterable[str]) -> list[str]:
+  """Returns a warning for class names that differ only in case, spaces or Unicode's compatibility forms."""
+  groups: dict[str, list[str]] = {}
+  for name in names:
+    key = ' '.join(unicodedata.normalize('NFKC', name).casefold().split())
+    groups.setdefault(key, []).append(name)
+  ascii_names = {name: name.encode('ascii', 'backslashreplace').decode() for group in groups.values() for name in group}
+  alike = [' = '.join(ascii_names[name] for name in sorted(group)) for group in groups.values() if len(group) > 1]
+  if not alike:
+    return []
+  return [f'WARNING: class names that differ only in case or Unicode form are different classes: {few(alike)}']
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
   """Returns ' (nearest: NAME)' for an error message, '' if no name is similar."""
   matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
@@ -224,13 +240,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def kinds(names: Iterable[str]) -> str:
   """Returns the counts of suffixes: '2 .txt, 1 no suffix'."""
-  counts = Counter(os.path.splitext(name)[1].lower() or 'no suffix' for name in names)
+  counts = Counter(printable(os.path.splitext(name)[1].lower()) or 'no suffix' for name in names)
   ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
   return ', '.join(f'{count} {suffix}' for suffix, count in ordered[:5])
 
 
 def few(names: Iterable[str], limit: int = 5) -> str:
-  """Returns the first names in sorted order, and the number of the others."""
-  names = sorted(names)
+  """Returns the first names in sorted order, printable, and the number of the others."""
+  names = sorted(map(printable, names))
   more = f' and {len(names) - limit} more' if len(names) > limit else ''
   return ', '.join(names[:limit]) + more or 'none'

@@ -222,7 +222,12 @@ def make_rng(item: Item) -> np.random.Generator:
 
 
 def build(
-  data_dir: str | Path, videos: Mapping[str, int], seed: int = 0, frames: int = 16, size: int = 48
+  data_dir: str | Path,
+  videos: Mapping[str, int],
+  seed: int = 0,
+  frames: int = 16,
+  size: int = 48,
+  name: str = 'moving_shapes',
 ) -> MovingShapes:
   """Returns the builder of a dataset with `videos[split]` videos per split, of `frames` frames of `size` pixels."""
   shards = {
@@ -232,4 +237,4 @@ def build(
     ]
     for split, count in videos.items()
   }
-  return MovingShapes(data_dir, 'moving_shapes', CLASS_NAMES, shards)
+  return MovingShapes(data_dir, name, CLASS_NAMES, shards)

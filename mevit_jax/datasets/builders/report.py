@@ -11,6 +11,7 @@ import numpy as np
 
 from mevit_jax.datasets.builders.files import ListedVideo
 from mevit_jax.datasets.tasks import Row
+from mevit_jax.errors import printable
 from mevit_jax.files import write_json, write_text
 
 UNSPLIT = 'not split'
@@ -44,14 +45,13 @@ def make(
     count(split, row['label'], 'listed', *([] if 'dead' in row else ['usable']), *remarks)
     for key, reason in remarks.items():
       lists[key][row['id']] = reason
-  across, within = _find_duplicates(rows)
+  duplicates = _find_duplicates(rows)
   return {
     'total': {key: sum(row[key] for classes in counts.values() for row in classes.values()) for key in _COUNTS},
     'counts': {split: dict(sorted(by_class.items())) for split, by_class in sorted(counts.items())},
     **lists,
     'missing': [video.id for video in missing],
-    'duplicates_across_splits': across,
-    'duplicates_within_split': within,
+    **duplicates,
     'notes': [*notes, *_absent_classes(counts)],
   }
 
@@ -82,8 +82,8 @@ def _absent_classes(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> li
   return lines
 
 
-def _find_duplicates(rows: Callable[[], Iterator[tuple[str, Row]]]) -> tuple[list[list[str]], list[list[str]]]:
-  """Returns groups of videos with the same bytes, as 'split: id': those in several splits, and those within one."""
+def _find_duplicates(rows: Callable[[], Iterator[tuple[str, Row]]]) -> dict[str, list[list[str]]]:
+  """Returns groups of videos with the same bytes, as 'split: id': across classes, across splits, within one."""
   # To save memory, only eight bytes of each digest are held, then the names of the videos that share them.
   prefixes = np.fromiter((int(row['sha256'][:16], 16) for _, row in rows() if 'dead' not in row), np.uint64)
   values, occurrences = np.unique(prefixes, return_counts=True)
@@ -91,15 +91,21 @@ def _find_duplicates(rows: Callable[[], Iterator[tuple[str, Row]]]) -> tuple[lis
   groups = collections.defaultdict(list)
   for split, row in rows():
     if 'dead' not in row and int(row['sha256'][:16], 16) in repeated:
-      groups[row['sha256']].append((split, f'{split or UNSPLIT}: {row["id"]}'))
-  across, within = [], []
+      groups[row['sha256']].append((split, row['label'], f'{split or UNSPLIT}: {row["id"]}'))
+  found: dict[str, list[list[str]]] = {
+    'duplicates_across_classes': [],
+    'duplicates_across_splits': [],
+    'duplicates_within_split': [],
+  }
   for copies in groups.values():
-    names = [name for _, name in copies]
-    if len({split for split, _ in copies}) > 1:
-      across.append(names)
+    splits, labels, names = zip(*copies, strict=True)
+    if len({label for label in labels if label}) > 1:
+      found['duplicates_across_classes'].append(list(names))
+    if len(set(splits)) > 1:
+      found['duplicates_across_splits'].append(list(names))
     elif len(names) > 1:
-      within.append(names)
-  return across, within
+      found['duplicates_within_split'].append(list(names))
+  return found
 
 
 def text(report: Mapping[str, Any], max_entries: int | None = None) -> str:
@@ -110,6 +116,7 @@ def text(report: Mapping[str, Any], max_entries: int | None = None) -> str:
     'missing: listed, but without a file': dict.fromkeys(report['missing'], ''),
     'damaged, kept': report['damaged'],
     f'shorter than {SHORT_SECONDS:g} s, kept': report['short'],
+    'WARNING: same bytes in two classes': {' = '.join(names): '' for names in report['duplicates_across_classes']},
     'WARNING: same bytes in two splits': {' = '.join(names): '' for names in report['duplicates_across_splits']},
     'same bytes twice in one split': {' = '.join(names): '' for names in report['duplicates_within_split']},
     'notes': dict.fromkeys(report['notes'], ''),
@@ -126,9 +133,8 @@ def section(title: str, entries: Mapping[str, str], max_entries: int | None = No
   lines = ['', f'{title} ({len(entries)}):']
   if len(entries) > (max_entries or _MAX_CLASSES) and any(entries.values()):
     lines += [f'  {count} x {reason}' for reason, count in _count_reasons(entries).most_common(max_entries)]
-  lines += [
-    f'  {name}: {reason}' if reason else f'  {name}' for name, reason in itertools.islice(entries.items(), max_entries)
-  ]
+  shown = itertools.islice(entries.items(), max_entries)
+  lines += [printable(f'  {name}: {reason}' if reason else f'  {name}') for name, reason in shown]
   if max_entries is not None and len(entries) > max_entries:
     lines.append(f'  and {len(entries) - max_entries} more')
   return lines

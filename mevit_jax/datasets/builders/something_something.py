@@ -32,6 +32,12 @@ def find(videos: Path, annotations: Sequence[Path]) -> Listing:
   files, notes = _files(annotations)
   names = _class_names(files.pop('labels'))
   spellings = {lists.fold(name): name for name in names}
+  if len(spellings) < len(names):
+    alike = [name for name in names if spellings[lists.fold(name)] != name]
+    raise UserError(
+      f'{", ".join(map(str, annotations))}: classes that differ only in case, spaces or brackets: '
+      f'{", ".join(f"{name!r} and {spellings[lists.fold(name)]!r}" for name in alike[:3])}; rename them in labels.json'
+    )
   answers = _answers(files.pop('answers'), spellings) if 'answers' in files else {}
   index = lists.Index(videos)
   locations: dict[str, str] = {}

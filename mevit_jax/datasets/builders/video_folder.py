@@ -4,12 +4,12 @@ import dataclasses
 import hashlib
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mevit_jax.datasets.builders import lists, split_files
 from mevit_jax.datasets.builders.files import ListedVideo, Listing, VideoFile
-from mevit_jax.errors import UserError
+from mevit_jax.errors import UserError, printable
 
 
 def class_names(videos: Sequence[ListedVideo]) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ def find(source: str | Path, split_lists: str | Path | None = None, fold: int = 
   if path.is_dir():
     videos, notes = _find_in_folder(path)
   elif path.is_file():
-    videos, notes = _find_in_csv(path), []
+    videos, notes = _find_in_csv(path)
   else:
     raise UserError(f'{path} does not exist; give a folder of videos or a CSV file')
   if {video.split for video in videos} == {'train'}:
@@ -66,20 +66,22 @@ def _find_in_folder(root: Path) -> tuple[list[ListedVideo], list[str]]:
   notes = [f'files that are not videos are left out: {lists.kinds(others)}'] if others else []
   if len(in_classes) < len(videos):
     notes.append(f'videos outside a class folder are left out: {len(videos) - len(in_classes)}')
+  labels, spellings = _clean_labels(parts[depth - 1] for parts in in_classes)
   listed = [
     ListedVideo(
       id=_clean('/'.join(parts)),
       path=str(root.joinpath(*parts)),
-      label=_clean_label(parts[depth - 1]),
+      label=labels[parts[depth - 1]],
       split=lists.SPLITS[parts[0].lower()] if split_folders else '',
     )
     for parts in in_classes
   ]
-  return listed, notes
+  return listed, [*notes, *spellings]
 
 
-def _find_in_csv(path: Path) -> list[ListedVideo]:
+def _find_in_csv(path: Path) -> tuple[list[ListedVideo], list[str]]:
   listed: dict[str, ListedVideo] = {}
+  first_lines: dict[str, int] = {}  # by path
   for line, row in lists.read_csv(path, ('path', 'label'), ('split',)):
     location = f'{path}, line {line}'
     name, label, split = row['path'], row['label'], row.get('split', '').lower()
@@ -87,15 +89,18 @@ def _find_in_csv(path: Path) -> list[ListedVideo]:
       raise UserError(f'{location}: the path or the label is empty')
     if split and split not in lists.SPLITS:
       raise UserError(f'{location}: unknown split {split!r}; known: {", ".join(lists.SPLITS)}')
-    video = ListedVideo(_clean(name), str(path.parent / name), _clean_label(label), lists.SPLITS.get(split, ''))
-    if video.id in listed:
-      raise UserError(f'{location}: {video.id} is listed twice')
+    name = os.path.normpath(name)  # ./a.mp4 and b/../a.mp4 are a.mp4
+    video = ListedVideo(_clean(name), str(path.parent / name), label, lists.SPLITS.get(split, ''))
+    first = first_lines.setdefault(os.path.abspath(video.path), line)
+    if first != line or video.id in listed:
+      raise UserError(f'{location}: {video.id} is listed twice' + (f', first in line {first}' if first != line else ''))
     listed[video.id] = video
   if not listed:
     raise UserError(f'{path} lists no videos')
   if len({bool(video.split) for video in listed.values()}) > 1:
     raise UserError(f'{path}: some rows have a split and others do not; give every row a split, or none')
-  return list(listed.values())
+  labels, notes = _clean_labels(video.label for video in listed.values())
+  return [dataclasses.replace(video, label=labels[video.label]) for video in listed.values()], notes
 
 
 def split(files: Sequence[VideoFile], fraction: float, seed: int) -> dict[str, list[VideoFile]]:
@@ -146,9 +151,25 @@ def _split_class(
 
 
 def _clean(name: str) -> str:
-  """Normalizes a name to NFC (macOS decomposes accents) and valid UTF-8, the same on every machine."""
-  return unicodedata.normalize('NFC', os.fsencode(name).decode(errors='replace'))
+  """Spells a name the same on every machine: in NFC (macOS decomposes accents), other bytes than UTF-8 as escapes."""
+  return printable(unicodedata.normalize('NFC', name))
 
 
-def _clean_label(name: str) -> str:
-  return ' '.join(_clean(name).split())
+def _clean_labels(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+  """Returns the label of each name of a class, and a note on names that are one class.
+
+  Raises:
+    UserError: names of different bytes have the same spelling.
+  """
+  labels = {name: _clean(' '.join(name.split())) for name in set(names)}
+  groups: dict[str, list[str]] = {}
+  for name, label in sorted(labels.items()):
+    groups.setdefault(label, []).append(name)
+  notes = []
+  for label, group in groups.items():
+    if len({unicodedata.normalize('NFC', ' '.join(name.split())) for name in group}) > 1:
+      spelled = ' and '.join(repr(os.fsencode(name)) for name in group)
+      raise UserError(f'the class names {spelled} are both spelled {label}; rename one of them')
+    if len(group) > 1:
+      notes.append(f'spellings that are taken as one class: {", ".join(map(ascii, group))}')
+  return labels, notes
