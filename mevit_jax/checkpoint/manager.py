@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from mevit_jax.checkpoint.checksums import write_checksums
-from mevit_jax.checkpoint.reader import latest_intact, read_best, restore_item
+from mevit_jax.checkpoint.reader import latest_intact, read_best, read_metadata, restore_item
 from mevit_jax.checkpoint.workdir import FORMAT
 from mevit_jax.errors import UserError
 from mevit_jax.files import write_checked_json
@@ -37,8 +37,9 @@ class CheckpointManager:
   """The checkpoints of a run; saving is asynchronous.
 
   A checkpoint holds `params`, `opt_state`, `ema` (if enabled), `metadata` (JSON: step, config, class names, dataset
-  fingerprint, format) and the checksums of its files. It gets its name after everything is written. Damaged checkpoints
-  newer than the latest intact one are renamed to STEP.damaged: training saves their steps again.
+  fingerprint, format, metrics since the last log line) and the checksums of its files. It gets its name after
+  everything is written. Damaged checkpoints newer than the latest intact one are renamed to STEP.damaged: training
+  saves their steps again.
 
   Args:
     workdir: workdir of the run.
@@ -75,6 +76,10 @@ class CheckpointManager:
   def save(self, state: State, metadata: dict[str, Any]) -> None:
     """Starts saving; the state may be donated to the next step once this returns.
 
+    Args:
+      state: training state.
+      metadata: metadata of the workdir; and `window`, metrics since the last log line, if there are any.
+
     Raises:
       UserError: the disk is too full, or the previous checkpoint could not be written.
     """
@@ -89,6 +94,12 @@ class CheckpointManager:
       self._saving = step
       self._manager.save(step, args=ocp.args.Composite(metadata=ocp.args.JsonSave(metadata), **items))
     self.latest = step
+
+  def read_window(self) -> dict[str, float]:
+    """Returns the metrics since the last log line before the latest checkpoint; {} if it was at a log line."""
+    if self.latest is None:
+      return {}
+    return read_metadata(self._folder / str(self.latest)).get('window', {})
 
   def restore(self, abstract: State) -> Any:
     """Returns the latest state, with the shapes, dtypes and shardings of `abstract`."""

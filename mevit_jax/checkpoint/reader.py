@@ -106,7 +106,7 @@ def load_checkpoint(
   else:
     number = _last(workdir) if step == 'last' else _find_step(workdir, step)
     folder = workdir.resolve() / 'checkpoints' / str(number)
-    metadata = _read_metadata(folder)
+    metadata = read_metadata(folder)
     kind = _choose_weights(folder, weights)
   return Checkpoint(
     folder=folder,
@@ -134,10 +134,11 @@ def read_run(workdir: Path) -> dict[str, Any]:
       raise
     step = _last(workdir)
     _log.warning('%s; using the metadata of checkpoint %d instead', error, step)
-    return _read_metadata(workdir.resolve() / 'checkpoints' / str(step))
+    return read_metadata(workdir.resolve() / 'checkpoints' / str(step))
 
 
-def _read_metadata(folder: Path) -> dict[str, Any]:
+def read_metadata(folder: Path) -> dict[str, Any]:
+  """Reads everything that a checkpoint states about itself; raises a UserError for another format."""
   return check_metadata(json.loads((folder / 'metadata' / 'metadata').read_text()), folder)
 
 

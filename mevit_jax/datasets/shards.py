@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import fcntl
 import functools
 import hashlib
 import json
@@ -16,8 +15,7 @@ import tensorflow_datasets as tfds
 from mevit_jax.datasets import builders, reader, tasks
 from mevit_jax.datasets.reader import COLUMNS, FORMAT, IN_PROGRESS
 from mevit_jax.datasets.tasks import Check, Executor, ProgressCallback, Row, Task
-from mevit_jax.errors import UserError
-from mevit_jax.files import atomic_path, write_json
+from mevit_jax.files import atomic_path, lock_folder, write_json
 
 Record = tuple[str, int, str]  # id, label, SHA-256 of the source file
 Rows = Iterator[tuple[str, Row]]  # split, row of a video
@@ -107,16 +105,9 @@ def _finish_replacement(directory: Path) -> None:
     replaced.rename(directory)
 
 
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> contextlib.AbstractContextManager[None]:
   """Locks a dataset's folder; raises a UserError if another command holds the lock."""
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / '.lock').open('w') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(f'another command is preparing {folder}; wait for it, or stop it') from None
-    yield
+  return lock_folder(folder, f'another command is preparing {folder}')
 
 
 def find_damaged(directory: Path) -> list[str]:
