@@ -26,12 +26,17 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
   """Yields a temporary path beside `path` that replaces it on success and is deleted on failure.
 
-  The temporary name is unique, so that two processes can write the same file.
+  The temporary name is unique, so that two processes can write the same file. A pipe or device, such as /dev/stdout, is
+  written directly.
 
   Raises:
     UserError: the file cannot be written, for example because the disk is full.
   """
   target = Path(path)
+  if target.is_fifo() or target.is_char_device():
+    with writing(target):
+      yield target
+    return
   temporary = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.tmp')
   try:
     yield temporary

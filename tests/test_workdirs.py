@@ -1,5 +1,6 @@
 """Several commands in one workdir: trainings exclude each other, and evaluations of other data replace nothing."""
 
+import contextlib
 import dataclasses
 import shutil
 import signal
@@ -19,7 +20,8 @@ from mevit_jax.datasets.builders import moving_shapes
 from mevit_jax.errors import UserError
 from mevit_jax.files import LOCK, lock_folder
 from mevit_jax.inference.export import export_checkpoint
-from tests.helpers.workdirs import NAME, Recorder, assert_same_bits, metrics, recorded, refused, results
+from tests.helpers.disk import full_disk
+from tests.helpers.workdirs import NAME, Recorder, assert_same_bits, metrics, recorded, refused, results, stored
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
@@ -102,6 +104,43 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog)
   monkeypatch.setattr('mevit_jax.files.fcntl', SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4))
   with lock_folder(tmp_path, 'busy'):
     assert 'this file system has no locks; start only one command at a time' in caplog.text
+
+
+# A full disk.
+
+
+def test_a_disk_that_fills_costs_the_steps_since_the_last_checkpoint(whole, tiny, tmp_path, monkeypatch):
+  """The message names the file; the same command goes on exactly."""
+  config = tiny(**{'training.evaluate_every': 4})
+
+  def next_(self, made=Recorder.__next__):
+    if self.step == 3:
+      stack.enter_context(full_disk(20_000))  # less than the parameters
+    return made(self)
+
+  with monkeypatch.context() as patch, contextlib.ExitStack() as stack:
+    patch.setattr(Recorder, '__next__', next_)
+    with pytest.raises(UserError, match=r'checkpoints/4 cannot be written: .*from step 2$') as raised:
+      recorded(config, tmp_path / 'run')
+  assert '\n' not in str(raised.value)
+  assert {path.name for path in (tmp_path / 'run/checkpoints').iterdir()} == {'2'}
+  assert recorded(config, tmp_path / 'run') == whole[1][2:]
+  assert_same_bits(tmp_path / 'run', whole[0])
+  assert metrics(tmp_path / 'run') == metrics(whole[0])
+
+
+def test_an_interrupted_conversion_goes_on(tiny, whole, tmp_path):
+  """The disk is full while the checkpoint is written; the same command then converts."""
+  config = dataclasses.replace(tiny(), init_from=str(whole[0]))
+  with pytest.raises(UserError, match='checkpoints/0 cannot be written'), full_disk(20_000):
+    convert(config, str(tmp_path / 'run'))
+  half = tmp_path / 'run/checkpoints/0.orbax-checkpoint-tmp'  # as a killed process leaves it
+  (half / 'params').mkdir(parents=True)
+  convert(config, str(tmp_path / 'run'))
+  assert {path.name for path in (tmp_path / 'run/checkpoints').iterdir()} == {'0'}
+  assert stored(tmp_path / 'run')[1].keys() == stored(whole[0])[1].keys()
+  with pytest.raises(UserError, match='already has checkpoints'):
+    convert(config, str(tmp_path / 'run'))
 
 
 # Evaluations of other data.

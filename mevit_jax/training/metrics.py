@@ -4,13 +4,15 @@ import contextlib
 import json
 import math
 import os
+import socket
 import time
 from pathlib import Path
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
+from mevit_jax.errors import UserError
 from mevit_jax.files import append_line, read_json_lines, write_text, writing
 from mevit_jax.parallel.distributed import is_main_process
 
@@ -36,8 +38,14 @@ class MetricWriter:
     with writing(self._folder):
       self._folder.mkdir(exist_ok=True)
       # Not SummaryWriter: its thread dies on a full disk, and then every write waits for it.
-      self._events = EventsWriter(str(self._folder / 'events'), f'.{os.getpid()}')
-    self._write_events(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))  # purges later steps
+      name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}'
+      self._events = RecordWriter(str(self._folder / name))
+    purge = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))  # of later steps
+    try:
+      self._write_events(Event(file_version='brain.Event:2'), purge)
+    except UserError:
+      self.close()
+      raise
 
   def write(self, step: int, metrics: dict[str, float], prefix: str) -> None:
     """Writes the metrics of a step under the names 'prefix/name'."""
@@ -54,7 +62,7 @@ class MetricWriter:
     with writing(self._folder):
       for event in events:
         event.wall_time = time.time()
-        self._events.write_event(event)
+        self._events.write(event.SerializeToString())
       self._events.flush()
 
   def has_metrics(self, step: int, prefix: str) -> bool:

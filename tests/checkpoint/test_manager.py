@@ -1,5 +1,6 @@
 """Checkpoints restore bitwise on any devices, and only intact ones are used."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -22,6 +23,7 @@ from mevit_jax.files import read_checked_json
 from mevit_jax.parallel.mesh import make_mesh
 from mevit_jax.parallel.placement import abstract_with_shardings, param_shardings
 from mevit_jax.training.state import TrainState
+from tests.helpers.disk import full_disk
 
 METADATA = {
   'config': json.loads(json.dumps(to_dict(from_dict({'model': {'image_size': [32, 32]}})))),
@@ -133,6 +135,26 @@ def test_a_full_disk_is_one_line_and_costs_nothing_saved(tmp_path, monkeypatch):
   assert '\n' not in str(raised.value)
   checkpoints.close()
   assert_same_bits(restore(tmp_path), state_at(3))
+
+
+@pytest.mark.parametrize('limit', [0, 300, 3000])
+def test_a_disk_that_fills_while_writing_is_one_line_and_costs_nothing_saved(workdir, limit, capfd, caplog):
+  """Whichever file fails: no traceback, no half checkpoint, and the next run saves again."""
+  checkpoints = CheckpointManager(workdir, 10)
+  with (
+    pytest.raises(
+      UserError, match=r'checkpoint .*/checkpoints/7 cannot be written: .*; run the same command .* from step 5$'
+    ) as raised,
+    full_disk(limit),
+    contextlib.closing(checkpoints),
+  ):
+    checkpoints.save(state_at(7), METADATA)
+  assert '\n' not in str(raised.value)
+  assert (*capfd.readouterr(), caplog.text) == ('', '', '')
+  assert names_in(workdir) == {'3', '5'}
+  assert_same_bits(restore(workdir), state_at(5))
+  save(workdir, 7)
+  assert_same_bits(restore(workdir), state_at(7))
 
 
 # Which stay.
