@@ -10,7 +10,7 @@ import os
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,17 +106,38 @@ def read_checked_json(path: str | os.PathLike) -> dict[str, Any]:
   return content
 
 
-def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """Reads a file of JSON objects, one per line; logs how many damaged lines it skipped. A missing file is empty."""
+def read_json_lines(path: str | os.PathLike, valid: Callable[[Any], bool] = lambda _: True) -> list[dict[str, Any]]:
+  """Reads a file of JSON objects, one per line; logs how many damaged lines it skipped. A missing file is empty.
+
+  Args:
+    path: file to read.
+    valid: returns whether an object is undamaged.
+  """
   objects, damaged = [], 0
   for line in Path(path).read_bytes().splitlines() if Path(path).exists() else ():
     try:
-      objects.append(json.loads(line.decode()))
-    except ValueError:
+      content = json.loads(line.decode())
+    except (ValueError, RecursionError):
+      content = None
+    if isinstance(content, dict) and valid(content):
+      objects.append(content)
+    else:
       damaged += 1
   if damaged:
     _log.warning('%s: skipped %d damaged lines', path, damaged)
   return objects
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """Reads the lines of a metrics.jsonl: step, and numbers by name, None for those that were not finite.
+
+  Logs how many damaged lines it skipped.
+  """
+
+  def is_valid(line: dict[str, Any]) -> bool:
+    return type(line.get('step')) is int and {type(value) for value in line.values()} <= {int, float, type(None)}
+
+  return read_json_lines(path, is_valid)
 
 
 def _checksum(content: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,6 +116,8 @@ def test_a_disk_that_fills_costs_the_steps_since_the_last_checkpoint(whole, tiny
 
   def next_(self, made=Recorder.__next__):
     if self.step == 3:
+      while not (tmp_path / 'run/checkpoints/2').exists():  # it is written meanwhile
+        time.sleep(0.01)
       stack.enter_context(full_disk(20_000))  # less than the parameters
     return made(self)
 

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from mevit_jax.checkpoint.checksums import write_checksums
-from mevit_jax.checkpoint.reader import latest_intact, read_best, read_metadata, restore_item, saved_steps
+from mevit_jax.checkpoint.reader import latest_intact, read_best, read_metadata, restore_best, restore_item, saved_steps
 from mevit_jax.checkpoint.workdir import FORMAT
 from mevit_jax.errors import UserError
 from mevit_jax.files import write_checked_json
@@ -78,6 +78,8 @@ class CheckpointManager:
     )
     self._saving: int | None = None
     _silence_orbax()
+    if is_main_process():
+      restore_best(workdir)
     self._manager = ocp.CheckpointManager(self._folder, options=options)
     steps = sorted(self._manager.all_steps())
     for step in set(steps) - self.kept(steps):  # an earlier run was killed before it deleted them
@@ -130,6 +132,8 @@ class CheckpointManager:
   def kept(self, steps: Sequence[int]) -> set[int]:
     """Returns which of the steps, sorted, are kept."""
     best = read_best(self._workdir).get('step') if self._keep_best else None
+    if self._keep_best and best is None and (self._workdir / 'best.json').exists():
+      return set(steps)  # it is damaged, and any of them may be the best
     return {step for i, step in enumerate(steps) if i >= len(steps) - self._keep or step == best}
 
   def close(self) -> None:

@@ -3,9 +3,9 @@
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import json
 import typing
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +109,9 @@ def write_results(
     def new(name: str) -> Path:
       return stack.enter_context(atomic_path(folder / name))
 
-    new('results.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
-    _write_logits(new('logits.npz'), predictions, class_names)
+    text = json.dumps(results, indent=2) + '\n'
+    new('results.json').write_text(text, encoding='utf-8')
+    _write_logits(new('logits.npz'), predictions, class_names, _checksum(text.encode()))
     _write_csv(new('predictions.csv'), predictions, class_names)
     if (predictions.labels < 0).any():
       new('submission.csv').write_text(format_submission(predictions), encoding='utf-8')
@@ -126,18 +127,40 @@ def read_results(folder: Path) -> tuple[dict[str, Any], Predictions, tuple[str, 
   for name in ('results.json', 'logits.npz'):
     if not (folder / name).is_file():
       raise UserError(f'the evaluation in {folder} is incomplete: {name} is missing; evaluate again')
+  results = read_summary(folder)
   try:
-    results = json.loads((folder / 'results.json').read_text())
     # np.load leaves a damaged file open if it opens the file itself.
     with (folder / 'logits.npz').open('rb') as file, np.load(file) as arrays:
       names = tuple(arrays['class_names'].tolist())
       ids, labels, logits, errors = (arrays[name] for name in ('ids', 'labels', 'logits', 'errors'))
       return results, Predictions(ids, labels, logits, errors, arrays['average'].item()), names
-  except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+  except Exception as error:  # NumPy and zipfile raise errors of any type for damaged files
     raise UserError(f'the evaluation in {folder} is damaged, evaluate again: {error}') from error
 
 
-def _write_logits(path: Path, predictions: Predictions, class_names: tuple[str, ...]) -> None:
+def read_summary(folder: Path) -> dict[str, Any]:
+  """Reads the results.json of an evaluation, whose checksum is in logits.npz.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  try:
+    data = (folder / 'results.json').read_bytes()
+    results = json.loads(data.decode())
+    if (folder / 'logits.npz').exists():  # else it was deleted, to save space
+      with (folder / 'logits.npz').open('rb') as file, np.load(file) as arrays:
+        if arrays['results_sha256'].item() != _checksum(data):
+          raise ValueError('results.json does not match its checksum in logits.npz')
+  except Exception as error:  # NumPy and zipfile raise errors of any type for damaged files
+    raise UserError(f'the evaluation in {folder} is damaged, evaluate again: {error}') from error
+  return results
+
+
+def _checksum(data: bytes) -> str:
+  return hashlib.sha256(data).hexdigest()
+
+
+def _write_logits(path: Path, predictions: Predictions, class_names: tuple[str, ...], checksum: str) -> None:
   with path.open('wb') as file:
     np.savez(
       file,
@@ -147,6 +170,7 @@ def _write_logits(path: Path, predictions: Predictions, class_names: tuple[str, 
       errors=predictions.errors,
       class_names=np.asarray(class_names),
       average=predictions.average,
+      results_sha256=checksum,
     )
 
 

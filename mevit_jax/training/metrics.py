@@ -13,7 +13,7 @@ from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 from mevit_jax.errors import UserError
-from mevit_jax.files import append_line, read_json_lines, write_text, writing
+from mevit_jax.files import append_line, read_metrics, write_text, writing
 from mevit_jax.parallel.distributed import is_main_process
 
 
@@ -29,7 +29,7 @@ class MetricWriter:
 
   def __init__(self, workdir: Path, step: int):
     self._path, self._folder = workdir / 'metrics.jsonl', workdir / 'tensorboard'
-    lines = [line for line in read_json_lines(self._path) if line['step'] <= step]
+    lines = [line for line in read_metrics(self._path) if line['step'] <= step]
     self._last = lines[-2:]
     self._is_main = is_main_process()
     if not self._is_main:

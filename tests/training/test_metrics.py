@@ -44,6 +44,19 @@ def test_a_truncated_line_is_removed(tmp_path, rest):
   assert [line['step'] for line in lines(tmp_path)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+  'damage',
+  ['{"stup": 3}', '3', '[]', '{"step": "3"}', '{"step": 3, "train/loss": "x"}', '{"step": 3.5}', '{"step": true}'],
+)
+def test_a_damaged_line_that_is_json_is_removed(tmp_path, damage, caplog):
+  write(tmp_path, 0, 1, 2)
+  with (tmp_path / 'metrics.jsonl').open('a') as file:
+    file.write(f'{damage}\n')
+  write(tmp_path, 2, 3)
+  assert [line['step'] for line in lines(tmp_path)] == [1, 2, 3]
+  assert 'metrics.jsonl: skipped 1 damaged lines' in caplog.text
+
+
 def test_lines_are_flushed(tmp_path):
   writer = MetricWriter(tmp_path, 0)
   writer.write(1, {'loss': 1.0}, 'train')
