@@ -4,7 +4,7 @@
 bit, a changed digit, a block of zeros, a file that is cut, empty, missing, or another file's content. Then the copy is
 used as commands use it. The outcome is
 
-  named      one line, an error or a warning, names the file, or the checkpoint, evaluation or example that it belongs to
+  named      one line, an error or a warning, names the file, or its checkpoint, evaluation or example
   harmless   the result is that of the undamaged files
   silent     the result is another one, and nothing was said
   crashed    an exception that is not a UserError, or that has several lines
@@ -85,7 +85,7 @@ def make_targets(folder: Path) -> list[Target]:
     Target('config.json', workdir, 'config.json', read_run),
     Target('best.json', workdir, 'best.json', _use_state),
     Target('metrics.jsonl', workdir, 'metrics.jsonl', _use_state),
-    Target('evaluation', workdir, 'evaluation/*/[rl][eo][sg]*', _use_evaluation),
+    Target('evaluation', workdir, 'evaluation/*/[rl][eo][sg]*', _use_evaluation, words='has no evaluation'),
     Target('checkpoint', workdir, 'checkpoints/*/**/*', _use_checkpoint, words=r'checkpoints/\d+ is damaged'),
     Target('dataset, metadata', folder / 'data', '*/*/*.*[!0-9]', _use_dataset),
     Target('dataset, shards', folder / 'data', '*/*/*.array_record-*', _use_dataset, words=r'dataset index \d+'),

@@ -220,7 +220,7 @@ def read_best(workdir: Path) -> dict[str, Any]:
   """
   path = workdir / 'best.json'
   try:
-    return read_checked_json(path)
+    return _read_best_json(path)
   except (FileNotFoundError, ValueError) as error:
     best = _best_of_metrics(workdir)
     if best or path.exists():
@@ -229,10 +229,18 @@ def read_best(workdir: Path) -> dict[str, Any]:
     return best
 
 
+def _read_best_json(path: Path) -> dict[str, Any]:
+  """Reads best.json; raises a FileNotFoundError, or a ValueError if it is damaged."""
+  best = read_checked_json(path)
+  if best.keys() != {'step', 'top1', 'evaluation'}:
+    raise ValueError('it is another file')
+  return best
+
+
 def restore_best(workdir: Path) -> None:
   """Writes best.json again if it is damaged or missing, and metrics.jsonl names the best step."""
   try:
-    read_checked_json(workdir / 'best.json')
+    _read_best_json(workdir / 'best.json')
   except (FileNotFoundError, ValueError):
     if best := read_best(workdir):
       write_checked_json(workdir / 'best.json', best)

@@ -119,8 +119,11 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> Split:
   if split not in builder.info.splits:
     raise UserError(f'dataset {dataset} has no split {split!r}; it has: {_join(builder.info.splits)}')
   _check_shards(directory, builder.info.splits[split])
+  source = Videos(builder.as_data_source(split))
+  if len(source) != (expected := builder.info.splits[split].num_examples):
+    raise UserError(f'{directory} is damaged: the shards of {split} have {len(source)} videos, not {expected}')
   return Split(
-    source=Videos(builder.as_data_source(split)),
+    source=source,
     class_names=tuple(builder.info.features['label'].names),
     fingerprint=fingerprint,
     name=split,
