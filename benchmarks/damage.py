@@ -88,7 +88,13 @@ def make_targets(folder: Path) -> list[Target]:
     Target('evaluation', workdir, 'evaluation/*/[rl][eo][sg]*', _use_evaluation, words='has no evaluation'),
     Target('checkpoint', workdir, 'checkpoints/*/**/*', _use_checkpoint, words=r'checkpoints/\d+ is damaged'),
     Target('dataset, metadata', folder / 'data', '*/*/*.*[!0-9]', _use_dataset),
-    Target('dataset, shards', folder / 'data', '*/*/*.array_record-*', _use_dataset, words=r'dataset index \d+'),
+    Target(
+      'dataset, shards',
+      folder / 'data',
+      '*/*/*.array_record-*',
+      _use_dataset,
+      words=r'dataset index \d+|the first video in the shards',
+    ),
   ]
 
 
@@ -125,6 +131,7 @@ def _use_dataset(data_dir: Path) -> Any:
   found = []
   for name in ('train', 'validation'):
     split = datasets.open_split(data_dir, DATASET, name)
+    split.verify()
     labels = split.labels.tolist()
     clip = ClipConfig(frames=2, size=(16, 16), stride=1, short_side=(16, 16))
     batches = pipeline.eval_batches(split.source, clip, crops=1, batch_size=8)

@@ -119,6 +119,7 @@ def evaluate_params(
   """
   config = evaluator.config
   split = datasets.open_split(config.data.data_dir, config.data.dataset, config.evaluation.split)
+  split.verify()
   if trained and split.class_names != trained.class_names:
     saved = {'class_names': trained.class_names, 'fingerprint': split.fingerprint}
     requested = {'class_names': split.class_names, 'fingerprint': split.fingerprint}

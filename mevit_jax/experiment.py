@@ -84,7 +84,8 @@ def prepare_run(config: Config, workdir: Path) -> Run:
     UserError: the config, its dataset, weights or devices do not fit together.
   """
   split = datasets.open_split(config.data.data_dir, config.data.dataset, config.data.train_split)
-  datasets.open_split(config.data.data_dir, config.data.dataset, config.evaluation.split)
+  split.verify()
+  datasets.open_split(config.data.data_dir, config.data.dataset, config.evaluation.split).verify()
   if unlabeled := int((split.labels < 0).sum()):
     raise UserError(f'{unlabeled:,} videos of {split} have no label: choose another data.train_split')
   mesh = make_mesh(config.mesh)

@@ -90,6 +90,16 @@ class Split:
       )
     return labels
 
+  def verify(self) -> None:
+    """Raises a UserError if the first video of the shards is not that of videos.csv, as if files were exchanged."""
+    expected = next(read_videos(self.directory, self.name), {'id': ''})['id']
+    found = self.source[0]['id'] if len(self) else ''
+    if found != expected:
+      raise UserError(
+        f'{self.directory} is damaged: the first video in the shards of {self.name} is {found!r}, not {expected!r}; '
+        'prepare the dataset again, with --overwrite'
+      )
+
   def __str__(self) -> str:
     classes = len(self.class_names)
     return f'{self.dataset}/{self.name}, {len(self):,} videos of {classes} classes, fingerprint {self.fingerprint[:12]}'
@@ -119,11 +129,8 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> Split:
   if split not in builder.info.splits:
     raise UserError(f'dataset {dataset} has no split {split!r}; it has: {_join(builder.info.splits)}')
   _check_shards(directory, builder.info.splits[split])
-  source = Videos(builder.as_data_source(split))
-  if len(source) != (expected := builder.info.splits[split].num_examples):
-    raise UserError(f'{directory} is damaged: the shards of {split} have {len(source)} videos, not {expected}')
   return Split(
-    source=source,
+    source=Videos(builder.as_data_source(split)),
     class_names=tuple(builder.info.features['label'].names),
     fingerprint=fingerprint,
     name=split,
