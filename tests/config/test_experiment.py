@@ -225,7 +225,7 @@ COMMANDS = {
   'what is no config': (['--config={three}'], 'must return the config that default_config() returned, not 3'),
   'an empty name': (['--config=configs/demo.py', '--workdir='], 'flag --workdir=: must not be empty'),
   'an argument too many': (['--config=configs/demo.py:x'], 'the config takes no argument: give --config without'),
-  'no number': (['--config=configs/ablations/table1.py:x'], "table1.py:x: Error whilst parsing config file: 'x' is not an"),
+  'no number': (['--config=configs/ablations/table1.py:x'], "config file: 'x' is not an integer"),
   'no integer': (['--config=configs/demo.py', '--config.model.frames=2.5'], "frames=2.5: '2.5' is not an integer"),
   'no such size': (['--config=configs/k400.py:Q/16'], "no variant 'Q/16'"),
   'tuples': (['--config=configs/demo.py', '--config.model.image_size=(24, 32)', '--config.data.short_side=40,48',
