@@ -251,6 +251,14 @@ def test_resume_is_bitwise_after_kills_at_random_times():
   assert '5 kills' in done.stdout
 
 
+@pytest.mark.slow
+def test_damaged_files_are_named_or_harmless():
+  command = [sys.executable, '-m', 'benchmarks.fault_injection', '--kills=0', '--faults=140']
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert '140 faults' in done.stdout
+
+
 # Workdirs that must not be resumed.
 
 
