@@ -1,11 +1,14 @@
-"""Fault injection: kills a small run repeatedly at random moments and compares it with an uninterrupted run.
+"""Fault injection: kills a small run at random moments, and damages files of a run and a dataset.
 
   python -m benchmarks.fault_injection --kills=100
+  python -m benchmarks.fault_injection --kills=0 --faults=1000      # see benchmarks/damage.py
 
 Each time, `main.py` is started on the same workdir and ended after a random time with SIGKILL, SIGTERM or SIGINT: while
 it starts, between steps, while it writes a checkpoint or while it evaluates. A run that finishes is compared bitwise
 with an uninterrupted one; then the next run starts. Prints a table; fails if a bit or an exit code differs. --minutes
 limits the time.
+
+Damaged files: fails if one of them changes a result without a word, or ends a command with more than one line.
 """
 
 import collections
@@ -27,6 +30,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from benchmarks import damage
 from mevit_jax.checkpoint.reader import load_checkpoint, read_best, saved_steps
 from mevit_jax.cli import command
 from mevit_jax.datasets import shards
@@ -189,18 +193,30 @@ def run(folder: Path, kills: int, steps: int, seed: int, minutes: float) -> Tall
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the kills and prints the table."""
+  """Runs the faults and the kills and prints their tables."""
   command.no_arguments(argv)
+  if flags.FLAGS.faults:
+    with tempfile.TemporaryDirectory() as folder:
+      table, failures = damage.run(Path(folder), flags.FLAGS.faults, flags.FLAGS.seed)
+    print(table)
+    _exit_with(failures)
+  if not flags.FLAGS.kills:
+    return
   with tempfile.TemporaryDirectory() as folder:
     tally = run(Path(folder), flags.FLAGS.kills, flags.FLAGS.steps, flags.FLAGS.seed, flags.FLAGS.minutes)
   print(tally.table())
-  if tally.failures:
-    sys.exit('\n'.join(tally.failures))
+  _exit_with(tally.failures)
   print('parameters and EMA parameters are bitwise those of the uninterrupted run')
+
+
+def _exit_with(failures: Sequence[str]) -> None:
+  if failures:
+    sys.exit('\n'.join(failures))
 
 
 if __name__ == '__main__':
   flags.DEFINE_integer('kills', 100, 'Number of kills.')
+  flags.DEFINE_integer('faults', 0, 'Number of damaged files.')
   flags.DEFINE_integer('steps', 150, 'Training steps per run.')
   flags.DEFINE_float('minutes', 60.0, 'Time limit for new kills.')
   flags.DEFINE_integer('seed', 0, 'Seed of the moments and signals.')

@@ -1,10 +1,12 @@
 """Conversion of pretrained weights into a workdir, or into a shared model where there is no dataset."""
 
+import contextlib
 import logging
 from pathlib import Path
 
 from mevit_jax import experiment
 from mevit_jax.checkpoint.manager import CheckpointManager
+from mevit_jax.checkpoint.reader import saved_steps
 from mevit_jax.checkpoint.workdir import versions, write_workdir
 from mevit_jax.config.experiment import Config
 from mevit_jax.errors import UserError
@@ -18,12 +20,14 @@ _log = logging.getLogger(__name__)
 def convert(config: Config, workdir: str) -> Path:
   """Writes a workdir with one checkpoint, of step 0, from the weights `config.init_from`; returns its path.
 
-  If there is no dataset and the source names its classes, the result is a shared model, as of `convert_alone`.
+  If there is no dataset and the source names its classes, the result is a shared model, as of `convert_alone`. A
+  conversion that was interrupted leaves no complete checkpoint: the same command then writes it.
 
   Raises:
     UserError: the weights, the config, its dataset or the workdir are invalid; then nothing is written.
   """
-  folder = _check_folder(workdir)
+  folder = Path(workdir).expanduser()
+  _check_no_checkpoints(folder)
   if not _has_dataset(config):
     source = experiment.open_init(config)
     if source.info.class_names and config.init_head != 'fresh':
@@ -31,14 +35,13 @@ def convert(config: Config, workdir: str) -> Path:
       _log.info('no dataset at %s: keeping the %d classes of %s', path, source.info.classes, source.name)
       return _write_shared(source, folder, config)
   run = experiment.prepare_run(config, folder)
-  experiment.check_workdir(run)  # a workdir without checkpoints is from an interrupted conversion
+  experiment.check_workdir(run)
   state = experiment.initial_state(run)
-  write_workdir(folder, run.metadata)
-  checkpoints = CheckpointManager(folder, run.config.training.keep)
-  try:
-    checkpoints.save(state, run.metadata)
-  finally:
-    checkpoints.close()
+  with experiment.lock_workdir(folder, new=not experiment.is_started(folder)):
+    _check_no_checkpoints(folder)
+    write_workdir(folder, run.metadata)
+    with contextlib.closing(CheckpointManager(folder, run.config.training.keep)) as checkpoints:
+      checkpoints.save(state, run.metadata)
   return folder
 
 
@@ -52,7 +55,9 @@ def convert_alone(name: str, folder: str) -> Path:
   Raises:
     UserError: the weights cannot be read or do not name their classes, or the folder cannot be written.
   """
-  return _write_shared(open_source(name), _check_folder(folder), None)
+  path = Path(folder).expanduser()
+  _check_no_checkpoints(path)
+  return _write_shared(open_source(name), path, None)
 
 
 def _write_shared(source: Source, folder: Path, config: Config | None) -> Path:
@@ -63,13 +68,11 @@ def _write_shared(source: Source, folder: Path, config: Config | None) -> Path:
   return folder
 
 
-def _check_folder(workdir: str) -> Path:
-  folder = Path(workdir).expanduser()
-  if any(folder.glob('checkpoints/*')):
-    raise UserError(f'{folder} already has checkpoints: choose another --workdir')
-  return folder
-
-
 def _has_dataset(config: Config) -> bool:
   data = config.data
   return bool(data.dataset) and (Path(data.data_dir).expanduser() / data.dataset).is_dir()
+
+
+def _check_no_checkpoints(folder: Path) -> None:
+  if saved_steps(folder):
+    raise UserError(f'{folder} already has checkpoints: choose another --workdir')

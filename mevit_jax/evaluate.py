@@ -1,13 +1,15 @@
 """Evaluates a workdir's checkpoint on every video of a split; writes results, example videos and a report."""
 
+import contextlib
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from mevit_jax.checkpoint.reader import Weights, load_checkpoint
+from mevit_jax.checkpoint.reader import Checkpoint, Weights, load_checkpoint
 from mevit_jax.checkpoint.workdir import versions
 from mevit_jax.config import experiment, resolve
 from mevit_jax.config.experiment import Config
@@ -17,6 +19,7 @@ from mevit_jax.errors import UserError
 from mevit_jax.evaluation.protocol import Predictions, predict_all
 from mevit_jax.evaluation.results import write_results
 from mevit_jax.experiment import resolve_config
+from mevit_jax.files import lock_folder
 from mevit_jax.models.functional import Params, build_model
 from mevit_jax.parallel.distributed import is_main_process
 from mevit_jax.parallel.hosts import process_batch_slice
@@ -85,7 +88,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
         checkpoint.params,
         checkpoint.step,
         checkpoint.weights,
-        class_names=checkpoint.class_names,
+        trained=checkpoint,
         report=True,
       )
   except StopError as stopped:
@@ -99,37 +102,66 @@ def evaluate_params(
   step: int,
   weights: Weights = 'raw',
   *,
-  class_names: tuple[str, ...] | None = None,
+  trained: Checkpoint | None = None,
   report: bool = False,
 ) -> dict[str, Any]:
   """Evaluates parameters and writes WORKDIR/evaluation/NAME/; returns the contents of results.json.
+
+  NAME is that of the protocol, and of what differs from training, see `evaluation_name`.
 
   Args:
     evaluator: config, evaluation step, workdir and devices.
     params: model parameters.
     step: training step of the parameters.
     weights: 'raw' or 'ema' parameters.
-    class_names: class names of the checkpoint, which the dataset must have too; None skips this check.
+    trained: checkpoint of the parameters, whose class names the dataset must have too; None if this run trains them.
     report: draws example videos and writes the report too.
   """
   config = evaluator.config
   split = datasets.open_split(config.data.data_dir, config.data.dataset, config.evaluation.split)
-  if class_names is not None and split.class_names != class_names:
-    saved = {'class_names': class_names, 'fingerprint': split.fingerprint}
+  split.verify()
+  if trained and split.class_names != trained.class_names:
+    saved = {'class_names': trained.class_names, 'fingerprint': split.fingerprint}
     requested = {'class_names': split.class_names, 'fingerprint': split.fingerprint}
     raise UserError(
       f'the classes of dataset {split.dataset!r} differ from those of the checkpoint (saved -> requested): '
       + '; '.join(datasets.differences(saved, requested))
     )
   predictions = predict_split(evaluator, params, split)
-  folder = evaluator.workdir / 'evaluation' / config.evaluation.name
-  results = write_results(folder, predictions, split.class_names, _metadata(config, split, step, weights))
-  if not is_main_process():
-    return results
-  print(f'evaluation {config.evaluation.name} at step {step}: {_format_results(results)}: {folder}', flush=True)
-  if report and results['unreadable'] < results['videos']:
-    _write_report(evaluator, folder, params, split, predictions, results)
+  name = evaluation_name(config, split, trained)
+  folder = evaluator.workdir / 'evaluation' / name
+  with _lock(folder.parent):
+    results = write_results(folder, predictions, split.class_names, _metadata(config, split, step, weights, name))
+    if not is_main_process():
+      return results
+    print(f'evaluation {name} at step {step}: {_format_results(results)}: {folder}', flush=True)
+    if report and results['unreadable'] < results['videos']:
+      _write_report(evaluator, folder, params, split, predictions, results)
   return results
+
+
+def _lock(folder: Path) -> contextlib.AbstractContextManager[None]:
+  """Lets one process at a time write evaluations: a run and `mevit evaluate` may have the same folder."""
+  return lock_folder(folder, '', wait=True) if is_main_process() else contextlib.nullcontext()
+
+
+def evaluation_name(config: Config, split: datasets.Split, trained: Checkpoint | None) -> str:
+  """Returns the name of an evaluation: its protocol, then what differs from training.
+
+  'validation-1x3' evaluates the run's own dataset and clips; 'validation-1x3-uniform' and 'validation-1x3-stride16'
+  evaluate other clips, 'validation-1x3-other-1a2b3c4d' the dataset `other`, with the first digits of its fingerprint.
+  Only evaluations of the same name replace each other.
+  """
+  parts = [config.evaluation.name]
+  if trained:
+    clip, own = config.clip, trained.config.clip
+    if clip.sampling != own.sampling:
+      parts.append(clip.sampling)
+    if clip.sampling == 'dense' and clip.stride != own.stride:
+      parts.append(f'stride{clip.stride}')
+    if split.fingerprint != trained.dataset.fingerprint:
+      parts += [re.sub(r'[^\w.]', '_', split.dataset), split.fingerprint[:8]]
+  return '-'.join(parts)
 
 
 def predict_split(evaluator: Evaluator, params: Params, split: datasets.Split) -> Predictions:
@@ -167,13 +199,13 @@ def _format_results(results: dict[str, Any]) -> str:
   return ', '.join([*words, *(f'{results[name]:,} {name}' for name in ('unlabeled', 'unreadable') if results[name])])
 
 
-def _metadata(config: Config, split: datasets.Split, step: int, weights: Weights) -> dict[str, Any]:
+def _metadata(config: Config, split: datasets.Split, step: int, weights: Weights, name: str) -> dict[str, Any]:
   """Returns protocol, data, checkpoint, preprocessing and versions for results.json."""
   protocol = experiment.to_dict(config)['evaluation']
   del protocol['attention_maps']  # affects the report only
   return {
     'protocol': {
-      'name': config.evaluation.name,
+      'name': name,
       **protocol,
       'views': f'{config.evaluation.clips}x{config.evaluation.crops}',
     },

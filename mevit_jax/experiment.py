@@ -1,9 +1,10 @@
 """Builds an experiment from its config: dataset, model, optimizer, mesh and compiled steps."""
 
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mevit_jax.config.model import count_flops
 from mevit_jax.data import pipeline, sampling
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.errors import UserError
+from mevit_jax.files import lock_folder
 from mevit_jax.models.functional import Model, Params, build_model, count_parameters
 from mevit_jax.parallel.distributed import allgather_bytes, is_main_process
 from mevit_jax.parallel.hosts import process_batch_slice
@@ -83,7 +85,8 @@ def prepare_run(config: Config, workdir: Path) -> Run:
     UserError: the config, its dataset, weights or devices do not fit together.
   """
   split = datasets.open_split(config.data.data_dir, config.data.dataset, config.data.train_split)
-  datasets.open_split(config.data.data_dir, config.data.dataset, config.evaluation.split)
+  split.verify()
+  datasets.open_split(config.data.data_dir, config.data.dataset, config.evaluation.split).verify()
   if unlabeled := int((split.labels < 0).sum()):
     raise UserError(f'{unlabeled:,} videos of {split} have no label: choose another data.train_split')
   mesh = make_mesh(config.mesh)
@@ -201,13 +204,13 @@ def is_started(workdir: Path) -> bool:
   return (workdir / 'config.json').exists() or bool(saved_steps(workdir))
 
 
-def is_intact(workdir: Path) -> bool:
-  """Returns whether the config.json of a workdir can be read."""
+def is_described(run: Run) -> bool:
+  """Returns whether the config.json of the workdir is intact and has the run's epochs, which may have been raised."""
   try:
-    read_workdir(workdir)
+    saved = read_workdir(run.workdir)
   except UserError:
     return False
-  return True
+  return saved['config']['training']['epochs'] == run.config.training.epochs
 
 
 def check_workdir(run: Run) -> None:
@@ -219,16 +222,28 @@ def check_workdir(run: Run) -> None:
   if is_shared(run.workdir):
     raise UserError(f'{run.workdir} is an exported model, not a run: start from it with --config.init_from')
   saved, requested = read_run(run.workdir), run.metadata
-  # Parsed again, so that fields added since have their defaults.
-  found = experiment.differences(experiment.to_dict(experiment.from_dict(saved['config'])), requested['config'])
-  started = any((run.workdir / 'checkpoints').glob('*'))  # the initial weights are not read again
-  found = [line for line in found if not line.startswith((*_MAY_CHANGE, *(('init_',) if started else ())))]
+  before = experiment.from_dict(saved['config'])  # parsed again, so that fields added since have their defaults
+  found = experiment.differences(experiment.to_dict(before), requested['config'])
+  may_change = list(_MAY_CHANGE)
+  if any((run.workdir / 'checkpoints').glob('*')):  # the initial weights are not read again
+    may_change.append('init_')
+  if run.config.optimizer.schedule == 'steps' and run.config.training.epochs > before.training.epochs:
+    may_change.append('training.epochs')  # the learning rates of all steps so far stay as they were
+  found = [_explain(line, run.config) for line in found if not line.startswith(tuple(may_change))]
   found += datasets.differences(saved, requested)
   if found:
     raise UserError(
       f'{run.workdir} belongs to a different run (saved -> requested): {"; ".join(found[:5])}; use another workdir, '
       f'or start a new run from it: --config.init_from={run.workdir}'
     )
+
+
+def _explain(difference: str, config: Config) -> str:
+  """Adds to a difference why it matters, if that is not obvious."""
+  if not difference.startswith('training.epochs'):
+    return difference
+  cosine = config.optimizer.schedule == 'cosine'
+  return f'{difference} ({"the cosine schedule depends on them" if cosine else "they may only be raised"})'
 
 
 def check_hosts(run: Run, *, new: bool) -> None:
@@ -244,6 +259,26 @@ def check_hosts(run: Run, *, new: bool) -> None:
       raise UserError(
         f'process {process} has a different config than process 0 (process 0 -> it): {"; ".join(found[:5])}'
       )
+
+
+@contextlib.contextmanager
+def lock_workdir(workdir: Path, *, new: bool) -> Iterator[None]:
+  """Locks a workdir from process 0, against other trainings and conversions; evaluations need no lock.
+
+  Args:
+    workdir: workdir of the run.
+    new: whether the workdir held no run when this command looked.
+
+  Raises:
+    UserError: another command trains in the workdir, or has started to since this command looked.
+  """
+  if not is_main_process():
+    yield
+    return
+  with lock_folder(workdir, f'another command is training in {workdir}'):
+    if new and is_started(workdir):
+      raise UserError(f'another command has trained in {workdir} meanwhile; run the same command again to resume')
+    yield
 
 
 def create_workdir(run: Run) -> None:

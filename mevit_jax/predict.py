@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mevit_jax.files import atomic_path
 from mevit_jax.inference.batch import PredictionWriter, Throughput
 from mevit_jax.inference.predictor import Predictor, VideoPrediction
 from mevit_jax.progress import Progress
@@ -63,7 +64,8 @@ def predict_videos(
     progress(done, total)
 
   with contextlib.ExitStack() as stack:
-    csv_file = stack.enter_context(Path(options.csv or os.devnull).open('w', newline=''))
+    csv_path = stack.enter_context(atomic_path(options.csv or os.devnull))
+    csv_file = stack.enter_context(csv_path.open('w', newline=''))
     writer = PredictionWriter(csv_file, options.top)
     paths = [videos[name] for name in names]
     results = predictor.predict_each(paths, options.window, options.every, report=report)

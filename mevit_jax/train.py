@@ -23,13 +23,14 @@ from mevit_jax.experiment import (
   check_workdir,
   create_workdir,
   initial_state,
-  is_intact,
+  is_described,
   is_started,
+  lock_workdir,
   prepare_run,
   print_summary,
   restore_state,
 )
-from mevit_jax.parallel.distributed import propagate_failure
+from mevit_jax.parallel.distributed import is_main_process, propagate_failure
 from mevit_jax.parallel.hosts import global_batch, process_batch_slice
 from mevit_jax.parallel.placement import batch_sharding
 from mevit_jax.training.compilation_cache import enable_compilation_cache
@@ -38,7 +39,7 @@ from mevit_jax.training.metrics import MetricWriter, Throughput
 from mevit_jax.training.nonfinite import NonFiniteError, StepMonitor
 from mevit_jax.training.preemption import PreemptionHandler, StopError
 from mevit_jax.training.state import TrainState, select_params
-from mevit_jax.training.unreadable import UnreadableMonitor
+from mevit_jax.training.unreadable import UnreadableMonitor, sum_over_hosts
 
 # Steps in flight: enough to keep the devices busy, few enough to bound memory.
 MAX_INFLIGHT_STEPS = 2
@@ -55,13 +56,19 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
   run = prepare_run(config, Path(workdir).expanduser())
   check_workdir(run)
   print_summary(run)
-  state, new = None, not is_started(run.workdir)
+  new, described = not is_started(run.workdir), is_described(run)
   check_hosts(run, new=new)
-  if new:
-    state = initial_state(run)  # before anything is written: loading the pretrained weights may fail
-  if new or not is_intact(run.workdir):
-    create_workdir(run)
-  enable_compilation_cache(run.workdir)
+  state = initial_state(run) if new else None  # before anything is written: loading the pretrained weights may fail
+  with lock_workdir(run.workdir, new=new):
+    if not described:
+      create_workdir(run)
+    enable_compilation_cache(run.workdir)
+    return _train(run, state)
+
+
+def _train(run: Run, state: TrainState | None) -> dict[str, Any]:
+  """Trains in a locked workdir from the latest checkpoint, else from `state`, else from the initial state."""
+  config = run.config
   checkpoints = CheckpointManager(run.workdir, config.training.keep, config.training.keep_best)
   try:
     # In this order: a second signal cannot interrupt saving, and other hosts learn of a failure before saving waits.
@@ -115,7 +122,7 @@ def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: Pre
   throughput = Throughput(first, run.steps, run.steps_per_epoch, training.batch_size)
   profiled = _steps_to_profile(training.profile, first, run.steps)
   unreadable = UnreadableMonitor()
-  monitor = StepMonitor(training.on_nonfinite == 'stop', partial(_ids, run))
+  monitor = StepMonitor(training.on_nonfinite == 'stop', partial(_ids, run), _saved_window(checkpoints))
   results: dict[str, Any] = {}
   try:
     if first and _evaluation_is_due(run, first) and not writer.has_metrics(first, run.config.evaluation.name):
@@ -126,9 +133,9 @@ def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: Pre
       start = time.monotonic()
       batch = next(batches)
       throughput.add_wait(time.monotonic() - start)
-      unreadable.add(batch)
+      replaced = unreadable.add(batch)
       state, step_metrics = run.step(state, _inputs(batch, rows))
-      monitor.add(step, batch['used'].copy(), step_metrics)
+      monitor.add(step, batch['used'].copy(), {**step_metrics, 'unreadable': replaced})
       del batch  # releases memory shared with a worker before the workers end
       monitor.drain(MAX_INFLIGHT_STEPS if step > first + 1 else 0)
       if step == first + 1:  # excludes compilation from the throughput
@@ -136,13 +143,13 @@ def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: Pre
       if profiled and step == profiled[-1]:
         _end_profile(run, profiled, step_metrics)
       stops, evaluates = stop.should_stop(step), _evaluation_is_due(run, step)
-      saves = step % training.save_every == 0 or evaluates or stops
-      if step % training.log_every == 0 or saves:  # no line spans a checkpoint, so a resumed run logs the same
+      saves = step % training.save_every == 0 or evaluates
+      if step % training.log_every == 0 or saves:
         monitor.drain()
-        _log(run, step, {**monitor.means(), 'unreadable': unreadable.take()}, throughput, writer)
+        _log(run, step, monitor, throughput, writer)
       start = time.monotonic()
-      if saves:
-        checkpoints.save(state, run.metadata)
+      if saves or stops:
+        _save(state, monitor, checkpoints, run)
       if stops:
         stop.check()
       if evaluates:
@@ -150,18 +157,39 @@ def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: Pre
         throughput.add_pause(time.monotonic() - start)
     return results or _evaluate_params(run, state, run.steps, stop)
   except NonFiniteError:
-    _save_before(state, checkpoints, run)
+    _save_before(state, monitor, checkpoints, run)
     raise
   finally:
     batches.close()
     writer.close()
 
 
-def _save_before(state: TrainState, checkpoints: CheckpointManager, run: Run) -> None:
+def _save(state: TrainState, monitor: StepMonitor, checkpoints: CheckpointManager, run: Run) -> None:
+  """Saves the state, and the metrics since the last log line: that of a resumed run covers the same steps."""
+  monitor.drain()
+  _save_drained(state, monitor, checkpoints, run)
+
+
+def _save_before(state: TrainState, monitor: StepMonitor, checkpoints: CheckpointManager, run: Run) -> None:
   """Saves the state before the step whose update was dropped."""
   if run.config.training.on_nonfinite == 'stop':  # all later updates were dropped too
     state = dataclasses.replace(state, step=state.step - state.skipped)
-  checkpoints.save(state, run.metadata)
+  else:
+    monitor.drain()
+  _save_drained(state, monitor, checkpoints, run)
+
+
+def _save_drained(state: TrainState, monitor: StepMonitor, checkpoints: CheckpointManager, run: Run) -> None:
+  metadata, window = run.metadata, monitor.window
+  if window:
+    metadata['window'] = {**window, 'unreadable': sum_over_hosts(window['unreadable'])}
+  checkpoints.save(state, metadata)
+
+
+def _saved_window(checkpoints: CheckpointManager) -> dict[str, float]:
+  """Returns the metrics since the last log line of the run that this one resumes; process 0 has the counts of all."""
+  window = checkpoints.read_window()
+  return window if is_main_process() or not window else {**window, 'unreadable': 0}
 
 
 def _evaluation_is_due(run: Run, step: int) -> bool:
@@ -207,8 +235,10 @@ def _inputs(batch: dict[str, np.ndarray], sharding: jax.sharding.Sharding) -> di
   return global_batch({'video': batch['video'], 'label': batch['label']}, sharding)
 
 
-def _log(run: Run, step: int, means: dict[str, float], throughput: Throughput, writer: MetricWriter) -> None:
+def _log(run: Run, step: int, monitor: StepMonitor, throughput: Throughput, writer: MetricWriter) -> None:
   """Logs the means over the steps since the last log line."""
+  means = monitor.means()
+  means['unreadable'] = sum_over_hosts(means['unreadable'])
   values = {**means, **throughput.measure(step), 'learning_rate': float(run.schedule(step - 1))}
   writer.write(step, values, 'train')
   print(throughput.line(step, values), flush=True)

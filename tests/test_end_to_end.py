@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 def test_files_of_a_run(whole, shapes_dir, tiny):
   workdir, batches = whole
   assert {path.name for path in workdir.iterdir()} == {
-    'config.json', 'checkpoints', 'best.json', 'metrics.jsonl', 'tensorboard', 'evaluation',
+    'config.json', 'checkpoints', 'best.json', 'metrics.jsonl', 'tensorboard', 'evaluation', '.lock',
   }  # fmt: skip
   split = datasets.open_split(shapes_dir, 'moving_shapes', 'train')
   about = json.loads((workdir / 'config.json').read_text())

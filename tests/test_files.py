@@ -9,6 +9,7 @@ import pytest
 
 from mevit_jax.errors import UserError
 from mevit_jax.files import (
+  append_line,
   atomic_path,
   new_folder,
   read_checked_json,
@@ -16,6 +17,7 @@ from mevit_jax.files import (
   write_checked_json,
   write_text,
 )
+from tests.helpers.disk import full_disk
 
 
 def test_a_failed_write_keeps_the_old_file_and_no_other(tmp_path):
@@ -42,6 +44,23 @@ def test_full_disk_is_a_one_line_error(tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r'a cannot be written: No space left on device$'):
     write_text(tmp_path / 'a', 'x')
   assert not list(tmp_path.iterdir())
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+  append_line(tmp_path / 'a', 'é')
+  with pytest.raises(UserError, match='a cannot be written: File too large'), full_disk(8):
+    append_line(tmp_path / 'a', 'long enough')
+  append_line(tmp_path / 'a', 'b')
+  assert (tmp_path / 'a').read_text() == 'é\nb\n'
+
+
+def test_a_pipe_is_written_and_not_replaced(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  reader = os.open(tmp_path / 'pipe', os.O_RDONLY | os.O_NONBLOCK)
+  write_text(tmp_path / 'pipe', 'x')
+  assert os.read(reader, 10) == b'x'
+  os.close(reader)
+  assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
 
 
 def test_a_new_folder_is_complete_or_empty(tmp_path):

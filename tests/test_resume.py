@@ -15,6 +15,7 @@ import pytest
 from mevit_jax import evaluate, train
 from mevit_jax import experiment as runs
 from mevit_jax.checkpoint.reader import load_checkpoint
+from mevit_jax.checkpoint.workdir import read_workdir
 from mevit_jax.config import experiment
 from mevit_jax.data import pipeline
 from mevit_jax.data.sampling import Sampling
@@ -22,6 +23,7 @@ from mevit_jax.datasets import reader as datasets
 from mevit_jax.datasets import shards
 from mevit_jax.datasets.builders import moving_shapes
 from mevit_jax.errors import UserError
+from mevit_jax.video.decode import VideoError
 from tests.helpers.workdirs import NAME, Recorder, after, assert_same_bits, metrics, recorded, refused, results, stored
 
 pytestmark = pytest.mark.usefixtures('compile_once')
@@ -129,6 +131,35 @@ def test_a_signal_saves_a_checkpoint_and_exits(whole, tiny, tmp_path, monkeypatc
   assert metrics(tmp_path / 'run') == metrics(workdir)
 
 
+def test_lines_after_a_stop_cover_the_same_steps(tiny, shapes_dir, tmp_path, monkeypatch):
+  """A stop between two log lines writes none; the next line is of all steps since the last one."""
+  config = tiny(**{'training.log_every': 4, 'training.save_every': 100})
+  read, dead = pipeline.decode, datasets.open_split(shapes_dir, 'moving_shapes', 'train').source[3]['video']
+
+  def decode(data, times):
+    if data == dead:
+      raise VideoError('it is unreadable')
+    return read(data, times)
+
+  def next_(self, made=Recorder.__next__):
+    if self.step == 2:
+      signal.raise_signal(signal.SIGTERM)
+    return made(self)
+
+  monkeypatch.setattr(pipeline, 'decode', decode)
+  recorded(config, tmp_path / 'whole')
+  with monkeypatch.context() as patch:
+    patch.setattr(Recorder, '__next__', next_)
+    with pytest.raises(SystemExit):
+      recorded(config, tmp_path / 'run')
+  assert (stored(tmp_path / 'run')[0], metrics(tmp_path / 'run')) == (3, [])
+  recorded(config, tmp_path / 'run')
+  lines = [line for line in metrics(tmp_path / 'run') if 'train/loss' in line]
+  assert metrics(tmp_path / 'run') == metrics(tmp_path / 'whole')
+  assert [line['step'] for line in lines] == [4, 6]
+  assert sum(line['train/unreadable'] for line in lines) == 2  # once an epoch
+
+
 def test_a_signal_stops_an_evaluation_which_is_repeated_on_resume(whole, tiny, tmp_path, monkeypatch, capsys):
   workdir, batches = whole
   config, run = tiny(**{'training.evaluate_every': 4}), after(2, workdir, tmp_path / 'run')
@@ -220,6 +251,14 @@ def test_resume_is_bitwise_after_kills_at_random_times():
   assert '5 kills' in done.stdout
 
 
+@pytest.mark.slow
+def test_damaged_files_are_named_or_harmless():
+  command = [sys.executable, '-m', 'benchmarks.fault_injection', '--kills=0', '--faults=140']
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert '140 faults' in done.stdout
+
+
 # Workdirs that must not be resumed.
 
 
@@ -230,7 +269,7 @@ def test_resume_is_bitwise_after_kills_at_random_times():
     ({'model.block_size': 1, 'training.seed': 7}, r'model\.block_size: 2 -> 1; training\.seed: 0 -> 7'),
     ({'training.batch_size': 16}, r'training\.batch_size: 8 -> 16'),
     ({'training.accumulate': 1, 'training.label_smoothing': 0.1}, r'training\.label_smoothing: 0.0 -> 0.1'),
-    ({'training.epochs': 3.0}, r'training\.epochs: 2.0 -> 3.0'),
+    ({'training.epochs': 1.0}, r'training\.epochs: 2.0 -> 1.0 \(they may only be raised\)'),
     ({'optimizer.learning_rate': 0.2}, r'optimizer\.learning_rate: 0.1 -> 0.2'),
     ({'data.stride': 1}, r'data\.stride: 2 -> 1'),
     ({'augment.flip': True}, r'augment\.flip: False -> True'),
@@ -242,6 +281,32 @@ def test_a_workdir_of_a_different_run_is_refused(whole, tiny, changes, match):
   files = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
   refused(tiny(**changes), workdir, rf'belongs to a different run \(saved -> requested\): {match}')
   assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == files
+
+
+def test_more_epochs_go_on_as_if_they_had_been_asked_for_at_once(whole, tiny, tmp_path):
+  """With a schedule that does not depend on them; config.json has the new number."""
+  workdir, batches = whole
+  run = after(6, workdir, tmp_path / 'run')
+  longer = tiny(**{'training.evaluate_every': 4, 'training.epochs': 3.0})
+  at_once = recorded(longer, tmp_path / 'at once')
+  assert at_once[:6] == batches
+  assert recorded(longer, run) == at_once[6:]
+  assert_same_bits(run, tmp_path / 'at once')
+  assert [line for line in metrics(run) if line['step'] > 6] == [
+    line for line in metrics(tmp_path / 'at once') if line['step'] > 6
+  ]
+  assert read_workdir(run)['config']['training']['epochs'] == 3.0
+  refused(tiny(), run, r'training\.epochs: 3.0 -> 2.0 \(they may only be raised\).*init_from')
+
+
+def test_more_epochs_of_a_cosine_schedule_are_refused(tiny, tmp_path):
+  cosine = {'optimizer.schedule': 'cosine'}
+  runs.create_workdir(runs.prepare_run(tiny(**cosine), tmp_path / 'run'))
+  refused(
+    tiny(**cosine, **{'training.epochs': 3.0}),
+    tmp_path / 'run',
+    rf'epochs: 2.0 -> 3.0 \(the cosine schedule depends on them\).*--config\.init_from={tmp_path}/run',
+  )
 
 
 def test_a_workdir_of_different_data_is_refused(whole, tiny, tmp_path):

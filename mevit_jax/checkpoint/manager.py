@@ -1,7 +1,15 @@
 """Saving and restoring everything that resuming needs, with Orbax and checksums."""
 
 import contextlib
+import functools
+import logging
+import os
+import re
 import shutil
+import sys
+import threading
+import traceback
+import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +20,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from mevit_jax.checkpoint.checksums import write_checksums
-from mevit_jax.checkpoint.reader import latest_intact, read_best, restore_item
+from mevit_jax.checkpoint.reader import latest_intact, read_best, read_metadata, restore_best, restore_item, saved_steps
 from mevit_jax.checkpoint.workdir import FORMAT
 from mevit_jax.errors import UserError
 from mevit_jax.files import write_checked_json
@@ -37,8 +45,9 @@ class CheckpointManager:
   """The checkpoints of a run; saving is asynchronous.
 
   A checkpoint holds `params`, `opt_state`, `ema` (if enabled), `metadata` (JSON: step, config, class names, dataset
-  fingerprint, format) and the checksums of its files. It gets its name after everything is written. Damaged checkpoints
-  newer than the latest intact one are renamed to STEP.damaged: training saves their steps again.
+  fingerprint, format, metrics since the last log line) and the checksums of its files. It gets its name after
+  everything is written. Damaged checkpoints newer than the latest intact one are renamed to STEP.damaged: training
+  saves their steps again.
 
   Args:
     workdir: workdir of the run.
@@ -67,6 +76,10 @@ class CheckpointManager:
       # Despite its name, process 0 calls it after all files are written and before the checkpoint is renamed.
       async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
     )
+    self._saving: int | None = None
+    _silence_orbax()
+    if is_main_process():
+      restore_best(workdir)
     self._manager = ocp.CheckpointManager(self._folder, options=options)
     steps = sorted(self._manager.all_steps())
     for step in set(steps) - self.kept(steps):  # an earlier run was killed before it deleted them
@@ -74,6 +87,10 @@ class CheckpointManager:
 
   def save(self, state: State, metadata: dict[str, Any]) -> None:
     """Starts saving; the state may be donated to the next step once this returns.
+
+    Args:
+      state: training state.
+      metadata: metadata of the workdir; and `window`, metrics since the last log line, if there are any.
 
     Raises:
       UserError: the disk is too full, or the previous checkpoint could not be written.
@@ -89,6 +106,12 @@ class CheckpointManager:
       self._saving = step
       self._manager.save(step, args=ocp.args.Composite(metadata=ocp.args.JsonSave(metadata), **items))
     self.latest = step
+
+  def read_window(self) -> dict[str, float]:
+    """Returns the metrics since the last log line before the latest checkpoint; {} if it was at a log line."""
+    if self.latest is None:
+      return {}
+    return read_metadata(self._folder / str(self.latest)).get('window', {})
 
   def restore(self, abstract: State) -> Any:
     """Returns the latest state, with the shapes, dtypes and shardings of `abstract`."""
@@ -109,10 +132,16 @@ class CheckpointManager:
   def kept(self, steps: Sequence[int]) -> set[int]:
     """Returns which of the steps, sorted, are kept."""
     best = read_best(self._workdir).get('step') if self._keep_best else None
+    if self._keep_best and best is None and (self._workdir / 'best.json').exists():
+      return set(steps)  # it is damaged, and any of them may be the best
     return {step for i, step in enumerate(steps) if i >= len(steps) - self._keep or step == best}
 
   def close(self) -> None:
-    """Waits until saving has finished."""
+    """Waits until saving has finished.
+
+    Raises:
+      UserError: the last checkpoint could not be written.
+    """
     with self._writing():
       self._manager.wait_until_finished()
     self._manager.close()
@@ -138,8 +167,56 @@ class CheckpointManager:
     try:
       yield
     except Exception as error:  # Orbax's threads raise errors of any type
-      reason = (str(error).strip() or repr(error)).splitlines()[0]
-      raise UserError(f'{self._workdir / "checkpoints"} cannot be written: {reason}') from error
+      _join_threads()
+      if is_main_process():
+        for folder in self._folder.glob(f'{self._saving}.orbax-checkpoint-tmp*'):
+          shutil.rmtree(folder, ignore_errors=True)
+      step = max(saved_steps(self._workdir), default=0)
+      raise UserError(
+        f'checkpoint {self._workdir / "checkpoints" / str(self._saving)} cannot be written: {_reason(error)}; '
+        f'run the same command again to resume from step {step}'
+      ) from error
+
+
+def _reason(error: Exception) -> str:
+  """Returns the operating system's words for an error of TensorStore, if there are any, else its first line."""
+  text = (str(error).strip() or repr(error)).splitlines()[0]
+  code = re.search(r"os_error_code='(\d+)'", text)
+  return os.strerror(int(code[1])) if code else getattr(error, 'strerror', None) or text
+
+
+def _join_threads() -> None:
+  """Waits for Orbax's other threads, which fail or go on writing after one has failed."""
+  for thread in threading.enumerate():
+    if type(thread).__module__.startswith('orbax.'):
+      with contextlib.suppress(Exception):  # join() raises the thread's exception
+        thread.join(timeout=60)
+
+
+@functools.cache
+def _silence_orbax() -> None:
+  """Lets Orbax's threads print no exceptions: it raises the first one of them again in the main thread."""
+  previous, previous_unraisable = threading.excepthook, sys.unraisablehook
+
+  def is_shown(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and _is_from_orbax(record.exc_info[2]))
+
+  def excepthook(details: Any) -> None:
+    if not _is_from_orbax(details.exc_traceback):
+      previous(details)
+
+  def unraisablehook(details: Any) -> None:
+    if str(details.exc_value) != 'Event loop is closed':  # TensorStore reports to the loop of a thread that failed
+      previous_unraisable(details)
+
+  threading.excepthook, sys.unraisablehook = excepthook, unraisablehook
+  for name in ('absl', 'asyncio'):  # Orbax logs with the former
+    logging.getLogger(name).addFilter(is_shown)
+
+
+def _is_from_orbax(trace: types.TracebackType | None) -> bool:
+  modules = (frame.f_globals.get('__name__', '') for frame, _ in traceback.walk_tb(trace))
+  return any(name.startswith('orbax.') for name in modules)
 
 
 class _KeepLatestAndBest(checkpoint_managers.PreservationPolicy):

@@ -19,7 +19,7 @@ from mevit_jax.checkpoint.workdir import DamagedError, check_metadata, is_shared
 from mevit_jax.config.data import Normalization
 from mevit_jax.config.experiment import Config, from_dict
 from mevit_jax.errors import UserError
-from mevit_jax.files import read_checked_json, read_json_lines
+from mevit_jax.files import read_checked_json, read_metrics, write_checked_json
 from mevit_jax.models.functional import Params, build_model, parameter_shapes
 from mevit_jax.parallel.distributed import is_main_process
 from mevit_jax.parallel.placement import abstract_with_shardings, shard_params
@@ -107,7 +107,7 @@ def load_checkpoint(
   else:
     number = _last(workdir) if step == 'last' else _find_step(workdir, step)
     folder = workdir.resolve() / 'checkpoints' / str(number)
-    metadata = _read_metadata(folder)
+    metadata = read_metadata(folder)
     kind = _choose_weights(folder, weights)
   config, class_names = from_dict(metadata['config']), tuple(metadata['class_names'])
   if is_shared(workdir) and len(class_names) != config.model.classes:
@@ -138,10 +138,11 @@ def read_run(workdir: Path) -> dict[str, Any]:
       raise
     step = _last(workdir)
     _log.warning('%s; using the metadata of checkpoint %d instead', error, step)
-    return _read_metadata(workdir.resolve() / 'checkpoints' / str(step))
+    return read_metadata(workdir.resolve() / 'checkpoints' / str(step))
 
 
-def _read_metadata(folder: Path) -> dict[str, Any]:
+def read_metadata(folder: Path) -> dict[str, Any]:
+  """Reads everything that a checkpoint states about itself; raises a UserError for another format."""
   return check_metadata(json.loads((folder / 'metadata' / 'metadata').read_text()), folder)
 
 
@@ -242,23 +243,40 @@ def restore_item(folder: Path, name: str, abstract: Any) -> Any:
 def read_best(workdir: Path) -> dict[str, Any]:
   """Reads best.json: step, top1 and evaluation; {} if there is none.
 
-  A damaged one is rebuilt from the accuracies in metrics.jsonl.
+  If it is damaged or missing, the accuracies in metrics.jsonl tell.
   """
   path = workdir / 'best.json'
   try:
-    return read_checked_json(path)
-  except FileNotFoundError:
-    return {}
-  except ValueError as error:
+    return _read_best_json(path)
+  except (FileNotFoundError, ValueError) as error:
     best = _best_of_metrics(workdir)
-    _log.warning('%s is damaged (%s); metrics.jsonl names step %s as the best', path, error, best.get('step'))
+    if best or path.exists():
+      reason = 'missing' if isinstance(error, FileNotFoundError) else f'damaged ({error})'
+      _log.warning('%s is %s; metrics.jsonl names step %s as the best', path, reason, best.get('step'))
     return best
+
+
+def _read_best_json(path: Path) -> dict[str, Any]:
+  """Reads best.json; raises a FileNotFoundError, or a ValueError if it is damaged."""
+  best = read_checked_json(path)
+  if best.keys() != {'step', 'top1', 'evaluation'}:
+    raise ValueError('it is another file')
+  return best
+
+
+def restore_best(workdir: Path) -> None:
+  """Writes best.json again if it is damaged or missing, and metrics.jsonl names the best step."""
+  try:
+    _read_best_json(workdir / 'best.json')
+  except (FileNotFoundError, ValueError):
+    if best := read_best(workdir):
+      write_checked_json(workdir / 'best.json', best)
 
 
 def _best_of_metrics(workdir: Path) -> dict[str, Any]:
   """Returns the first step with the highest top-1 of the latest evaluation protocol; {} if none was logged."""
-  lines = read_json_lines(workdir / 'metrics.jsonl')
-  logged = [(line, name) for line in lines for name in line if name.endswith('/top1')]
+  lines = read_metrics(workdir / 'metrics.jsonl')
+  logged = [(line, name) for line in lines for name in line if name.endswith('/top1') and line[name] is not None]
   if not logged:
     return {}
   _, latest = logged[-1]

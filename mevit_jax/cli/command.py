@@ -129,7 +129,11 @@ def _one_line(error: Exception) -> str:
     return f'the config has no field {unknown[1] if unknown else lines[0].strip(chr(34) + chr(39))}'
   if text.endswith("has no attribute 'get_config'"):
     return 'the config file has no function get_config()'
+  if 'get_config() takes 0 positional arguments' in text:
+    return 'the config takes no argument: give --config without the part from the colon on'
   last = re.sub(r'^[\w.]*(Error|Exception): ', '', lines[-1])
+  last = re.sub(r'invalid literal for int\(\) with base 10: (.*)', r'\1 is not an integer', last)
+  last = re.sub(r'could not convert string to float: (.*)', r'\1 is not a number', last)
   return last if len(lines) == 1 else f'{lines[0]} {last}'
 
 

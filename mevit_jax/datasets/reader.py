@@ -88,6 +88,16 @@ class Split:
     """Label of every example, int32, -1 for none; read from videos.csv on first use."""
     return read_labels(self.directory, self.name)
 
+  def verify(self) -> None:
+    """Raises a UserError if the first video of the shards is not that of videos.csv, as if files were exchanged."""
+    expected = next(read_videos(self.directory, self.name), {'id': ''})['id']
+    found = self.source[0]['id'] if len(self) else ''
+    if found != expected:
+      raise UserError(
+        f'{self.directory} is damaged: the first video in the shards of {self.name} is {found!r}, not {expected!r}; '
+        'prepare the dataset again, with --overwrite'
+      )
+
   def __str__(self) -> str:
     classes = len(self.class_names)
     return f'{self.dataset}/{self.name}, {len(self):,} videos of {classes} classes, fingerprint {self.fingerprint[:12]}'

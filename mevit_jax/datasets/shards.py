@@ -1,7 +1,6 @@
 """Writes datasets: shards in parallel, then the metadata that describes them."""
 
 import contextlib
-import fcntl
 import functools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from mevit_jax.datasets.metadata import Rows
 from mevit_jax.datasets.reader import IN_PROGRESS
 from mevit_jax.datasets.tasks import Check, Executor, ProgressCallback, Task
 from mevit_jax.errors import UserError
+from mevit_jax.files import lock_folder
 
 # Name of the replaced version while another takes its place: the lowest version, read only if it is the only one.
 _REPLACED = '0.0.0'
@@ -105,16 +105,9 @@ def _finish_replacement(directory: Path) -> None:
     replaced.rename(directory)
 
 
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> contextlib.AbstractContextManager[None]:
   """Locks a dataset's folder; raises a UserError if another command holds the lock."""
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / '.lock').open('w') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(f'another command is preparing {folder}; wait for it, or stop it') from None
-    yield
+  return lock_folder(folder, f'another command is preparing {folder}')
 
 
 def find_damaged(directory: Path) -> list[str]:

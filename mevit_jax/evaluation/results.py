@@ -1,10 +1,11 @@
 """Files of an evaluation: results.json, predictions.csv, logits.npz, submission.csv."""
 
+import contextlib
 import csv
 import dataclasses
+import hashlib
 import json
 import typing
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mevit_jax.config.evaluation import Average
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation import metrics
 from mevit_jax.evaluation.protocol import Predictions
-from mevit_jax.files import atomic_path, write_json, write_text
+from mevit_jax.files import atomic_path, writing
 from mevit_jax.parallel.distributed import is_main_process
 
 
@@ -84,25 +85,36 @@ def write_results(
 ) -> dict[str, Any]:
   """Writes the files of an evaluation on the main process, results.json last; returns the contents of results.json.
 
-  Videos without labels are also written to submission.csv. Earlier results and figures in the folder are deleted.
+  Videos without labels are also written to submission.csv. Earlier results and figures in the folder are deleted, and
+  the other files replaced when all are written.
 
   Args:
     folder: folder of the evaluation, created if needed.
     predictions: predictions for a split.
     class_names: class i is the i-th name.
     metadata: further entries of results.json: protocol, dataset, checkpoint, versions.
+
+  Raises:
+    UserError: a file cannot be written.
   """
   results = {**summarize(predictions), **metadata}
   if not is_main_process():
     return results
-  folder.mkdir(parents=True, exist_ok=True)
-  for name in ('results.json', 'report.html', 'videos.png'):  # results.json marks a complete evaluation
-    (folder / name).unlink(missing_ok=True)
-  _write_logits(folder / 'logits.npz', predictions, class_names)
-  _write_csv(folder / 'predictions.csv', predictions, class_names)
-  if (predictions.labels < 0).any():
-    write_submission(folder / 'submission.csv', predictions)
-  write_json(folder / 'results.json', results)
+  with writing(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ('results.json', 'report.html', 'videos.png'):  # results.json marks a complete evaluation
+      (folder / name).unlink(missing_ok=True)
+  with contextlib.ExitStack() as stack:  # the files get their names at its end, the first one last
+
+    def new(name: str) -> Path:
+      return stack.enter_context(atomic_path(folder / name))
+
+    text = json.dumps(results, indent=2) + '\n'
+    new('results.json').write_text(text, encoding='utf-8')
+    _write_logits(new('logits.npz'), predictions, class_names, _checksum(text.encode()))
+    _write_csv(new('predictions.csv'), predictions, class_names)
+    if (predictions.labels < 0).any():
+      new('submission.csv').write_text(format_submission(predictions), encoding='utf-8')
   return results
 
 
@@ -115,19 +127,41 @@ def read_results(folder: Path) -> tuple[dict[str, Any], Predictions, tuple[str, 
   for name in ('results.json', 'logits.npz'):
     if not (folder / name).is_file():
       raise UserError(f'the evaluation in {folder} is incomplete: {name} is missing; evaluate again')
+  results = read_summary(folder)
   try:
-    results = json.loads((folder / 'results.json').read_text())
     # np.load leaves a damaged file open if it opens the file itself.
     with (folder / 'logits.npz').open('rb') as file, np.load(file) as arrays:
       names = tuple(arrays['class_names'].tolist())
       ids, labels, logits, errors = (arrays[name] for name in ('ids', 'labels', 'logits', 'errors'))
       return results, Predictions(ids, labels, logits, errors, arrays['average'].item()), names
-  except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+  except Exception as error:  # NumPy and zipfile raise errors of any type for damaged files
     raise UserError(f'the evaluation in {folder} is damaged, evaluate again: {error}') from error
 
 
-def _write_logits(path: Path, predictions: Predictions, class_names: tuple[str, ...]) -> None:
-  with atomic_path(path) as temporary, temporary.open('wb') as file:
+def read_summary(folder: Path) -> dict[str, Any]:
+  """Reads the results.json of an evaluation, whose checksum is in logits.npz.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  try:
+    data = (folder / 'results.json').read_bytes()
+    results = json.loads(data.decode())
+    if (folder / 'logits.npz').exists():  # else it was deleted, to save space
+      with (folder / 'logits.npz').open('rb') as file, np.load(file) as arrays:
+        if arrays['results_sha256'].item() != _checksum(data):
+          raise ValueError('results.json does not match its checksum in logits.npz')
+  except Exception as error:  # NumPy and zipfile raise errors of any type for damaged files
+    raise UserError(f'the evaluation in {folder} is damaged, evaluate again: {error}') from error
+  return results
+
+
+def _checksum(data: bytes) -> str:
+  return hashlib.sha256(data).hexdigest()
+
+
+def _write_logits(path: Path, predictions: Predictions, class_names: tuple[str, ...], checksum: str) -> None:
+  with path.open('wb') as file:
     np.savez(
       file,
       ids=predictions.ids,
@@ -136,12 +170,13 @@ def _write_logits(path: Path, predictions: Predictions, class_names: tuple[str, 
       errors=predictions.errors,
       class_names=np.asarray(class_names),
       average=predictions.average,
+      results_sha256=checksum,
     )
 
 
 def _write_csv(path: Path, predictions: Predictions, class_names: tuple[str, ...]) -> None:
   top5 = predictions.ranked(5)
-  with atomic_path(path) as temporary, temporary.open('w', newline='', encoding='utf-8') as file:
+  with path.open('w', newline='', encoding='utf-8') as file:
     writer = csv.writer(file)
     writer.writerow(['id', 'label', 'prediction', 'confidence', 'correct', 'top5', 'error'])
     for i, video in enumerate(predictions.ids):
@@ -157,8 +192,8 @@ def _write_csv(path: Path, predictions: Predictions, class_names: tuple[str, ...
       writer.writerow([video, name, class_names[best], confidence, correct, names, ''])
 
 
-def write_submission(path: Path, predictions: Predictions) -> None:
-  """Writes the readable unlabeled videos in the format of Something-Something-v2's test server.
+def format_submission(predictions: Predictions) -> str:
+  """Formats the readable unlabeled videos for Something-Something-v2's test server.
 
   Each line has the video's number (the part of its id after the last slash) and the top 5 class ids, separated by
   semicolons, without a header, as in the dataset's baseline (github.com/TwentyBN/something-something-v2-baseline).
@@ -168,4 +203,4 @@ def write_submission(path: Path, predictions: Predictions) -> None:
     ';'.join([str(predictions.ids[i]).rpartition('/')[2], *map(str, top5[i])]) + '\n'
     for i in np.flatnonzero((predictions.labels < 0) & predictions.readable)
   ]
-  write_text(path, ''.join(lines))
+  return ''.join(lines)

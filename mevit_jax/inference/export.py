@@ -52,6 +52,7 @@ def export_checkpoint(
     path = stablehlo.write_model(target, loaded.params, loaded.config, metadata)
   elif to == 'mevit':
     metadata = {**loaded.metadata, 'config': experiment.to_dict(loaded.config), **_origin(loaded)}
+    metadata.pop('window', None)  # for resuming only
     results = list(shared.read_results(Path(model).expanduser(), metadata['checkpoint']))
     path = shared.write_shared_model(target, loaded.params, metadata, results)
   else:

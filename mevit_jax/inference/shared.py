@@ -3,7 +3,6 @@
 `load_checkpoint` opens such a folder, so that `Predictor`, evaluation, `init_from`, `convert` and `export` accept it.
 """
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,8 @@ import numpy as np
 
 from mevit_jax.checkpoint.checksums import write_checksums
 from mevit_jax.checkpoint.workdir import FORMAT, SHARED
+from mevit_jax.errors import UserError
+from mevit_jax.evaluation.results import read_summary
 from mevit_jax.files import new_folder, write_json, write_text
 from mevit_jax.models.functional import Params, count_parameters, parameter_shapes
 from mevit_jax.pretrained.files import write_safetensors
@@ -53,9 +54,9 @@ def read_results(workdir: Path, checkpoint: dict[str, Any]) -> Iterator[dict[str
   """Yields the results.json of each evaluation of this checkpoint (step and weights) in a workdir."""
   for path in sorted(workdir.glob('evaluation/*/results.json')):
     try:
-      results = json.loads(path.read_text())
-    except ValueError as error:
-      logger.warning('%s is damaged and not in the model card: %s', path, error)
+      results = read_summary(path.parent)
+    except UserError as error:
+      logger.warning('not in the model card: %s', error)
       continue
     if results.get('checkpoint') == checkpoint and 'top1' in results:
       yield results

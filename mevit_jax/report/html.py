@@ -10,7 +10,7 @@ import numpy as np
 from mevit_jax.evaluation import metrics
 from mevit_jax.evaluation.protocol import Predictions
 from mevit_jax.evaluation.results import calibration
-from mevit_jax.files import read_json_lines, write_text
+from mevit_jax.files import read_metrics, write_text
 from mevit_jax.report import figures
 from mevit_jax.report.examples import Example
 
@@ -142,7 +142,7 @@ def _per_class(matrix: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any
 def _learning_curves(path: Path, results: dict[str, Any]) -> dict[str, str]:
   """Draws loss and accuracy by step, including the accuracy of this evaluation."""
   series: dict[str, dict[int, float]] = {}
-  for line in read_json_lines(path):
+  for line in read_metrics(path):
     for name, value in line.items():
       if name in ('train/loss', 'train/accuracy') or name.endswith('/top1'):
         series.setdefault(name, {})[line['step']] = np.nan if value is None else value

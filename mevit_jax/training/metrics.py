@@ -1,13 +1,19 @@
 """Metric output: metrics.jsonl, TensorBoard events and log lines."""
 
+import contextlib
 import json
 import math
+import os
+import socket
 import time
 from pathlib import Path
 
-import tensorboardX
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
 
-from mevit_jax.files import read_json_lines, write_text
+from mevit_jax.errors import UserError
+from mevit_jax.files import append_line, read_metrics, write_text, writing
 from mevit_jax.parallel.distributed import is_main_process
 
 
@@ -16,18 +22,30 @@ class MetricWriter:
 
   A killed run may have written metrics of steps after its last checkpoint: metrics after `step` are removed, since a
   resumed run writes them again.
+
+  Raises:
+    UserError: a file cannot be written, for example because the disk is full; metrics.jsonl then ends with a full line.
   """
 
   def __init__(self, workdir: Path, step: int):
-    path = workdir / 'metrics.jsonl'
-    lines = [line for line in read_json_lines(path) if line['step'] <= step]
+    self._path, self._folder = workdir / 'metrics.jsonl', workdir / 'tensorboard'
+    lines = [line for line in read_metrics(self._path) if line['step'] <= step]
     self._last = lines[-2:]
     self._is_main = is_main_process()
     if not self._is_main:
       return
-    write_text(path, ''.join(f'{json.dumps(line)}\n' for line in lines))
-    self._file = path.open('a')
-    self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
+    write_text(self._path, ''.join(f'{json.dumps(line)}\n' for line in lines))
+    with writing(self._folder):
+      self._folder.mkdir(exist_ok=True)
+      # Not SummaryWriter: its thread dies on a full disk, and then every write waits for it.
+      name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}'
+      self._events = RecordWriter(str(self._folder / name))
+    purge = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))  # of later steps
+    try:
+      self._write_events(Event(file_version='brain.Event:2'), purge)
+    except UserError:
+      self.close()
+      raise
 
   def write(self, step: int, metrics: dict[str, float], prefix: str) -> None:
     """Writes the metrics of a step under the names 'prefix/name'."""
@@ -36,22 +54,26 @@ class MetricWriter:
     named = {f'{prefix}/{name}': float(value) for name, value in metrics.items()}
     # JSON has no NaN; every parser reads null.
     values = {name: value if math.isfinite(value) else None for name, value in named.items()}
-    self._file.write(json.dumps({'step': step, **values}) + '\n')
-    self._file.flush()
-    for name, value in named.items():
-      if math.isfinite(value):  # tensorboardX prints a warning of its own otherwise
-        self._events.add_scalar(name, value, step)
-    self._events.flush()
+    append_line(self._path, json.dumps({'step': step, **values}))
+    finite = {name: value for name, value in named.items() if math.isfinite(value)}
+    self._write_events(*(Event(step=step, summary=scalar(name, value)) for name, value in finite.items()))
+
+  def _write_events(self, *events: Event) -> None:
+    with writing(self._folder):
+      for event in events:
+        event.wall_time = time.time()
+        self._events.write(event.SerializeToString())
+      self._events.flush()
 
   def has_metrics(self, step: int, prefix: str) -> bool:
     """Returns whether metrics with this prefix were already written at `step`, from which the run resumed."""
     return any(line['step'] == step and any(name.startswith(f'{prefix}/') for name in line) for line in self._last)
 
   def close(self) -> None:
-    """Closes both files."""
+    """Closes the files; every line is written already."""
     if self._is_main:
-      self._file.close()
-      self._events.close()
+      with contextlib.suppress(OSError):  # on a full disk, `write` has reported it
+        self._events.close()
 
 
 class Throughput:

@@ -21,10 +21,9 @@ class UnreadableMonitor:
   def __init__(self) -> None:
     self._logged: set[str] = set()
     self._recent: collections.deque[bool] = collections.deque(maxlen=_WINDOW)
-    self._count = 0
 
-  def add(self, batch: Mapping[str, np.ndarray]) -> None:
-    """Counts the clips of a batch that replace unreadable videos, and logs each video once.
+  def add(self, batch: Mapping[str, np.ndarray]) -> int:
+    """Returns the number of clips of a batch that replace unreadable videos, and logs each video once.
 
     Raises:
       UserError: more than 100 of the last 1,000 clips replace unreadable videos.
@@ -35,15 +34,15 @@ class UnreadableMonitor:
         self._logged.add(line)
         _logger.warning('unreadable video, replaced by another one: %s', line)
     replaced = [bool(error) for error in errors]
-    self._count += sum(replaced)
     self._recent.extend(replaced)
     if sum(self._recent) > _MAX_UNREADABLE:
       raise UserError(
         f'{sum(self._recent)} of the last {len(self._recent):,} clips were unreadable, see the log above: '
         'the dataset is damaged; check its disk, or prepare it again'
       )
+    return sum(replaced)
 
-  def take(self) -> int:
-    """Returns the number of replaced clips on all hosts since the last call; call it on all hosts."""
-    count, self._count = self._count, 0
-    return sum(int(host_count) for host_count in allgather_bytes(str(count).encode()))
+
+def sum_over_hosts(count: float) -> int:
+  """Returns the sum of a count over all hosts; call it on all of them."""
+  return sum(int(host_count) for host_count in allgather_bytes(str(int(count)).encode()))

@@ -1,5 +1,6 @@
 """Checkpoints are restored bitwise on any devices, and only intact ones are used."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -22,6 +23,7 @@ from mevit_jax.files import read_checked_json
 from mevit_jax.parallel.mesh import make_mesh
 from mevit_jax.parallel.placement import abstract_with_shardings, param_shardings
 from mevit_jax.training.state import TrainState
+from tests.helpers.disk import full_disk
 
 METADATA = {
   'config': json.loads(json.dumps(to_dict(from_dict({'model': {'image_size': [32, 32]}})))),
@@ -135,6 +137,26 @@ def test_full_disk_is_a_one_line_error_and_keeps_saved_checkpoints(tmp_path, mon
   assert_same_bits(restore(tmp_path), state_at(3))
 
 
+@pytest.mark.parametrize('limit', [0, 300, 3000])
+def test_a_disk_that_fills_while_writing_is_one_line_and_costs_nothing_saved(workdir, limit, capfd, caplog):
+  """Whichever file fails: no traceback, no half checkpoint, and the next run saves again."""
+  checkpoints = CheckpointManager(workdir, 10)
+  with (
+    pytest.raises(
+      UserError, match=r'checkpoint .*/checkpoints/7 cannot be written: .*; run the same command .* from step 5$'
+    ) as raised,
+    full_disk(limit),
+    contextlib.closing(checkpoints),
+  ):
+    checkpoints.save(state_at(7), METADATA)
+  assert '\n' not in str(raised.value)
+  assert (*capfd.readouterr(), caplog.text) == ('', '', '')
+  assert names_in(workdir) == {'3', '5'}
+  assert_same_bits(restore(workdir), state_at(5))
+  save(workdir, 7)
+  assert_same_bits(restore(workdir), state_at(7))
+
+
 # Which checkpoints are kept.
 
 
@@ -206,8 +228,16 @@ def test_damaged_best_json_deletes_no_checkpoint(tmp_path, caplog):
   (tmp_path / 'best.json').write_text(text.replace('"step": 2', '"step": 6'))
   save(tmp_path, 4, keep=1)
   assert names_in(tmp_path) == {'2', '4'}
-  assert 'best.json is damaged' in caplog.text
+  assert caplog.text.count('best.json is damaged') == 1  # then it is written again
   assert load_checkpoint(tmp_path, 'best').step == 2
+  (tmp_path / 'best.json').unlink()
+  save(tmp_path, 5, keep=1)
+  assert names_in(tmp_path) == {'2', '5'}
+  assert (tmp_path / 'best.json').read_text() == text
+  (tmp_path / 'best.json').write_text('{')
+  (tmp_path / 'metrics.jsonl').unlink()
+  save(tmp_path, 6, keep=1)
+  assert names_in(tmp_path) == {'2', '5', '6'}  # any of them may be the best
 
 
 def test_damaged_config_json_is_restored_from_checkpoint_metadata(workdir, caplog):

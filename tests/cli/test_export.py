@@ -124,9 +124,10 @@ def test_model_card(workdir, shared):
   (one,) = metadata['model-index'][0]['results']
   assert one['metrics'][0]['value'] == pytest.approx(results['top1'], abs=1e-4)
   low, high = results['top1_interval']
-  row = next(line for line in card.splitlines() if line.startswith('| validation-2x2'))
+  row = next(line for line in card.splitlines() if line.startswith('| validation-2x2 |'))
   assert f'| {100 * results["top1"]:.2f} % ({100 * low:.2f} to {100 * high:.2f}) |' in row
-  assert row.count('|') == 6
+  assert f'| `moving_shapes` (fingerprint `{results["dataset"]["fingerprint"][:12]}`) |' in row
+  assert row.count('|') == 7
   assert '`moves_left`' in card
   assert str(workdir.parent) not in card + (shared / 'config.json').read_text()  # nor the path of the data
 

@@ -12,7 +12,7 @@ from mevit_jax.errors import UserError
 from mevit_jax.evaluation import results as results_module
 from mevit_jax.evaluation.metrics import wilson_interval
 from mevit_jax.evaluation.protocol import Predictions
-from mevit_jax.evaluation.results import read_results, summarize, write_results
+from mevit_jax.evaluation.results import read_results, read_summary, summarize, write_results
 from mevit_jax.report.examples import Example, choose_examples, draw_examples
 
 NAMES = ('a', 'b', 'ça, "c"', '$d$ \\frac', 'e', 'f')
@@ -122,6 +122,18 @@ def test_incomplete_evaluation_is_refused(predictions, tmp_path, name):
   (tmp_path / name).unlink()
   with pytest.raises(UserError, match=f'is incomplete: {name} is missing'):
     read_results(tmp_path)
+
+
+def test_a_changed_digit_is_damage(predictions, tmp_path):
+  write_results(tmp_path, predictions, NAMES, {'checkpoint': {'step': 3}})
+  assert read_summary(tmp_path)['checkpoint'] == {'step': 3}
+  text = (tmp_path / 'results.json').read_text()
+  (tmp_path / 'results.json').write_text(text.replace('"step": 3', '"step": 2'))
+  for read in (read_results, read_summary):
+    with pytest.raises(UserError, match=r'is damaged, evaluate again: results\.json does not match its checksum'):
+      read(tmp_path)
+  (tmp_path / 'logits.npz').unlink()  # which takes most of the space
+  assert read_summary(tmp_path)['checkpoint'] == {'step': 2}
 
 
 def test_killed_evaluation_leaves_no_results_of_the_previous_one(predictions, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Metric output: no duplicates after a kill, and the numbers of a log line."""
 
+import contextlib
 import json
 import math
 from types import SimpleNamespace
@@ -7,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from mevit_jax.errors import UserError
 from mevit_jax.training import metrics as module
 from mevit_jax.training.metrics import MetricWriter, Throughput
+from tests.helpers.disk import full_disk
 
 
 def lines(workdir):
@@ -16,10 +19,9 @@ def lines(workdir):
 
 
 def write(workdir, first, *steps):
-  writer = MetricWriter(workdir, first)
-  for step in steps:
-    writer.write(step, {'loss': step / 10}, 'train')
-  writer.close()
+  with contextlib.closing(MetricWriter(workdir, first)) as writer:
+    for step in steps:
+      writer.write(step, {'loss': step / 10}, 'train')
 
 
 def test_one_line_per_step(tmp_path):
@@ -42,6 +44,19 @@ def test_a_truncated_line_is_removed(tmp_path, rest):
   assert [line['step'] for line in lines(tmp_path)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+  'damage',
+  ['{"stup": 3}', '3', '[]', '{"step": "3"}', '{"step": 3, "train/loss": "x"}', '{"step": 3.5}', '{"step": true}'],
+)
+def test_a_damaged_line_that_is_json_is_removed(tmp_path, damage, caplog):
+  write(tmp_path, 0, 1, 2)
+  with (tmp_path / 'metrics.jsonl').open('a') as file:
+    file.write(f'{damage}\n')
+  write(tmp_path, 2, 3)
+  assert [line['step'] for line in lines(tmp_path)] == [1, 2, 3]
+  assert 'metrics.jsonl: skipped 1 damaged lines' in caplog.text
+
+
 def test_lines_are_flushed(tmp_path):
   writer = MetricWriter(tmp_path, 0)
   writer.write(1, {'loss': 1.0}, 'train')
@@ -59,6 +74,17 @@ def test_non_finite_values_are_null(tmp_path):
 
   line = json.loads((tmp_path / 'metrics.jsonl').read_text(), parse_constant=refuse)
   assert line == {'step': 1, 'train/loss': None, 'train/norm': None, 'train/accuracy': 0.5}
+
+
+@pytest.mark.parametrize('limit', [0, 40, 70, 150])
+def test_a_full_disk_is_one_line_and_leaves_whole_lines(tmp_path, limit):
+  with full_disk(limit), pytest.raises(UserError, match=r'(metrics\.jsonl|tensorboard) cannot be written') as raised:
+    write(tmp_path, 0, *range(1, 100))
+  assert '\n' not in str(raised.value)
+  if (tmp_path / 'metrics.jsonl').exists():
+    assert [line['step'] for line in lines(tmp_path)] == list(range(1, len(lines(tmp_path)) + 1))
+  write(tmp_path, 0, 1)
+  assert [line['step'] for line in lines(tmp_path)] == [1]
 
 
 def test_metrics_of_a_killed_run_are_detected(tmp_path):

@@ -13,12 +13,10 @@ def batch(*errors):
 
 def test_counts_clips_and_logs_videos_once(caplog):
   unreadable = UnreadableMonitor()
-  unreadable.add(batch('', 'a: empty', '', 'b: truncated\na: empty'))
-  unreadable.add(batch('a: empty', '', '', ''))
-  assert unreadable.take() == 3
-  assert unreadable.take() == 0
-  unreadable.add(batch('', 'c: truncated', '', 'b: truncated'))
-  assert unreadable.take() == 2
+  assert unreadable.add(batch('', 'a: empty', '', 'b: truncated\na: empty')) == 2
+  assert unreadable.add(batch('a: empty', '', '', '')) == 1
+  assert unreadable.add(batch('', '', '', '')) == 0
+  assert unreadable.add(batch('', 'c: truncated', '', 'b: truncated')) == 2
   logged = [message.partition('another one: ')[2] for message in caplog.messages]
   assert logged == [
     'a: empty',
