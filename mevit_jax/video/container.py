@@ -29,6 +29,8 @@ av.logging.set_level(None)  # errors are raised; FFmpeg's own messages would flo
 CONTAINERS_WITH_PTS = {'mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm'}
 # Decoders that skip packets they cannot decode: HEVC without an error, H.264 after one error, until the next keyframe.
 _CODECS_THAT_SKIP = {'hevc', 'h264'}
+# Metadata that is not UTF-8: PyAV before 19 raises an error unless told otherwise, PyAV 19 has no such option.
+_METADATA: dict[str, Any] = {'metadata_errors': 'replace'} if int(av.__version__.split('.')[0]) < 19 else {}
 _STILL_IMAGE = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 
 File = bytes | Path  # an encoded file: its bytes, or a path that is read in parts
@@ -53,7 +55,7 @@ def open_video(file: File) -> Iterator[tuple[InputContainer, VideoStream]]:
       raise VideoError('the file is empty')
     handle.seek(0)
     try:
-      container = stack.enter_context(av.open(handle, 'r', metadata_errors='replace'))
+      container = stack.enter_context(av.open(handle, 'r', **_METADATA))
     except av.FFmpegError as error:
       raise VideoError(f'not a video that FFmpeg can open: {error_reason(error)}') from error
     if container.format.name.endswith('_pipe'):

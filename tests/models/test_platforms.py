@@ -21,6 +21,7 @@ from mevit_jax.models.functional import build_model, parameter_shapes
 from mevit_jax.parallel.mesh import make_mesh
 from mevit_jax.parallel.placement import batch_sharding, constrain_batch, shard_attention, shard_params
 from mevit_jax.planning.environment import variables
+from tests.helpers.precision import enable_x64
 
 ROOT = Path(__file__).parents[2]
 
@@ -260,7 +261,7 @@ def test_bfloat16_is_no_worse_than_plain():
   """Over many draws of the parameters: of one alone the ratio is between 0.88 and 1.17."""
   config = dataclasses.replace(CONFIG, image_size=(25, 15), frames=4)
   video, draws = video_of(config), [params_of(config, seed) for seed in range(24)]
-  with jax.enable_x64():
+  with enable_x64():
     run = differentiated(dataclasses.replace(config, attention='plain', dtype='float64'))
     exact = [run(params, video) for params in draws]
 
