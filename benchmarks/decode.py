@@ -9,7 +9,7 @@ first available row if decord is not installed). PSNR is relative to the origina
 must return the frames of a plain decoding loop.
 
 Without VIDEO, a synthetic video is used. --frontier adds other encodings at the same resolution. Decoders that are not
-installed are listed and skipped (requirements-benchmarks.txt).
+installed are listed and skipped (the extra benchmarks).
 """
 
 import importlib

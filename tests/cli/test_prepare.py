@@ -111,7 +111,7 @@ def test_on_beam_it_is_the_same_bytes(folder, tmp_path):
 
 def test_without_beam_it_says_what_to_install(tmp_path, run, monkeypatch):
   monkeypatch.setitem(sys.modules, 'apache_beam', None)
-  with pytest.raises(UserError, match=r'Apache Beam is not installed .*: pip install -r requirements-beam\.txt'):
+  with pytest.raises(UserError, match=r'Apache Beam is not installed .*: pip install apache-beam'):
     run(*small_shapes(tmp_path), '--beam=--runner=DirectRunner')
 
 

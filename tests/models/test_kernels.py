@@ -191,7 +191,7 @@ print('compiled')
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='needs libtpu, of requirements-plan.txt')
+@pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='needs libtpu, of the extra plan')
 def test_compiles_for_tpus():
   wanted = {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
   done = subprocess.run(

@@ -183,7 +183,7 @@ print('compiled')
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not find_spec('jax_cuda13_plugin'), reason='needs jax_cuda13_plugin, of requirements-gpu.txt')
+@pytest.mark.skipif(not find_spec('jax_cuda13_plugin'), reason='needs jax_cuda13_plugin, of the extra gpu')
 def test_cudnn_compiles_for_gpus():
   done = subprocess.run(
     [sys.executable, '-c', COMPILE], cwd=ROOT, env={**os.environ, **variables()}, capture_output=True, text=True
