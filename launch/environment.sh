@@ -16,6 +16,14 @@ environment() {
   fi
 }
 
+python_of() {  # prints the interpreter of a version such as 3.13: on PATH, or installed by pyenv
+  local python
+  for python in "python$1" "$HOME/.pyenv/versions/$1".*/bin/python; do
+    "$python" -c '' 2> /dev/null && { echo "$python"; return; }
+  done
+  return 1
+}
+
 usage() {  # prints the comment at the top of the calling script
   awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' "${BASH_SOURCE[1]}"
 }

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.environments import COLAB, build_environment, build_wheel, versions
+from tests.helpers.environments import COLAB, build_environment, build_wheel, find_python, versions
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / 'notebooks/evaluate.ipynb'
@@ -121,9 +120,7 @@ raise RuntimeError('TensorFlow was imported')
 @pytest.fixture(scope='module')
 def colab(tmp_path_factory):
   """The Python of an environment with the packages of Colab's CPU runtime, and a TensorFlow that fails."""
-  python = shutil.which('python3.13')
-  if not python or subprocess.run([python, '-c', ''], capture_output=True).returncode:
-    pytest.skip('needs python3.13, which Colab has')
+  python = find_python('3.13') or pytest.skip('needs Python 3.13, which Colab has')
   folder = tmp_path_factory.mktemp('colab')
   python = build_environment(folder, python, COLAB / 'cpu.txt')
   (packages,) = folder.glob('lib/*/site-packages')

@@ -14,6 +14,12 @@ def build_wheel(folder: Path) -> Path:
   return wheel
 
 
+def find_python(version: str) -> str | None:
+  """Returns the interpreter of a version such as 3.13, on PATH or installed by pyenv, or None."""
+  script = f'source launch/environment.sh; python_of {version}'
+  return subprocess.run(['bash', '-c', script], cwd=ROOT, capture_output=True, text=True).stdout.strip() or None
+
+
 def build_environment(folder: Path, python: str, requirements: Path) -> Path:
   """Creates an environment with exactly the packages of a requirements file; returns its Python."""
   _run(python, '-m', 'venv', folder)
