@@ -18,7 +18,7 @@ echo "building $version"
 "${PYTHON:-python3}" -m venv "$folder/build"
 "$folder/build/bin/python" -m pip install --quiet --disable-pip-version-check build
 rm -rf "dist/mevit_jax-$version"*
-"$folder/build/bin/python" -m build --outdir dist . > "$folder/build.log" || { cat "$folder/build.log" >&2; exit 1; }
+"$folder/build/bin/python" -m build --outdir dist . &> "$folder/build.log" || { cat "$folder/build.log" >&2; exit 1; }
 wheel=$(realpath "dist/mevit_jax-$version"-*.whl)  # built from the sdist
 
 echo "installing $wheel"

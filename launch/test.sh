@@ -3,7 +3,7 @@
 #   bash launch/test.sh          tests that need no other libraries: some minutes
 #   bash launch/test.sh --all    all tests: parity with PyTorch models (installs torch, transformers, timm: 1 GB and
 #                                more), ahead-of-time compilation for TPUs (libtpu: 0.7 GB), the accuracy of the demo,
-#                                end-to-end training, the report in Chromium, the notebook (with Colab's versions too),
+#                                end-to-end training, the report and the documentation in Chromium, the notebook (with Colab's versions too),
 #                                and some tests with the lowest versions of the dependencies
 #   bash launch/test.sh -k NAME  further arguments go to pytest; -n0 runs all tests in one process
 set -euo pipefail
@@ -14,7 +14,7 @@ parallel=(-n auto --maxprocesses=4 --dist loadfile)  # the tests of a file share
 
 if [[ ${1:-} == --all ]]; then
   shift
-  environment .venv-all test,slow,plan
+  environment .venv-all test,slow,plan,docs
   .venv-all/bin/python -m pytest "${parallel[@]}" --slow "$@"
   (($#)) || bash launch/matrix.sh lowest -- tests/models/test_functional.py tests/config tests/checkpoint tests/video
 else

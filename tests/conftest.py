@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shutil
 import signal
 
 import pytest
@@ -139,3 +140,20 @@ def whole(tiny, tmp_path_factory, compile_once):
 
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
   return workdir, recorded(tiny(**{'training.evaluate_every': 4}), workdir)
+
+
+@pytest.fixture
+def browser():
+  """Headless Chromium, with what it writes to its console."""
+  webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed')
+  chromium, driver = shutil.which('chromium'), shutil.which('chromedriver')
+  if not chromium or not driver:
+    pytest.skip('there is no Chromium: apt-get install chromium chromium-driver')
+  options = webdriver.ChromeOptions()
+  options.binary_location = chromium
+  for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'):
+    options.add_argument(argument)
+  options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+  opened = webdriver.Chrome(options, webdriver.ChromeService(driver))
+  yield opened
+  opened.quit()
