@@ -38,7 +38,7 @@ def test_the_command_from_end_to_end(folder, tmp_path):
   assert f'--config.data.dataset=my_videos --config.data.data_dir={tmp_path}' in done.stdout
   assert re.search(r'videos written: 9 of 9, \d+\.\d/s\n', done.stdout)
   train, validation = (datasets.open_split(tmp_path, 'my_videos', name) for name in ('train', 'validation'))
-  # One of each class, or two copies: the order is that of hashes of the files, whose bytes depend on the encoder's version.
+  # One of each class, or two copies: the order is that of the files' hashes, which depend on the encoder's version.
   assert (len(train), len(validation)) in {(7, 2), (6, 3)}
   assert train.class_names == ('cats', 'dogs')
   for example in (*train.source, *validation.source):
