@@ -18,6 +18,7 @@ def run(monkeypatch, capsys, caplog):
   caplog.set_level(logging.INFO, 'mevit_jax')
   existing = set(flags.FLAGS)
   prepare.define_flags()
+  defined = set(flags.FLAGS) - existing  # libraries that are imported later define flags too
 
   def call(*arguments):
     caplog.clear()
@@ -26,7 +27,7 @@ def run(monkeypatch, capsys, caplog):
     return capsys.readouterr().out + '\n'.join(caplog.messages)
 
   yield call
-  for name in set(flags.FLAGS) - existing:
+  for name in defined:
     delattr(flags.FLAGS, name)
 
 
