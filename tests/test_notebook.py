@@ -28,12 +28,12 @@ CODE = [''.join(cell['source']) for cell in CELLS if cell['cell_type'] == 'code'
 CHANCE, MARGIN = 1 / 8, 0.3  # chance of eight classes; required margin of the notebook's short training
 
 
-def test_is_valid():
+def test_notebook_is_valid():
   nbformat = pytest.importorskip('nbformat', reason='nbformat is not installed (extra test)')
   nbformat.validate(nbformat.read(NOTEBOOK, as_version=4))
 
 
-def test_has_no_outputs():
+def test_notebook_has_no_outputs():
   for cell in CELLS:
     assert not cell['metadata'], cell['id']
     if cell['cell_type'] == 'code':
@@ -154,7 +154,7 @@ def executed(request, tmp_path_factory):
   kernel.write_text(json.dumps({'argv': command, 'display_name': 'tested', 'language': 'python'}))
   start = _child_cpu_seconds()
   with pytest.MonkeyPatch.context() as patch:
-    patch.delenv('XLA_FLAGS')  # the eight devices are only for tests
+    patch.delenv('XLA_FLAGS')  # the eight devices of tests/conftest.py
     patch.setenv('IPYTHONDIR', str(folder / 'ipython'))
     patch.setenv('JUPYTER_PATH', str(folder / 'jupyter'))
     patch.setenv('PYTHONPATH', str(ROOT) if request.param == 'here' else '')
