@@ -187,14 +187,14 @@ def outputs_of(notebook, title, kind):
 @pytest.mark.slow
 @pytest.mark.filterwarnings('default')  # warnings about the client's sockets
 def test_execution(executed):
-  folder, notebook, seconds, *_ = executed
+  folder, notebook, seconds, _, before = executed
   assert not [output for cell in notebook.cells for output in cell.get('outputs', []) if output.output_type == 'error']
   (results,) = (folder / 'runs/notebook').glob('demo-*/evaluation/validation-2x1/results.json')
   top1 = json.loads(results.read_text())['top1']
   print(f'top-1 {top1:.1%}, {seconds:.0f} s of CPU')
   assert top1 > CHANCE + MARGIN
-  # CPU seconds bound the wall time on two idle cores.
-  assert seconds < 5 * 60
+  if not before:  # CPU seconds bound the wall time on two idle cores; in Colab's environment they include installing
+    assert seconds < 5 * 60
 
 
 @pytest.mark.slow
