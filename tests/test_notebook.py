@@ -223,5 +223,5 @@ def test_a_runtimes_packages_stay(executed):
   if executed.before:
     after = versions(executed.python)
     changed = {name for name, version in executed.before.items() if after.get(name) != version}
-    assert changed <= {'absl-py', 'tensorflow-metadata'}
+    assert changed <= {'absl-py', 'tensorflow-metadata', 'toolz'}
     assert not list(executed.python.parents[1].glob('lib/*/site-packages/tensorflow/imported'))
