@@ -6,8 +6,8 @@
 # Rows: 3.11, 3.12 and 3.13 have the versions of constraints.txt, newest the newest of everything that Python 3.13 accepts,
 # colab those of Colab's runtime, lowest the lower ends of pyproject.toml. Environments and logs are in .venv-matrix/.
 # Needs Python 3.11, 3.12 and 3.13, on PATH or by pyenv; a row without its Python is skipped.
-set -uo pipefail
-cd "$(dirname "$0")/.." || exit
+set -euo pipefail
+cd "$(dirname "$0")/.."
 source launch/environment.sh
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 [[ ${1:-} == --help || ${1:-} == -h ]] && { usage; exit; }
@@ -31,8 +31,7 @@ EOF
 
 build() {  # build ROW PYTHON FOLDER
   local pip=("$3/bin/python" -m pip install --quiet --disable-pip-version-check)
-  rm -rf "$3"
-  "$2" -m venv "$3" || return
+  rm -rf "$3" && "$2" -m venv "$3" || return  # set -e does not hold in a condition
   case $1 in
     newest) "${pip[@]}" --editable '.[test]' ;;
     colab) "${pip[@]}" --no-deps -r tests/colab/cpu.txt && "${pip[@]}" --editable '.[test]' 'jax==0.7.2' 'flax==0.11.2' ;;
@@ -51,15 +50,15 @@ for row in "${rows[@]}"; do
   mkdir -p .venv-matrix
   echo "$row: installing into $folder"
   if build "$row" "$python" "$folder" > "$folder.log" 2>&1; then
-    "$folder/bin/python" -m pytest -n auto --maxprocesses=4 --dist loadfile -p no:cacheprovider "$@" >> "$folder.log" 2>&1 || failed=1
-    result=$(grep -E '^[0-9]+ (passed|failed)|^(FAILED|ERROR)|no tests ran' "$folder.log" | tail -n 1)
+    "$folder/bin/python" -m pytest -n auto --maxprocesses=4 --dist loadfile "$@" >> "$folder.log" 2>&1 || failed=1
+    result=$(grep -E '^[0-9]+ (passed|failed)|^(FAILED|ERROR)|no tests ran' "$folder.log" | tail -n 1 || true)
   else
     failed=1
-    result="cannot be installed: $(grep -iE '^error' "$folder.log" | tail -n 1)"
+    result="cannot be installed: $(grep -iE '^error' "$folder.log" | tail -n 1 || true)"
   fi
   versions=$("$folder/bin/python" -c 'import platform
 from importlib.metadata import version
-print(platform.python_version(), *map(version, ("jax", "flax", "numpy", "av")), sep=" | ")' 2> /dev/null)
+print(platform.python_version(), *map(version, ("jax", "flax", "numpy", "av")), sep=" | ")' 2> /dev/null || true)
   table+=$'\n'"| $row | $versions | ${result:-see $folder.log} |"
 done
 echo "$table"
