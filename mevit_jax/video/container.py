@@ -29,7 +29,7 @@ av.logging.set_level(None)  # errors are raised; FFmpeg's own messages would flo
 CONTAINERS_WITH_PTS = {'mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm'}
 # Decoders that skip packets they cannot decode: HEVC without an error, H.264 after one error, until the next keyframe.
 _CODECS_THAT_SKIP = {'hevc', 'h264'}
-# Metadata that is not UTF-8: PyAV before 19 raises an error unless told otherwise, PyAV 19 has no such option.
+# Metadata that is not UTF-8: PyAV 18 raises an error unless told otherwise, PyAV 19 has no such option.
 _METADATA: dict[str, Any] = {'metadata_errors': 'replace'} if int(av.__version__.split('.')[0]) < 19 else {}
 _STILL_IMAGE = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 
