@@ -10,7 +10,7 @@ must return the frames of a plain decoding loop. Frames of a video whose pixels 
 scaling them to square ones, which only ours does itself.
 
 Without VIDEO, a synthetic video is used. --frontier adds other encodings at the same resolution. Decoders that are not
-installed are listed and skipped (requirements-benchmarks.txt).
+installed are listed and skipped (the extra benchmarks).
 """
 
 import importlib

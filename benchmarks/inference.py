@@ -4,7 +4,7 @@
   python -m benchmarks.inference --baselines=eager,sdpa,compile --batch_sizes=1,8,64
   taskset -c 0 python -m benchmarks.inference --clock=cpu          # one core of a shared machine
 
-Needs requirements-parity.txt. Baselines: `eager` is unchanged transformers, `sdpa` uses PyTorch's fused attention,
+Needs the extra benchmarks. Baselines: `eager` is unchanged transformers, `sdpa` uses PyTorch's fused attention,
 `compile` is `sdpa` with torch.compile. float32 on a CPU; on a GPU our model uses bfloat16 and PyTorch autocast. A batch
 of 1 measures latency. Logits are compared before timing.
 """

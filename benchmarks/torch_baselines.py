@@ -40,7 +40,7 @@ def import_torch() -> Any:
   try:
     torch = importlib.import_module('torch')
   except ImportError as error:
-    raise UserError('this needs torch and transformers: pip install -r requirements-parity.txt') from error
+    raise UserError('this needs torch and transformers: pip install torch transformers') from error
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   if timing.has_gpu() and not torch.cuda.is_available():
     raise UserError(f'JAX sees a GPU and torch {torch.__version__} does not: install a build of torch for CUDA')
@@ -51,7 +51,7 @@ def import_torch() -> Any:
 def stub_torchvision_operators(torch: Any) -> Any:
   """Declares two torchvision operators, so that a torchvision for GPUs can be imported beside a torch for CPUs.
 
-  pip installs this combination for a CPU build of torch with requirements-parity.txt, and transformers imports
+  pip installs this combination for a CPU build of torch with the extra slow, and transformers imports
   torchvision. The operators of such a torchvision do not load, but its import registers shapes for two of them.
   'FRAGMENT' adds operators to torchvision's namespace; 'DEF' would claim the namespace.
 

@@ -5,7 +5,7 @@
   python -m benchmarks.tpu --block_size=1,2,7,14 --blocks=4+8,12+0
   python -m benchmarks.tpu --attention=auto --remat=none,block --json=tpu.json
 
-Needs libtpu (pip install -r requirements-plan.txt), on any Linux machine, no TPU; a row takes minutes. Cross-entropy
+Needs libtpu (pip install libtpu), on any Linux machine, no TPU; a row takes minutes. Cross-entropy
 loss, bfloat16 clips, float32 parameters, all blocks unrolled; gradients only, no optimizer, one chip.
 
 Columns: 'mcycles' is the sum of the compiler's estimates of all instructions plus our Pallas kernels, for which the

@@ -6,7 +6,7 @@
   python -m benchmarks.train_step --attention=auto,cudnn --batch_size=16                      # attention on a GPU
   taskset -c 0 python -m benchmarks.train_step --clock=cpu         # one core of a shared machine
 
-Needs requirements-parity.txt. A step takes uint8 clips: normalization, forward, backward, SGD with Nesterov momentum;
+Needs the extra benchmarks. A step takes uint8 clips: normalization, forward, backward, SGD with Nesterov momentum;
 no dropout, no augmentation. Baselines and dtypes are those of benchmarks.inference. `mevit` (space 4, motion 8, M = 2)
 has no baseline of its own: it is compared with a TimeSformer of the same size, which computes more. Before timing, the
 loss and its gradient with respect to the pixels are compared (if they are the same model).

@@ -7,7 +7,7 @@ folder=$(realpath -m "${1:-$(dirname "$0")/../runs/demo}")
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 
-environment .venv requirements.txt
+environment .venv
 .venv/bin/mevit prepare moving_shapes --data_dir="$folder/data"
 .venv/bin/mevit train --config=demo --workdir="$folder/run" --config.data.data_dir="$folder/data"
 

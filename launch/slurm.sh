@@ -25,7 +25,7 @@ case ${1:-} in
   --dry_run) dry_run=1; shift ;;
   *) [[ ${SLURM_JOB_ID:-} ]] || { usage; exit 1; } ;;
 esac
-run environment .venv-gpu requirements.txt requirements-gpu.txt
+run environment .venv-gpu gpu
 
 requeue=
 # shellcheck disable=SC2329 # the trap calls it

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Runs ruff, mypy, shellcheck and the tests in a virtual environment of its own.
-#   bash launch/test.sh          tests that need the pinned requirements only: some minutes
+#   bash launch/test.sh          tests that need no other libraries: some minutes
 #   bash launch/test.sh --all    all tests: parity with PyTorch models (installs torch, transformers, timm: 1 GB and
 #                                more), ahead-of-time compilation for TPUs (libtpu: 0.7 GB), the accuracy of the demo,
-#                                end-to-end training, the report in Chromium, the notebook
+#                                end-to-end training, the report and the documentation in Chromium, the notebook (also with
+#                                Colab's versions), and some tests with the lowest versions of the dependencies
 #   bash launch/test.sh -k NAME  further arguments go to pytest; -n0 runs all tests in one process
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,10 +14,11 @@ parallel=(-n auto --maxprocesses=4 --dist loadfile)  # the tests of a file share
 
 if [[ ${1:-} == --all ]]; then
   shift
-  environment .venv-all requirements.txt requirements-test.txt requirements-parity.txt requirements-plan.txt
+  environment .venv-all test,slow,plan,docs
   .venv-all/bin/python -m pytest "${parallel[@]}" --slow "$@"
+  (($#)) || bash launch/matrix.sh lowest -- tests/models/test_functional.py tests/config tests/checkpoint tests/video
 else
-  environment .venv-test requirements.txt requirements-test.txt
+  environment .venv-test test
   .venv-test/bin/python -m ruff check .
   .venv-test/bin/python -m ruff format --check .
   .venv-test/bin/python -m mypy

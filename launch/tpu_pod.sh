@@ -78,7 +78,7 @@ install() {
     }
     mkdir -p mevit_jax && tar -xzf $archive -C mevit_jax && cd mevit_jax
     source launch/environment.sh
-    PYTHON=python3.12 environment .venv requirements.txt requirements-tpu.txt"
+    PYTHON=python3.12 environment .venv tpu"
   [[ ! $bucket ]] || on all "set -e
     command -v gcsfuse > /dev/null || {
       key=/usr/share/keyrings/cloud.google.asc packages=https://packages.cloud.google.com/apt

@@ -1,6 +1,8 @@
 """Settings and fixtures of all tests; the environment is set before jax is imported."""
 
+import importlib.metadata
 import os
+import shutil
 import signal
 
 import pytest
@@ -10,6 +12,10 @@ os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
 
 # A shell's background job ignores it, and so would all that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Halves compilation time. XLA of jax 0.11 and later computes wrong values without its optimizations, for example in
+# dm_pix.adjust_contrast followed by adjust_hue at xla_backend_optimization_level=0.
+FAST_COMPILATION = [*map(int, importlib.metadata.version('jax').split('.')[:2])] < [0, 11]
 
 TINY = {
   'model.image_size': (16, 16),
@@ -95,7 +101,7 @@ def compile_once(compiled):
     'jax_compilation_cache_dir': (str(compiled), None),
     'jax_persistent_cache_min_compile_time_secs': (0, 1),
     'jax_persistent_cache_min_entry_size_bytes': (0, 0),
-    'jax_disable_most_optimizations': (True, False),
+    'jax_disable_most_optimizations': (FAST_COMPILATION, False),
   }
   for name, (value, _) in settings.items():
     jax.config.update(name, value)
@@ -113,7 +119,7 @@ def exact_and_fast():
   """Sets full float32 precision, which is not the default on accelerators, and halves compilation time."""
   import jax
 
-  jax.config.update('jax_disable_most_optimizations', True)
+  jax.config.update('jax_disable_most_optimizations', FAST_COMPILATION)
   with jax.default_matmul_precision('highest'):
     yield
   jax.config.update('jax_disable_most_optimizations', False)
@@ -134,3 +140,20 @@ def whole(tiny, tmp_path_factory, compile_once):
 
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
   return workdir, recorded(tiny(**{'training.evaluate_every': 4}), workdir)
+
+
+@pytest.fixture
+def browser():
+  """Headless Chromium with a log of its console."""
+  webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed')
+  chromium, driver = shutil.which('chromium'), shutil.which('chromedriver')
+  if not chromium or not driver:
+    pytest.skip('there is no Chromium: apt-get install chromium chromium-driver')
+  options = webdriver.ChromeOptions()
+  options.binary_location = chromium
+  for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'):
+    options.add_argument(argument)
+  options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+  opened = webdriver.Chrome(options, webdriver.ChromeService(driver))
+  yield opened
+  opened.quit()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def test_scripts_stop_at_the_first_error(script):
 def test_shellcheck():
   shellcheck = shutil.which('shellcheck', path=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
   if shellcheck is None:
-    pytest.skip('shellcheck is not installed: requirements-test.txt brings it')
+    pytest.skip('shellcheck is not installed: the extra test brings it')
   done = subprocess.run([shellcheck, '-x', *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stdout
 
@@ -78,10 +79,22 @@ def test_gpu_script():
   assert shlex.split(command) == ['.venv-gpu/bin/python', 'main.py', '--config=configs/k400.py', '--workdir=a b']
 
 
-@pytest.mark.parametrize('devices', ['gpu', 'tpu'])
-def test_requirements_of_accelerators_pin_the_same_jax(devices):
-  pinned = re.search(r'^jax==(\S+)$', (ROOT / 'requirements.txt').read_text(), re.M)[1]
-  assert re.search(rf'^jax\[\w+\]=={re.escape(pinned)}$', (ROOT / f'requirements-{devices}.txt').read_text(), re.M)
+def test_pins_are_those_of_the_extras_and_the_package():
+  """constraints.txt has every pin of requirements.txt, and both fulfil the ranges of pyproject.toml."""
+  requirements = pytest.importorskip('packaging.requirements')
+  files = [(ROOT / name).read_text().splitlines() for name in ('requirements.txt', 'constraints.txt')]
+  own, all_pins = (dict(line.split('==') for line in lines if not line.startswith('#')) for lines in files)
+  assert own.items() <= all_pins.items()
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+  extras = project['optional-dependencies']
+  assert 'beam' in extras  # needs older versions of pinned packages
+  lists = {'': project['dependencies'], **{name: lines for name, lines in extras.items() if name != 'beam'}}
+  for extra, lines in lists.items():
+    for line in lines:
+      dependency = requirements.Requirement(line)
+      if dependency.name != 'mevit-jax':
+        pin = (all_pins if extra else own)[dependency.name.lower()]
+        assert dependency.specifier.contains(pin), f'{extra}: {line}, {pin}'
 
 
 # SLURM, with stubs of its commands.

@@ -5,9 +5,8 @@
   mevit plan --config=configs/k400.py --topology=h200:8 --json
 
 Compiles the training and evaluation steps ahead of time with the compiler of those chips, on any Linux machine
-(pip install -r requirements-plan.txt), and reports memory, FLOPs, collectives, step time and hours. Compiling a step
-takes minutes. The mesh is the config's: --config.mesh.fsdp=16. With --config.mesh.slice=2 there are two slices of the
-topology.
+(pip install libtpu), and reports memory, FLOPs, collectives, step time and hours. Compiling a step takes minutes. The
+mesh is the config's: --config.mesh.fsdp=16. With --config.mesh.slice=2 there are two slices of the topology.
 
 Step time is the compiler's cycle estimate plus the time of the collectives, from fully overlapped to not overlapped.
 The GPU compiler has no cycle estimates: memory and collectives only. Slow hosts and data loading are not included.

@@ -29,7 +29,7 @@ A complete dataset is left alone (lost shards are written again), and a command 
 under the same name is refused. --overwrite prepares the dataset again in a staging folder; the old one
 stays readable until the new one is complete and replaces it. The disk must have room for both.
 
-On other machines too (requirements-beam.txt; all must see the same folders under the same paths):
+On other machines too (pip install apache-beam; all must see the same folders under the same paths):
   --beam='--runner=DirectRunner --direct_running_mode=multi_processing --direct_num_workers=8'
 """
 

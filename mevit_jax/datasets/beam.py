@@ -1,4 +1,4 @@
-"""Runs tasks on Apache Beam, on the cores of one machine or on a cluster. Needs requirements-beam.txt.
+"""Runs tasks on Apache Beam, on the cores of one machine or on a cluster. Needs the extra beam.
 
 Only file names pass through Beam. Tasks, shards and manifests are files in the dataset's directory, which all machines
 must see under the same path, as they must the videos.
@@ -30,7 +30,7 @@ def run(directory: Path, pending: Sequence[tasks.Task], options: Sequence[str]) 
     import apache_beam
     from apache_beam.options.pipeline_options import PipelineOptions
   except ImportError as error:
-    raise UserError(f'Apache Beam is not installed ({error}): pip install -r requirements-beam.txt') from error
+    raise UserError(f'Apache Beam is not installed ({error}): pip install apache-beam') from error
   paths = []
   for task in pending:
     paths.append(directory / IN_PROGRESS / f'{task.name}.task')

@@ -103,7 +103,7 @@ def devices_of(topology: Topology, slices: int = 1) -> Sequence[jax.Device]:
   chip = topology.chip
   module, package = ('libtpu', 'libtpu') if chip.platform == 'tpu' else ('jax_plugins.xla_cuda13', 'jax[cuda13]')
   if not _installed(module):
-    raise UserError(f'compiling for {topology.name} needs {package}: pip install -r requirements-plan.txt')
+    raise UserError(f'compiling for {topology.name} needs {package}: pip install "{package}"')
   try:
     if chip.platform == 'tpu':
       options = {'num_slices': slices} if slices > 1 else {}

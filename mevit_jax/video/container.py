@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import av
 import av.logging
@@ -32,6 +32,8 @@ FORMATS = (
 # Containers that store a presentation timestamp for every packet. For others FFmpeg estimates them, wrongly for AVI
 # with reordered frames.
 CONTAINERS_WITH_PTS = {'mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm'}
+# Metadata that is not UTF-8: PyAV 18 raises an error unless told otherwise, PyAV 19 has no such option.
+_METADATA: dict[str, Any] = {'metadata_errors': 'replace'} if int(av.__version__.split('.')[0]) < 19 else {}
 MAX_PIXELS = 2**26  # per frame: twice 8K. A frame of this size takes 200 MB as RGB
 _PADDING = 2**21  # pixels by which decoders round up the sides of a frame, at most
 _MAX_OBLONG = 0.02  # deviation of a pixel's aspect ratio from 1 that counts as square
@@ -148,7 +150,7 @@ def _open_container(handle: BinaryIO, max_pixels: int) -> InputContainer:
     return av.open(
       _Bytes(handle),
       'r',
-      metadata_errors='replace',
+      **_METADATA,
       options={'max_pixels': str(max_pixels + _PADDING)},  # of the decoders that look for a stream's format
       container_options={'format_whitelist': ','.join(FORMATS), 'protocol_whitelist': 'none'},
       io_open=_refuse_to_open,

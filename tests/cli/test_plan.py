@@ -96,7 +96,7 @@ def get_config():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='needs requirements-plan.txt')
+@pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='needs libtpu, of the extra plan')
 def test_plan_for_a_tpu(tmp_path):
   """Batch size 256 has about four times the compute of 64, and the same bytes in collectives."""
   (tmp_path / 'small.py').write_text(SMALL.format(unroll=0))
@@ -111,7 +111,7 @@ def test_plan_for_a_tpu(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='needs requirements-plan.txt')
+@pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='needs libtpu, of the extra plan')
 def test_plan_for_two_tpu_slices(tmp_path):
   """All gradients are reduced between slices in float32; each of four chips sends a quarter."""
   (tmp_path / 'small.py').write_text(SMALL.format(unroll=0))

@@ -16,6 +16,7 @@ from mevit_jax.config.model import MEViTConfig
 from mevit_jax.models.attention import Heads, motion_attention, space_attention
 from mevit_jax.models.kernels import fused_attention, fused_cost, supported
 from tests.helpers.naive import assert_close
+from tests.helpers.precision import enable_x64
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,7 +110,7 @@ AT_MOST |= {'token query': 0.9, 'token key': 0.9, 'token value': 0.99}  # fewer 
 def test_bfloat16_error_is_at_most_that_of_plain_xla(kind):
   config = config_of((6, 6), 2, 128, 2, 2)
   arguments = inputs(config, True, 'bfloat16', examples=20)
-  with jax.enable_x64(True):
+  with enable_x64(True):
     exact = run(plain(config, kind), *jax.tree.map(lambda x: np.asarray(x, np.float64), arguments))
     exact = jax.tree.map(np.asarray, exact)
   ours = run(fused(config, kind), *arguments)
@@ -190,7 +191,7 @@ print('compiled')
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='needs libtpu, of requirements-plan.txt')
+@pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='needs libtpu, of the extra plan')
 def test_compiles_for_tpus():
   wanted = {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
   done = subprocess.run(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mevit_jax.models.layers import add_bias, gelu, normalize
+from tests.helpers.precision import enable_x64
 
 RNG = np.random.default_rng(0)
 X, GRADIENT = RNG.normal(1.0, 3.0, (2, 3, 5, 16)), RNG.normal(size=(2, 3, 5, 16))
@@ -32,7 +33,7 @@ def values_and_gradients(function, arguments, dtype):
 @pytest.mark.parametrize('name', PAIRS)
 def test_layers_equal_those_of_flax(name, dtype, tolerance):
   ours, theirs, arguments = PAIRS[name]
-  with jax.enable_x64():
+  with enable_x64():
     found, expected = values_and_gradients(ours, arguments, dtype), values_and_gradients(theirs, arguments, 'float64')
   for x, y in zip(found, expected, strict=True):
     np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(y).max())

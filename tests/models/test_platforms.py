@@ -21,6 +21,7 @@ from mevit_jax.models.functional import build_model, parameter_shapes
 from mevit_jax.parallel.mesh import make_mesh
 from mevit_jax.parallel.placement import batch_sharding, constrain_batch, shard_attention, shard_params
 from mevit_jax.planning.environment import variables
+from tests.helpers.precision import enable_x64
 
 ROOT = Path(__file__).parents[2]
 
@@ -183,7 +184,7 @@ print('compiled')
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not find_spec('jax_cuda13_plugin'), reason='needs jax_cuda13_plugin, of requirements-gpu.txt')
+@pytest.mark.skipif(not find_spec('jax_cuda13_plugin'), reason='needs jax_cuda13_plugin, of the extra gpu')
 def test_cudnn_compiles_for_gpus():
   done = subprocess.run(
     [sys.executable, '-c', COMPILE], cwd=ROOT, env={**os.environ, **variables()}, capture_output=True, text=True
@@ -261,7 +262,7 @@ def test_bfloat16_error_of_fast_paths_is_at_most_that_of_plain_xla():
   """Averages over many random parameters: for a single draw the ratio is between 0.88 and 1.17."""
   config = dataclasses.replace(CONFIG, image_size=(25, 15), frames=4)
   video, draws = video_of(config), [params_of(config, seed) for seed in range(24)]
-  with jax.enable_x64():
+  with enable_x64():
     run = differentiated(dataclasses.replace(config, attention='plain', dtype='float64'))
     exact = [run(params, video) for params in draws]
 

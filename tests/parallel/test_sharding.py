@@ -25,6 +25,7 @@ from mevit_jax.planning.hlo import read_program
 from mevit_jax.training.optimizer import make_optimizer
 from mevit_jax.training.state import TrainState, create_state, init_state
 from mevit_jax.training.steps import make_train_step
+from tests.helpers.precision import enable_x64
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
@@ -69,7 +70,7 @@ def first_params(config):
 def trained(shape, **changes):
   """Trains 20 steps on a mesh; returns losses, the first gradient, the last params, the program and the state."""
   config = dataclasses.replace(CONFIG, **{k: v for k, v in changes.items() if k != 'accumulate'})
-  with jax.enable_x64(config.dtype == 'float64'):
+  with enable_x64(config.dtype == 'float64'):
     mesh = mesh_of(shape)
     step = make_train_step(
       build_model(config, constrain_batch(mesh)), OPTIMIZER, augmentation=AugmentConfig(),

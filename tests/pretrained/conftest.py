@@ -26,13 +26,13 @@ def always(exact_and_fast):
 
 
 def _import(name):
-  """Imports a library of requirements-parity.txt, ignoring its warnings, or skips the test."""
+  """Imports a library of the extra slow, ignoring its warnings, or skips the test."""
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     try:
       return importlib.import_module(name)
     except ImportError:
-      return pytest.skip(f'needs {name} (requirements-parity.txt)')
+      return pytest.skip(f'needs {name}, of the extra slow')
 
 
 @pytest.fixture(scope='session')

@@ -1,7 +1,6 @@
 """report.html in Chromium; slow, and skipped without Chromium."""
 
 import json
-import shutil
 
 import pytest
 
@@ -11,23 +10,6 @@ pytestmark = [
   pytest.mark.slow,
   pytest.mark.filterwarnings('default::ResourceWarning'),  # of selenium's sockets
 ]
-
-
-@pytest.fixture
-def browser():
-  """Headless Chromium with a log of its console."""
-  webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed')
-  chromium, driver = shutil.which('chromium'), shutil.which('chromedriver')
-  if not chromium or not driver:
-    pytest.skip('there is no Chromium: apt-get install chromium chromium-driver')
-  options = webdriver.ChromeOptions()
-  options.binary_location = chromium
-  for argument in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'):
-    options.add_argument(argument)
-  options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-  opened = webdriver.Chrome(options, webdriver.ChromeService(driver))
-  yield opened
-  opened.quit()
 
 
 @pytest.fixture(params=[1400, 390])

@@ -341,3 +341,18 @@ def test_unusable_files_are_errors_with_a_reason(data, reason, capfd):
       use(data)
     assert '\n' not in str(error.value)
   assert capfd.readouterr().err == ''
+
+
+def test_metadata_may_be_in_any_encoding():
+  file = io.BytesIO()
+  with av.open(file, 'w', format='mp4') as output:
+    output.metadata['title'] = 'title_XYZ'
+    stream = output.add_stream('libx264', rate=30)
+    stream.height, stream.width, stream.pix_fmt = 32, 32, 'yuv420p'
+    for index in range(4):
+      output.mux(stream.encode(av.VideoFrame.from_ndarray(picture(index, 32, 32))))
+    output.mux(stream.encode(None))
+  data = file.getvalue()
+  changed = data.replace(b'title_XYZ', b'title_\xe9\xff\xfe')  # not UTF-8
+  assert changed != data
+  assert inspect(changed) == inspect(data)
