@@ -13,7 +13,7 @@ REPLACED = r"""
 running mean | recipe | max_dead
 by_rows | keep_rows | host_rows | as_it_is | each_device | is_first\b | failure_told
 open_saved | keep_memory | keep_programs | Stop\.asked | Watch\.settle | _AHEAD\b
-Landing | in_a_row | tasks\.supervise | \bblame\b | \breceipts?\b | \bTurns\b | \btorn\b
+Landing | in_a_row | tasks\.supervise | \bblame\b | \breceipts?\b | \btorn\b
 make_looks | evaluation\.looks | motion_start | model\.order\b | data\.balance | data\.repeats
 FASTEST | \bASKED\b | benchmarks[./](turns|peers|kills)
 (?<!there )\bis no [a-z] | told apart | what is there | goes on\b | of another run\b | The house | Out again | Small and uneven
