@@ -16,7 +16,8 @@ open_saved | keep_memory | keep_programs | Stop\.asked | Watch\.settle | _AHEAD\
 Landing | in_a_row | tasks\.supervise | \bblame\b | \breceipts?\b | \btorn\b
 make_looks | evaluation\.looks | motion_start | model\.order\b | data\.balance | data\.repeats
 FASTEST | \bASKED\b | benchmarks[./](turns|peers|kills)
-(?<!there )\bis no [a-z] | told apart | what is there | goes on\b | of another run\b | The house | Out again | Small and uneven
+(?<!there )\bis no [a-z] | told apart | what is there | goes on\b | of another run\b
+The house | Out again | Small and uneven
 """
 
 
