@@ -6,7 +6,8 @@ Every clip is decoded from encoded bytes: 8 frames, `stride` 32, a random crop o
 8 x 224 x 224 x 3 uint8. All rows read the same random clips in interleaved order, in one process and one thread. CPU
 time is the median per clip; `x decord` is the median over clips of the speed relative to decord on the original (to the
 first available row if decord is not installed). PSNR is relative to the original's clips. Before timing, each reader
-must return the frames of a plain decoding loop.
+must return the frames of a plain decoding loop. Frames of a video whose pixels are not square are compared after
+scaling them to square ones, which only ours does itself.
 
 Without VIDEO, a synthetic video is used. --frontier adds other encodings at the same resolution. Decoders that are not
 installed are listed and skipped (requirements-benchmarks.txt).
@@ -54,8 +55,9 @@ class Row:
   squares: list[float] = field(default_factory=list)
 
 
-def read_ours(data: bytes, indices: list[int], times: np.ndarray) -> Sequence[np.ndarray]:
-  return decode(data, times)
+def make_read_ours(num_frames: int) -> Reader:
+  """Returns our reader of a video with this number of frames, which a prepared dataset knows."""
+  return lambda data, indices, times: decode(data, times, num_frames)
 
 
 def read_pyav(data: bytes, indices: list[int], times: np.ndarray) -> Sequence[np.ndarray]:
@@ -184,7 +186,7 @@ def make_video(frames: int = 300, height: int = 256, width: int = 340) -> bytes:
 
 def make_rows(data: bytes, frontier: bool) -> list[Row]:
   """Lists the readers of the original, ours with our encoding, and with `frontier` ours with other encodings."""
-  encoding = Encoding('h264')
+  encoding, read_ours = Encoding('h264'), make_read_ours(inspect(data).num_frames)
   rows = [Row(name, read, data) for name, read in READERS.items()]
   rows.append(Row('ours', read_ours, data))
   rows.append(
@@ -207,12 +209,12 @@ def measure(data: bytes, rows: Sequence[Row], clips: int) -> None:
     times = train_times(rng, config, info.duration, info.num_frames)
     indices = np.maximum(np.searchsorted(starts, times + 1e-6, side='right') - 1, 0).tolist()
     box = np.array(train_box(rng, config, info.height, info.width)) / np.tile([info.width, info.height], 2)
-    plain = read_pyav(data, indices, times)
+    plain = _square(read_pyav(data, indices, times), info.width)
     expected = _clip(plain, box, config.size)
     for row in (row for row in rows if not row.error):
       try:
         if clip < 0:
-          _check(row, row.read(row.data, indices, times), plain)
+          _check(row, _square(row.read(row.data, indices, times), info.width), plain)
         start = time.process_time()
         result = _clip(row.read(row.data, indices, times), box, config.size)
         elapsed = time.process_time() - start
@@ -228,6 +230,12 @@ def _clip(frames: Sequence[np.ndarray], box: np.ndarray, size: tuple[int, int]) 
   height, width = frames[0].shape[:2]
   left, top, right, bottom = (box * np.tile([width, height], 2)).tolist()
   return np.stack([crop_resize(frame, (left, top, right, bottom), size) for frame in frames])  # t h w 3
+
+
+def _square(frames: Sequence[np.ndarray], width: int) -> Sequence[np.ndarray]:
+  """Scales frames of the original to the width at which their pixels are square."""
+  size = width, frames[0].shape[0]
+  return [av.VideoFrame.from_ndarray(frame).to_ndarray(width=size[0], height=size[1]) for frame in frames]
 
 
 def _check(row: Row, frames: Sequence[np.ndarray], plain: Sequence[np.ndarray]) -> None:

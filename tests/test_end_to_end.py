@@ -16,6 +16,7 @@ from PIL import Image
 
 from mevit_jax import evaluate, train
 from mevit_jax.cli import dry_run
+from mevit_jax.cli import train as cli_train
 from mevit_jax.config import experiment
 from mevit_jax.config import flags as config_flags
 from mevit_jax.data import pipeline
@@ -93,10 +94,10 @@ def test_unreadable_videos_in_training_are_counted_and_logged_once(tiny, shapes_
   dead = source[3]
   read = pipeline.decode
 
-  def decode(data, times):
+  def decode(data, times, num_frames):
     if data == dead['video']:
       raise VideoError('it has rotted')
-    return read(data, times)
+    return read(data, times, num_frames)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(pipeline, 'decode', decode)
@@ -230,7 +231,8 @@ def test_dry_run_writes_nothing(tiny, tmp_path, capsys):
 
 def test_dry_run_needs_no_workdir(tiny, tmp_path, monkeypatch, capsys):
   values = dict.fromkeys(('config', 'workdir', 'coordinator', 'processes', 'process_id'))
-  monkeypatch.setattr(dry_run.flags, 'FLAGS', types.SimpleNamespace(**values))
+  for module in (dry_run, cli_train):
+    monkeypatch.setattr(module, 'flags', types.SimpleNamespace(FLAGS=types.SimpleNamespace(**values)))
   monkeypatch.setattr(config_flags, 'parse_config', lambda _: tiny())
   monkeypatch.chdir(tmp_path)
   dry_run.main(['dry-run'])

@@ -20,9 +20,9 @@ split folders, flat); CSVS are the official CSV files, or folders with them, sep
 something_something_v2: VIDEOS is the folder of numbered files; JSONS are the official files
 (labels, train, validation, test), or folders with them.
 
-Videos that do not decode, or take longer than --time_limit, are left out and listed, with the reason,
-in report.txt and report.json. Preparation stops if more videos are missing than --max_missing, or
-unusable than --max_unusable, allows.
+Videos that do not decode, or exceed --time_limit, --max_bytes or --max_pixels, are left out and
+listed, with the reason, in report.txt and report.json. Preparation stops if more videos are missing
+than --max_missing, or unusable than --max_unusable, allows.
 
 The dataset is written to DIR/NAME/1.0.0. To continue an interrupted run, give the same command again.
 A complete dataset is left alone (lost shards are written again), and a command with other arguments
@@ -40,13 +40,15 @@ from typing import Any
 from absl import flags
 
 from mevit_jax.datasets import catalog, preparation
-from mevit_jax.datasets.builders import report
+from mevit_jax.datasets.builders import files, report
 from mevit_jax.errors import UserError
+from mevit_jax.video.container import MAX_PIXELS
 from mevit_jax.video.transcode import KINDS, Encoding
 
 REQUIRED = ('data_dir',)  # flags
 
-_LIMITS = ('max_unusable', 'max_missing', 'time_limit', 'validation_fraction')
+_LIMITS = ('max_unusable', 'max_missing', 'time_limit', 'max_bytes', 'max_pixels', 'validation_fraction')
+_LARGEST_VIDEO = 2**31 - 2**24  # a serialized example is limited to 2 GiB
 _SHAPES = ('train_videos', 'validation_videos', 'frames', 'size')
 
 
@@ -63,6 +65,20 @@ def define_flags() -> None:
   flags.DEFINE_float('max_missing', 0.2, 'Largest share of missing videos; more stop the preparation.', **share)
   flags.DEFINE_float(
     'time_limit', 120, 'Seconds that decoding a video may take, else it is unusable; 0: no limit.', lower_bound=0.0
+  )
+  flags.DEFINE_integer(
+    'max_bytes',
+    files.MAX_BYTES,
+    'Bytes of a video file, else it is unusable.',
+    lower_bound=1,
+    upper_bound=_LARGEST_VIDEO,
+  )
+  flags.DEFINE_integer(
+    'max_pixels',
+    MAX_PIXELS,
+    'Height x width of a frame, else the video is unusable. Decoding takes 3 bytes per pixel and more.',
+    lower_bound=1,
+    upper_bound=MAX_PIXELS,
   )
   _define_encoding_flags()
   flags.DEFINE_integer('train_videos', 8192, 'moving_shapes: number of training videos.', lower_bound=8)

@@ -200,7 +200,8 @@ class _TrainClips(grain.transforms.RandomMap):
     raise VideoError(f'{_MAX_REPLACEMENTS} consecutive videos are unreadable: {"; ".join(errors)}')
 
   def _crops(self, example: Mapping[str, Any], rng: np.random.Generator) -> list[np.ndarray]:
-    frames = decode(example['video'], train_times(rng, self.clip, example['duration'], example['num_frames']))
+    times = train_times(rng, self.clip, example['duration'], example['num_frames'])
+    frames = decode(example['video'], times, example['num_frames'])
     boxes = [train_box(rng, self.clip, *frames[0].shape[:2]) for _ in range(self.repeats)]
     return [_crop(frames, box, self.clip.size) for box in boxes]
 
@@ -246,7 +247,7 @@ class _EvalViews(grain.transforms.Map):
 
   def _views(self, example: Mapping[str, Any]) -> np.ndarray:
     times = view_times(self.clip, example['duration'], example['num_frames'], self.clips)
-    frames = decode(example['video'], times.ravel())
+    frames = decode(example['video'], times.ravel(), example['num_frames'])
     height, width = frames[0].shape[:2]
     boxes = view_boxes(self.clip, height, width, self.crops)
     crops = np.stack([_crop(frames, box, self.clip.size) for box in boxes])  # crops clips*t h w 3

@@ -11,10 +11,11 @@ from typing import Any
 
 from mevit_jax.datasets import shards
 from mevit_jax.datasets.builders import files, lists, report, video_folder
-from mevit_jax.datasets.builders.files import ListedVideo, Listing, VideoFile
+from mevit_jax.datasets.builders.files import Limits, ListedVideo, Listing, VideoFile
 from mevit_jax.datasets.tasks import Check, Executor, ProgressCallback, Row
 from mevit_jax.errors import UserError
 from mevit_jax.progress import Progress
+from mevit_jax.video.container import MAX_PIXELS
 from mevit_jax.video.transcode import Encoding
 
 MAX_SHOWN = 20  # entries of a list that are shown on the terminal; report.txt has all
@@ -32,7 +33,7 @@ class Options:
     progress: function of a description that returns a progress callback.
     max_unusable, max_missing: largest shares of unusable and of missing videos; more stop the preparation.
     encoding: encoding that videos are stored in.
-    time_limit: seconds that decoding a video may take, else it is unusable; 0 disables the limit.
+    time_limit, max_bytes, max_pixels: what a video may take at most, see `files.Limits`.
     validation_fraction, seed: settings of the split, if the listing gives none.
     all_classes: True if a class without usable videos is an error, False if it is only noted.
   """
@@ -43,9 +44,16 @@ class Options:
   max_missing: float = 0.2
   encoding: Encoding = files.KEEP
   time_limit: float = 120
+  max_bytes: int = files.MAX_BYTES
+  max_pixels: int = MAX_PIXELS
   validation_fraction: float = 0.2
   seed: int = 0
   all_classes: bool = True
+
+  @property
+  def limits(self) -> Limits:
+    """Limits of a single video."""
+    return Limits(self.time_limit, self.max_bytes, self.max_pixels)
 
 
 def prepare(directory: Path, listing: Listing, arguments: Mapping[str, Any], options: Options) -> dict[str, Any]:
@@ -78,7 +86,7 @@ def prepare(directory: Path, listing: Listing, arguments: Mapping[str, Any], opt
   usable = [file for members in splits.values() for file in members]
   _check_disk_space(directory, *_estimate_bytes(usable, examined, options))
   data_dir, name = directory.parents[1], directory.parent.name
-  builder = files.FilesBuilder(data_dir, name, listing.class_names, splits, options.encoding, options.time_limit)
+  builder = files.FilesBuilder(data_dir, name, listing.class_names, splits, options.encoding, options.limits)
   summary: dict[str, Any] = {}
 
   def finish(rows: Callable[[], Iterator[tuple[str, Row]]]) -> None:
@@ -103,7 +111,7 @@ def _examine_and_split(
   """Returns splits made of the usable videos, and the rows of the unusable ones."""
   check = _make_unusable_check(options.max_unusable)
   progress = options.progress('videos examined')
-  rows = files.examine(present, directory, options.executor, progress, check, time_limit=options.time_limit)
+  rows = files.examine(present, directory, options.executor, progress, check, limits=options.limits)
   summary = report.make(lambda: (('', row) for row in rows.values()), missing, notes)
   _check_usable(summary, listing, options.all_classes)
   examined = [dataclasses.replace(file, examined=rows[file.video.id]) for file in present]
@@ -181,7 +189,7 @@ def _estimate_bytes(usable: Sequence[VideoFile], directory: Path, options: Optio
   if options.encoding.kind == 'keep':
     return total, ''
   sample = usable[:: -(-len(usable) // SAMPLE_VIDEOS)]
-  rows = files.examine(sample, directory, options.executor, encoding=options.encoding, time_limit=options.time_limit)
+  rows = files.examine(sample, directory, options.executor, encoding=options.encoding, limits=options.limits)
   sizes = [(file.num_bytes, rows[file.video.id]['bytes']) for file in sample if 'dead' not in rows[file.video.id]]
   before, after = (sum(column) for column in zip(*sizes, strict=True)) if sizes else (1, 1)
   _LOG.info('a sample of %.1f MB of the videos is %.1f MB when re-encoded', before / 1e6, after / 1e6)

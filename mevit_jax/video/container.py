@@ -1,35 +1,47 @@
-"""Opening, demuxing and decoding encoded video files: the layer over PyAV that the rest of `video` uses."""
+"""Opening encoded video files: the only place that hands a file to FFmpeg.
+
+A file may come from anybody. FFmpeg has demuxers for playlists and scripts that open other files and network addresses,
+so only formats that hold the pictures themselves are accepted, and nothing but the file's own bytes can be read.
+"""
 
 import contextlib
+import errno
 import io
-import itertools
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from fractions import Fraction
+import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import BinaryIO, NoReturn
 
 import av
 import av.logging
-import numpy as np
 from av.container import InputContainer
-from av.packet import Packet
-from av.sidedata.sidedata import Type
 from av.stream import Disposition
-from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from mevit_jax.errors import UserError
 
 av.logging.set_level(None)  # errors are raised; FFmpeg's own messages would flood the terminal
 
+# FFmpeg's demuxers of formats that hold the pictures themselves. All others are refused: playlists and scripts (concat,
+# hls, dash, imf, ...), streaming (sdp, rtsp, ...), image sequences, still images, text, devices.
+FORMATS = (
+  *('mov', 'matroska', 'avi', 'flv', 'mpegts', 'mpeg', 'asf', 'ogg', 'mxf', 'nut', 'dv', 'gif', 'apng'),
+  *('h264', 'hevc', 'mpegvideo', 'm4v', 'av1', 'obu', 'ivf', 'mjpeg'),  # without a container
+)
 # Containers that store a presentation timestamp for every packet. For others FFmpeg estimates them, wrongly for AVI
 # with reordered frames.
 CONTAINERS_WITH_PTS = {'mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm'}
-# Decoders that skip packets they cannot decode: HEVC without an error, H.264 after one error, until the next keyframe.
-_CODECS_THAT_SKIP = {'hevc', 'h264'}
+MAX_PIXELS = 2**26  # per frame: twice 8K. A frame of this size takes 200 MB as RGB
+_PADDING = 2**21  # pixels by which decoders round up the sides of a frame, at most
+_MAX_OBLONG = 0.02  # deviation of a pixel's aspect ratio from 1 that counts as square
 _STILL_IMAGE = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
+_KINDS = {
+  stat.S_IFIFO: 'a named pipe',
+  stat.S_IFSOCK: 'a socket',
+  stat.S_IFCHR: 'a device',
+  stat.S_IFBLK: 'a device',
+}
 
 File = bytes | Path  # an encoded file: its bytes, or a path that is read in parts
 
@@ -39,202 +51,182 @@ class VideoError(UserError):
 
 
 @contextlib.contextmanager
-def open_video(file: File) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(file: File, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputContainer, VideoStream]]:
   """Opens a file and selects its main video stream.
 
+  Args:
+    file: the file.
+    max_pixels: limit of height x width of a frame; the decoder refuses larger ones before it takes their memory.
+
   Raises:
-    VideoError: the file has no video stream that can be decoded.
+    VideoError: the file is not a regular one, or has no video stream that can be decoded.
     OSError: the file cannot be read.
   """
-  # Python opens the path: FFmpeg would interpret names such as 'http:...' and 'concat:...'.
   with contextlib.ExitStack() as stack:
-    handle = stack.enter_context(file.open('rb') if isinstance(file, Path) else io.BytesIO(file))
+    handle = stack.enter_context(open_regular(file) if isinstance(file, Path) else io.BytesIO(file))
     if not handle.read(1):
       raise VideoError('the file is empty')
-    handle.seek(0)
+    container = stack.enter_context(_open_container(handle, max_pixels))
     try:
-      container = stack.enter_context(av.open(handle, 'r', metadata_errors='replace'))
-    except av.FFmpegError as error:
-      raise VideoError(f'not a video that FFmpeg can open: {error_reason(error)}') from error
-    if container.format.name.endswith('_pipe'):
-      raise VideoError(f'a still image ({container.format.name.removesuffix("_pipe")})')
-    stream = _main_stream(container)
+      index = _main_stream(container)
+    except VideoError as error:
+      raise VideoError(_without_index(handle) or str(error)) from error
+    if len(_candidates(container)) > 1:  # selecting it may have read packets
+      container.close()
+      container = stack.enter_context(_open_container(handle, max_pixels))
+    stream = container.streams.video[index]
+    _check_size(stream.height, square_width(stream, stream.width), max_pixels)
     stream.thread_type = 'NONE'  # worker processes provide the parallelism
     stream.codec_context.thread_count = 1
+    stream.codec_context.options = {'max_pixels': str(max_pixels + _PADDING)}
     yield container, stream
 
 
-def _main_stream(container: InputContainer) -> VideoStream:
+def open_regular(path: Path) -> BinaryIO:
+  """Opens a regular file to read its bytes. Others may block (a pipe) or never end (a device).
+
+  Raises:
+    VideoError: the path is not a regular file.
+    OSError: the file cannot be read.
+  """
+  _check_regular(path.stat().st_mode)
+  # Without blocking, and checked again: the file may have been replaced in between.
+  descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+  handle = os.fdopen(descriptor, 'rb')
+  try:
+    _check_regular(os.fstat(descriptor).st_mode)
+  except VideoError:
+    handle.close()
+    raise
+  return handle
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+  """Returns the bytes of a regular file, of which it reads at most one more than allowed.
+
+  Raises:
+    VideoError: the path is not a regular file, or the file is larger than `max_bytes`.
+    OSError: the file cannot be read.
+  """
+  with open_regular(path) as handle:
+    size = os.fstat(handle.fileno()).st_size
+    data = handle.read(max_bytes + 1) if size <= max_bytes else b''
+  if size > max_bytes or len(data) > max_bytes:
+    size = max(size, len(data))
+    raise VideoError(f'{size:,} bytes, more than the limit of {max_bytes:,} bytes: cut it into clips')
+  return data
+
+
+def _check_regular(mode: int) -> None:
+  if stat.S_ISDIR(mode):
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+  if not stat.S_ISREG(mode):
+    raise VideoError(f'{_KINDS.get(stat.S_IFMT(mode), "not a regular file")}, not a video file')
+
+
+def square_width(stream: VideoStream, width: int) -> int:
+  """Returns the width at which a frame's pixels are square: FFmpeg's `scale=iw*sar:ih`.
+
+  Videos that were scaled to even sides have pixels that are almost square, to keep their exact shape: 340x256 is left
+  as it is.
+  """
+  aspect = stream.sample_aspect_ratio
+  return max(1, int(width * aspect)) if aspect and abs(aspect - 1) > _MAX_OBLONG else width
+
+
+def _check_size(height: int, width: int, max_pixels: int) -> None:
+  if height * width > max_pixels:
+    raise VideoError(
+      f'frames of {width}x{height} pixels, more than the limit of {max_pixels} pixels; scale it down first'
+    )
+
+
+def _open_container(handle: BinaryIO, max_pixels: int) -> InputContainer:
+  """Opens FFmpeg's container of a file object."""
+  handle.seek(0)
+  try:
+    return av.open(
+      _Bytes(handle),
+      'r',
+      metadata_errors='replace',
+      options={'max_pixels': str(max_pixels + _PADDING)},  # of the decoders that look for a stream's format
+      container_options={'format_whitelist': ','.join(FORMATS), 'protocol_whitelist': 'none'},
+      io_open=_refuse_to_open,
+    )
+  except av.ArgumentError as error:  # the format is not one of FORMATS
+    raise VideoError(
+      'not a video in a supported container format: a still image, a playlist, text, or an unknown format'
+    ) from error
+  except av.FFmpegError as error:
+    reason = _without_index(handle) or error_reason(error)
+    raise VideoError(f'not a video that FFmpeg can open: {reason}') from error
+
+
+class _Bytes:
+  """File object without a name, whose extension FFmpeg would use to choose a demuxer."""
+
+  def __init__(self, handle: BinaryIO):
+    self.read, self.seek, self.tell = handle.read, handle.seek, handle.tell
+
+
+def _refuse_to_open(*_: object) -> NoReturn:
+  raise VideoError('it refers to another file')
+
+
+def _without_index(handle: BinaryIO) -> str:
+  """Returns the reason that an MP4 or MOV file without an index cannot be opened; '' for other files."""
+  handle.seek(0)
+  position, size, kind = 0, handle.seek(0, io.SEEK_END), b''
+  while position + 8 <= size:
+    handle.seek(position)
+    header = handle.read(16)
+    length, kind = int.from_bytes(header[:4], 'big'), header[4:8]
+    length = int.from_bytes(header[8:16], 'big') if length == 1 else length or size - position
+    if position == 0 and kind not in (b'ftyp', b'mdat', b'wide', b'free', b'skip'):
+      return ''
+    if kind == b'moov' and position + length > size:
+      return 'its index (the moov box) is cut off: download or copy it again'
+    if kind == b'moov' or length < 8:
+      return ''
+    position += length
+  if not position:
+    return ''
+  missing = f'; at least {position - size} bytes' if position > size else ''
+  return f'its end is missing, with the index (the moov box){missing}: download or copy it again'
+
+
+def _candidates(container: InputContainer) -> list[VideoStream]:
+  """Returns the video streams that can be decoded and are not marked as still images.
+
+  Raises:
+    VideoError: there are none.
+  """
   streams = [stream for stream in container.streams.video if not stream.disposition & _STILL_IMAGE]
   if not streams:
     raise VideoError('no video stream')
   streams = [stream for stream in streams if stream.codec_context is not None]
   if not streams:
     raise VideoError('no decoder for its video stream')
+  return streams
+
+
+def _main_stream(container: InputContainer) -> int:
+  """Returns the position among the video streams of the one to decode, the first in FFmpeg's order with two packets.
+
+  A cover picture may be an ordinary stream, with one packet.
+  """
+  streams = _candidates(container)
   best = container.streams.best('video')
-  return best if best in streams else max(streams, key=lambda s: s.width * s.height)
-
-
-@dataclass
-class Demuxer:
-  """Iterator over the packets of the video stream.
-
-  Attributes:
-    container: the open file.
-    stream: its video stream.
-    all_streams: reads the other streams too, because audio may last longer than video.
-    time_limit: seconds after which iteration raises VideoError.
-    count: number of video packets so far.
-    end: end time of the last packet of any stream in seconds since the start of the file; needs `all_streams`.
-    error: the FFmpeg error that ended iteration early, or ''.
-  """
-
-  container: InputContainer
-  stream: VideoStream
-  all_streams: bool = False
-  time_limit: float | None = None
-  count: int = 0
-  end: float = 0.0
-  error: str = ''
-
-  def __iter__(self) -> Iterator[Packet]:
-    began, start = time.monotonic(), (self.container.start_time or 0) / av.time_base
-    try:
-      for packet in self.container.demux() if self.all_streams else self.container.demux(self.stream):
-        if packet.size == 0 and packet.pts is None and packet.dts is None:
-          continue  # PyAV's own end-of-stream packets
-        if self.time_limit and time.monotonic() - began > self.time_limit:
-          raise VideoError(f'takes longer than {self.time_limit:g} s to decode')
-        if self.all_streams and packet.pts is not None:
-          end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-          self.end = max(self.end, end - start)
-        if packet.stream_index == self.stream.index:
-          self.count += 1
-          yield packet
-    except av.FFmpegError as error:
-      self.error = error_reason(error)
-    except IndexError:  # raised by PyAV at the end of a file, if a stream first appeared in the middle
-      pass
-    if not self.count:
-      raise VideoError(f'no video packets{self.error and f": {self.error}"}')
-
-
-@dataclass
-class PacketDecoder:
-  """Decodes all packets once and records properties of the frames, in the order of the decoder's output.
-
-  Attributes:
-    stream: the video stream.
-    has_pts: the container stores presentation timestamps, see `CONTAINERS_WITH_PTS`.
-    timestamps: presentation timestamp of every frame in units of the stream's time base; None if unknown.
-    durations: duration of every frame in seconds; 0 if unknown.
-    errors: FFmpeg's message for every packet that raised an error.
-    shape: height and width of the first frame as displayed.
-  """
-
-  stream: VideoStream
-  has_pts: bool
-  timestamps: list[int | None] = field(default_factory=list)
-  durations: list[float] = field(default_factory=list)
-  errors: list[str] = field(default_factory=list)
-  shape: tuple[int, int] = (0, 0)
-  _first_keyframe: int | None = None  # timestamp
-  _num_expected: int = 0  # packets that decoded without an error and must have produced a frame
-  _interlaced: bool = False
-
-  def run(self, packets: Iterable[Packet]) -> Iterator[VideoFrame]:
-    """Decodes the packets; records the error of a packet that fails and continues with the next one."""
-    for packet in itertools.chain(packets, [None]):
-      expected = packet is not None and self._expects_frame(packet)
-      try:
-        decoded = self.stream.decode(packet)
-      except av.FFmpegError as error:
-        self.errors.append(error_reason(error))
-        continue
-      self._num_expected += expected
-      for frame in decoded:
-        if not self.timestamps:
-          self.shape = displayed_size(frame.height, frame.width, orientation_of(frame))
-        self.timestamps.append(frame.pts)
-        self.durations.append((frame.duration or 0) * time_base_seconds(self.stream))
-        self._interlaced |= frame.interlaced_frame
-        yield frame
-    if not self.timestamps:
-      raise VideoError(': '.join(['no frame decodes', *self.errors[:1]]))
-
-  def _expects_frame(self, packet: Packet) -> bool:
-    """Returns True if a packet must produce a frame; packets before the first keyframe need not.
-
-    These are packets that come before it in the file, or that are displayed before it.
-    """
-    if self._first_keyframe is None and (packet.is_keyframe or self.has_pts):
-      # With timestamps the first packet counts, also if it is corrupt and therefore not recognized as a keyframe.
-      self._first_keyframe = packet.pts
-    if self._first_keyframe is None or packet.pts is None or packet.is_discard or not packet.size:
-      return False
-    return packet.pts >= self._first_keyframe
-
-  def failures(self) -> list[str]:
-    """Returns the reason for every packet that does not decode."""
-    first, codec = self._first_keyframe, self.stream.codec_context.codec.canonical_name
-    if first is None or codec not in _CODECS_THAT_SKIP or (codec == 'h264' and (self._interlaced or not self.errors)):
-      return self.errors  # two packets of interlaced H.264 may be the fields of one frame
-    num_frames = sum(timestamp is not None and timestamp >= first for timestamp in self.timestamps)
-    return self.errors + ['the decoder returned no frame'] * (self._num_expected - num_frames)
-
-  @property
-  def rate(self) -> Fraction:
-    """Nominal frame rate."""
-    return self.stream.guessed_rate or self.stream.average_rate or Fraction(25)
-
-  def timeline(self) -> tuple[np.ndarray, Fraction]:
-    """Returns every frame's display time, int64 from 0, and its unit in seconds.
-
-    Decoders output frames in display order. Where timestamps contradict this order, they are trusted only if the
-    container stores them.
-    """
-    if None in self.timestamps:
-      return np.arange(len(self.timestamps)), 1 / self.rate
-    timestamps = np.array(self.timestamps, np.int64)
-    ordered = timestamps if self.has_pts else np.sort(timestamps)
-    return ordered - timestamps.min(), self.stream.time_base or 1 / self.rate
-
-
-class Orientation(NamedTuple):
-  """Rotation by multiples of 90 degrees and mirroring: an optional transpose, followed by optional flips."""
-
-  transpose: bool = False
-  flip_y: bool = False
-  flip_x: bool = False
-
-
-def orientation_of(frame: VideoFrame) -> Orientation:
-  """Returns the orientation that a frame's display matrix requests (rotation, or a front camera's mirroring).
-
-  Reading side data keeps the frame's memory until Python next collects reference cycles, because side data and frame
-  refer to each other. Call it once per video.
-  """
-  side_data: Any = frame.side_data
-  if Type.DISPLAYMATRIX not in side_data:
-    return Orientation()
-  a, b, _, c, d, *_ = np.frombuffer(side_data[Type.DISPLAYMATRIX], np.int32).tolist()
-  return Orientation(True, b < 0, c < 0) if abs(b) > abs(a) else Orientation(False, d < 0, a < 0)
-
-
-def displayed_size(height: int, width: int, orientation: Orientation) -> tuple[int, int]:
-  """Converts a stored (height, width) to the displayed one; also the inverse."""
-  return (width, height) if orientation.transpose else (height, width)
-
-
-def apply_orientation(pixels: np.ndarray, orientation: Orientation) -> np.ndarray:
-  """Returns a view of an array `h w ...` as displayed."""
-  pixels = pixels.swapaxes(0, 1) if orientation.transpose else pixels
-  return pixels[:: -1 if orientation.flip_y else 1, :: -1 if orientation.flip_x else 1]
-
-
-def time_base_seconds(stream: VideoStream) -> float:
-  """Unit of the stream's timestamps in seconds; 0 if unknown."""
-  return float(stream.time_base or 0)
+  streams.sort(key=lambda stream: (stream is not best, -stream.width * stream.height))
+  if len(streams) > 1:
+    counts = dict.fromkeys([stream.index for stream in streams], 0)
+    with contextlib.suppress(av.FFmpegError, IndexError):  # of damaged files; see `Demuxer`
+      for packet in container.demux(streams):
+        counts[packet.stream_index] += bool(packet.size)
+        if counts[streams[0].index] > 1:
+          break
+    streams.sort(key=lambda stream: counts[stream.index] < 2)
+  return container.streams.video.index(streams[0])
 
 
 def error_reason(error: av.FFmpegError) -> str:

@@ -6,30 +6,19 @@ function. Files for which this may be inexact are decoded from the first packet 
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import av
 import numpy as np
-from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from mevit_jax.video.container import (
-  CONTAINERS_WITH_PTS,
-  Demuxer,
-  File,
-  Orientation,
-  PacketDecoder,
-  VideoError,
-  apply_orientation,
-  open_video,
-  orientation_of,
-  time_base_seconds,
-)
+from mevit_jax.video.container import CONTAINERS_WITH_PTS, MAX_PIXELS, File, VideoError, open_video, square_width
+from mevit_jax.video.packets import Demuxer, PacketDecoder, describe_damage, summarize, time_base_seconds
+from mevit_jax.video.picture import ToRGB
 
 _TOLERANCE = 1e-6  # seconds: a requested time may be a timestamp after float arithmetic
 
@@ -40,7 +29,7 @@ class UnsafeError(Exception):
 
 @dataclass(frozen=True)
 class VideoInfo:
-  """Properties of a video as displayed: rotation is applied, pixels are treated as square.
+  """Properties of a video as displayed: rotation is applied, and pixels are square.
 
   Attributes:
     num_frames: number of frames that decode.
@@ -49,7 +38,7 @@ class VideoInfo:
     height: height of a frame in pixels.
     width: width of a frame in pixels.
     codec: FFmpeg's name of the codec.
-    damage: one line that says what does not decode, or ''.
+    damage: one line that says what does not decode, or that the clock jumps; or ''.
   """
 
   num_frames: int
@@ -61,20 +50,25 @@ class VideoInfo:
   damage: str
 
 
-def inspect(data: File, time_limit: float | None = None) -> VideoInfo:
+def inspect(data: File, time_limit: float | None = None, max_pixels: int = MAX_PIXELS) -> VideoInfo:
   """Decodes every frame once, in memory that does not grow with the number of frames.
+
+  Args:
+    data: the file.
+    time_limit: seconds that decoding may take.
+    max_pixels: limit of height x width of a frame.
 
   Raises:
     VideoError: the file is not a video, no frame decodes, less than half of the declared duration is present, less than
-      half of the packets decode, or decoding takes longer than `time_limit` seconds.
+      half of the packets decode, or a limit is exceeded.
   """
-  frames = FrameIterator(data, time_limit)
+  frames = FrameIterator(data, time_limit, max_pixels)
   for _ in frames:
     pass
   return frames.info
 
 
-def decode(data: bytes, times: np.ndarray) -> list[np.ndarray]:
+def decode(data: bytes, times: np.ndarray, num_frames: int | None = None) -> list[np.ndarray]:
   """Returns the frames displayed at `times`, RGB uint8 `h w 3` each.
 
   A frame is displayed from its timestamp until the next frame's. The first frame also counts as displayed before its
@@ -83,13 +77,18 @@ def decode(data: bytes, times: np.ndarray) -> list[np.ndarray]:
   Args:
     data: an encoded file.
     times: seconds since the display of the first frame, in any order.
+    num_frames: number of frames that `inspect` found. Where every packet gave one, the first one need not be decoded to
+      know that time starts with it.
 
   Raises:
     VideoError: as `inspect`.
   """
   with open_video(data) as (container, stream):
     packets = list(Demuxer(container, stream))
-    frames = _decode_runs(stream, packets, times) if container.format.name in CONTAINERS_WITH_PTS else None
+    index = index_packets(
+      container.format.name, [(packet.pts, packet.is_keyframe, packet.is_discard) for packet in packets]
+    )
+    frames = _decode_runs(stream, packets, index, times, num_frames) if index else None
     if frames is not None:
       return frames
     timestamps = np.sort([np.nan if packet.pts is None else packet.pts for packet in packets])
@@ -100,8 +99,9 @@ def decode(data: bytes, times: np.ndarray) -> list[np.ndarray]:
 class FrameIterator:
   """Iterator that decodes every frame once, in the decoder's output order.
 
-  Attributes (set when iteration has finished):
-    info: properties of the video.
+  Attributes:
+    size: width and height of the first frame, with square pixels, before orientation. Set with the first frame.
+    info: properties of the video. Set when iteration has finished, like the following.
     ticks: int64 display time of every frame in units of `tick`, from 0; almost always increasing.
     tick: unit of `ticks` in seconds.
 
@@ -109,27 +109,30 @@ class FrameIterator:
     VideoError: as `inspect`.
   """
 
+  size: tuple[int, int]
   info: VideoInfo
   ticks: np.ndarray
   tick: Fraction
 
-  def __init__(self, data: File, time_limit: float | None = None):
-    self._data, self._time_limit = data, time_limit
+  def __init__(self, data: File, time_limit: float | None = None, max_pixels: int = MAX_PIXELS):
+    self._data, self._time_limit, self._max_pixels = data, time_limit, max_pixels
 
   def __iter__(self) -> Iterator[VideoFrame]:
-    with open_video(self._data) as (container, stream):
+    with open_video(self._data, self._max_pixels) as (container, stream):
       packets = Demuxer(container, stream, all_streams=True, time_limit=self._time_limit)
       decoder = PacketDecoder(stream, container.format.name in CONTAINERS_WITH_PTS)
-      yield from decoder.run(packets)
+      for frame in decoder.run(packets):
+        self.size = decoder.size
+        yield frame
       failures = decoder.failures()
       if len(decoder.timestamps) == 1:
-        raise VideoError(_summarize(failures, packets.count) if failures else 'a single frame, like a still image')
+        raise VideoError(summarize(failures, packets.count) if failures else 'a single frame, like a still image')
       self.ticks, self.tick = decoder.timeline()
       order = np.argsort(self.ticks, kind='stable')
       seconds = self.ticks[order] * float(self.tick)
       last = decoder.durations[order[-1]] or seconds[-1] / (len(seconds) - 1) or 1 / decoder.rate
       duration = float(seconds[-1] + last)
-      damage = describe_damage(container, stream, packets, duration, failures)
+      damage = describe_damage(packets, decoder.start, duration, failures, decoder.leading)
       codec = stream.codec_context.codec.canonical_name
       self.info = VideoInfo(len(seconds), len(seconds) / duration, duration, *decoder.shape, codec, damage)
 
@@ -139,60 +142,64 @@ class FrameIterator:
     return order[displayed_index(self.ticks[order] * float(self.tick), times)].tolist()
 
 
-def describe_damage(
-  container: InputContainer, stream: VideoStream, packets: Demuxer, duration: float, failures: list[str]
-) -> str:
-  """Returns one line that says what does not decode, or ''.
+@dataclass(frozen=True)
+class FrameIndex:
+  """The packets of a video whose frames can be decoded from the keyframes before them.
+
+  Attributes:
+    timestamps: presentation timestamp of every packet, in units of the stream's time base.
+    keyframes: True for every packet that is marked as a keyframe.
+    shown: sorted timestamps of the packets that are displayed.
+  """
+
+  timestamps: list[int]
+  keyframes: list[bool]
+  shown: np.ndarray
+
+  def requested(self, stream: VideoStream, times: np.ndarray) -> list[int]:
+    """Returns the timestamp of the packet displayed at each time, in seconds since the first one's."""
+    seconds = (self.shown - self.shown[0]) * time_base_seconds(stream)
+    return self.shown[displayed_index(seconds, times)].tolist()
+
+
+def index_packets(container: str, packets: Sequence[tuple[int | None, bool, bool]]) -> FrameIndex | None:
+  """Returns the index of a video, or None if decoding from keyframes may be inexact.
+
+  That is so where timestamps are estimated, missing or ambiguous, or if the file begins before its first keyframe, or
+  with frames that are displayed before it: which of those are decoded depends on the decoder.
 
   Args:
-    container: the open file.
-    stream: its video stream.
-    packets: the exhausted demuxer of all streams.
-    duration: duration of the decoded frames in seconds.
-    failures: reason for every packet that does not decode.
-
-  Raises:
-    VideoError: more than half does not decode.
+    container: FFmpeg's name of the container format.
+    packets: timestamp, keyframe flag and discard flag of every packet.
   """
-  declared = (container.duration or 0) / av.time_base
-  if container.format.name == 'matroska,webm':  # it declares the absolute end, also if timestamps do not start at 0
-    declared -= max(0, container.start_time or 0) / av.time_base
-  truncated = bool(packets.error) or packets.end < 0.9 * declared
-  expected = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else declared * truncated
-  detail = packets.error and f': {packets.error}'
-  if duration < expected / 2:
-    raise VideoError(f'contains only {duration:.1f} s of {expected:.1f} s{detail}')
-  if len(failures) > packets.count / 2:
-    raise VideoError(_summarize(failures, packets.count))
-  if truncated:
-    return f'truncated at {packets.end:.1f} s of {declared:.1f} s{detail}'
-  return _summarize(failures, packets.count) if failures else ''
-
-
-def _summarize(failures: list[str], num_packets: int) -> str:
-  return f'{len(failures)} of {num_packets} packets do not decode: {failures[0]}'
-
-
-def _decode_runs(stream: VideoStream, packets: list[Packet], times: np.ndarray) -> list[np.ndarray] | None:
-  """Decodes from the keyframe before each time; returns None if this may be inexact."""
-  timestamps = [packet.pts for packet in packets if packet.pts is not None]
-  shown = np.sort([packet.pts for packet in packets if packet.pts is not None and not packet.is_discard])
-  if len(set(timestamps)) < len(packets) or timestamps[0] != min(timestamps) or not shown.size:
+  timestamps = [timestamp for timestamp, _, _ in packets if timestamp is not None]
+  shown = np.sort([timestamp for timestamp, _, discard in packets if timestamp is not None and not discard])
+  exact = container in CONTAINERS_WITH_PTS and len(set(timestamps)) == len(packets) and bool(shown.size)
+  if not exact or not packets[0][1] or timestamps[0] != min(timestamps):
     return None
-  seconds = (shown - shown[0]) * time_base_seconds(stream)
-  requested = shown[displayed_index(seconds, times)].tolist()
-  wanted = set(requested)
+  return FrameIndex(timestamps, [keyframe for _, keyframe, _ in packets], shown.astype(np.int64))
+
+
+def _decode_runs(
+  stream: VideoStream, packets: list[Packet], index: FrameIndex, times: np.ndarray, num_frames: int | None
+) -> list[np.ndarray] | None:
+  """Decodes from the keyframe before each time; returns None if this may be inexact."""
+  requested = index.requested(stream, times)
+  wanted = {*requested}
+  if num_frames != len(index.shown):
+    wanted.add(int(index.shown[0]))  # if it does not decode, time starts with another frame
   size = stream.width, stream.height  # read before decoding: a decoder updates them with its frames
-  to_rgb, decoded = ToRGB(), {}
+  to_rgb, decoded, seen = ToRGB(square_width(stream, size[0]), size[1]), {}, set()
   try:
-    for first, last in plan_runs([packet.is_keyframe for packet in packets], timestamps, wanted):
+    for first, last in plan_runs(index.keyframes, index.timestamps, wanted):
       for frame in decode_run(stream, packets[first : last + 1], wanted, size, first == 0):
-        if frame.pts not in decoded:  # a later run may lack the references of this frame
+        if frame.pts not in seen and frame.pts in requested:  # a later run may lack the references of this frame
           decoded[frame.pts] = to_rgb(frame)
+        seen.add(frame.pts)
   except UnsafeError:
     return None
   # A packet may contain no displayable frame (VP8's alternate references): then another frame is displayed.
-  return [decoded[pts] for pts in requested] if len(decoded) == len(wanted) else None
+  return [decoded[pts] for pts in requested] if len(seen) == len(wanted) else None
 
 
 def plan_runs(keyframes: list[bool], timestamps: list[int], wanted: set[int]) -> list[tuple[int, int]]:
@@ -265,7 +272,7 @@ def _decode_all(data: bytes, times: np.ndarray, guess: list[int]) -> list[np.nda
     frames, kept = FrameIterator(data), dict[int, np.ndarray]()
     for index, frame in enumerate(frames):
       if index == 0:  # all frames are scaled to the size of the first
-        to_rgb = ToRGB(frame.width, frame.height)
+        to_rgb = ToRGB(*frames.size)
       if index in guess:
         kept[index] = to_rgb(frame)
     displayed = frames.displayed(times)
@@ -277,23 +284,3 @@ def _decode_all(data: bytes, times: np.ndarray, guess: list[int]) -> list[np.nda
 def displayed_index(seconds: np.ndarray, times: np.ndarray) -> np.ndarray:
   """Returns the index of the last of the sorted `seconds` at or before each time; 0 for times before the first."""
   return np.maximum(np.searchsorted(seconds, np.ravel(times) + _TOLERANCE, side='right') - 1, 0)
-
-
-class ToRGB:
-  """Converts a video's frames to RGB arrays in display orientation, which is read from the first frame.
-
-  Args:
-    width: width to scale to; None keeps each frame's own.
-    height: height to scale to; None keeps each frame's own.
-  """
-
-  def __init__(self, width: int | None = None, height: int | None = None):
-    self._size = {'width': width, 'height': height}
-    self._reformatter = VideoReformatter()
-    self._orientation: Orientation | None = None
-
-  def __call__(self, frame: VideoFrame) -> np.ndarray:
-    rgb = self._reformatter.reformat(frame, format='rgb24', threads=1, **self._size)
-    if self._orientation is None:  # read once: see `orientation_of`
-      self._orientation = orientation_of(frame)
-    return np.ascontiguousarray(apply_orientation(rgb.to_ndarray(), self._orientation))  # h w 3

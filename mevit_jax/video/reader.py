@@ -15,16 +15,18 @@ from av.video.stream import VideoStream
 from mevit_jax.config.data import ClipConfig
 from mevit_jax.errors import UserError
 from mevit_jax.video.clips import crop_resize, view_boxes, view_times
-from mevit_jax.video.container import CONTAINERS_WITH_PTS, Demuxer, File, VideoError, open_video, time_base_seconds
+from mevit_jax.video.container import File, VideoError, open_video, square_width
 from mevit_jax.video.decode import (
+  FrameIndex,
   FrameIterator,
-  ToRGB,
   UnsafeError,
   decode_run,
-  describe_damage,
   displayed_index,
+  index_packets,
   plan_runs,
 )
+from mevit_jax.video.packets import Demuxer, describe_damage, time_base_seconds
+from mevit_jax.video.picture import ToRGB
 
 # Codecs whose packets each contain one frame. (VP8's alternate references are separate packets that are never shown.)
 _ONE_FRAME_PER_PACKET = {'h264', 'hevc', 'vp9', 'av1', 'mpeg4', 'mjpeg'}
@@ -85,11 +87,16 @@ class FileReader:
     with open_video(file) as (container, stream):
       demuxer = Demuxer(container, stream, all_streams=True)
       packets = [_Packet(p.pts, p.is_keyframe, bool(p.is_discard), p.duration or 0) for p in demuxer]
-      self._by_runs = container.format.name in CONTAINERS_WITH_PTS and _one_frame_per_packet(stream, packets)
-      if self._by_runs:
-        self._record_timestamps(stream, packets)
-        self.damage = describe_damage(container, stream, demuxer, self.duration, [])
-    if not self._by_runs:
+      self._index = index_packets(container.format.name, [packet[:3] for packet in packets])
+      if stream.codec_context.codec.canonical_name not in _ONE_FRAME_PER_PACKET:
+        self._index = None
+      if self._index is not None and self._first_frame_decodes(self._index):
+        self._record_timestamps(stream, self._index, packets)
+        start = float(self._index.shown[0]) * time_base_seconds(stream)
+        self.damage = describe_damage(demuxer, start, self.duration)
+      else:
+        self._index = None
+    if self._index is None:
       frames = FrameIterator(file)
       for _ in frames:
         pass
@@ -97,23 +104,31 @@ class FileReader:
     if self.num_frames == 1:
       raise VideoError('a single frame, like a still image')
 
-  def _record_timestamps(self, stream: VideoStream, packets: list[_Packet]) -> None:
+  def _first_frame_decodes(self, index: FrameIndex) -> bool:
+    """Returns True if the first frame decodes; otherwise, time starts with another one."""
+    wanted = {int(index.shown[0])}
+    with open_video(self._file) as (container, stream):
+      last = index.timestamps.index(*wanted)
+      packets = itertools.islice(Demuxer(container, stream), last + 1)
+      try:
+        return bool(list(decode_run(stream, packets, wanted, (stream.width, stream.height), True)))
+      except UnsafeError:
+        return False
+
+  def _record_timestamps(self, stream: VideoStream, index: FrameIndex, packets: list[_Packet]) -> None:
     """Derives from the packets what `FrameIterator` would find by decoding them."""
-    self._timestamps: list[int] = [packet.pts or 0 for packet in packets]
-    self._keyframes = [packet.keyframe for packet in packets]
-    self._shown = np.sort([packet.pts for packet in packets if not packet.discard]).astype(np.int64)
-    self._seconds = (self._shown - self._shown[0]) * time_base_seconds(stream)
-    last = next(packet.duration for packet in packets if packet.pts == self._shown[-1]) * time_base_seconds(stream)
-    self.num_frames = len(self._shown)
+    self.num_frames = len(index.shown)
+    seconds = (index.shown - index.shown[0]) * time_base_seconds(stream)
+    last = next(packet.duration for packet in packets if packet.pts == index.shown[-1]) * time_base_seconds(stream)
     rate = stream.guessed_rate or stream.average_rate or 25
-    self.duration = float(self._seconds[-1] + (last or self._seconds[-1] / max(1, self.num_frames - 1) or 1 / rate))
+    self.duration = float(seconds[-1] + (last or seconds[-1] / max(1, self.num_frames - 1) or 1 / rate))
 
   def frames(self, times: np.ndarray) -> Iterator[np.ndarray]:
     """See `Reader`."""
     done = 0
-    if self._by_runs:
+    if self._index is not None:
       try:
-        for frame in self._decode_from_keyframes(times):
+        for frame in self._decode_from_keyframes(self._index, times):
           done += 1
           yield frame
         return
@@ -121,13 +136,13 @@ class FileReader:
         pass
     yield from self._decode_from_start(times[done:])
 
-  def _decode_from_keyframes(self, times: np.ndarray) -> Iterator[np.ndarray]:
-    requested = self._shown[displayed_index(self._seconds, times)].tolist()
-    wanted, position = set(requested), 0
+  def _decode_from_keyframes(self, index: FrameIndex, times: np.ndarray) -> Iterator[np.ndarray]:
     with open_video(self._file) as (container, stream):
-      size, to_rgb = (stream.width, stream.height), ToRGB()
+      requested, position = index.requested(stream, times), 0
+      wanted, size = set(requested), (stream.width, stream.height)
+      to_rgb = ToRGB(square_width(stream, size[0]), size[1])
       packets, num_read = iter(Demuxer(container, stream)), 0
-      for first, last in _merge_runs(plan_runs(self._keyframes, self._timestamps, wanted)):
+      for first, last in _merge_runs(plan_runs(index.keyframes, index.timestamps, wanted)):
         for _ in itertools.islice(packets, first - num_read):
           pass
         for frame in decode_run(stream, itertools.islice(packets, last + 1 - first), wanted, size, first == 0):
@@ -150,9 +165,8 @@ class FileReader:
     requested = first_pass.displayed(times)
     wanted, kept, position = set(requested), dict[int, np.ndarray](), 0
     last_position = {index: position for position, index in enumerate(requested)}
+    to_rgb = ToRGB(*first_pass.size)
     for index, frame in enumerate(FrameIterator(self._file)):
-      if index == 0:
-        to_rgb = ToRGB(frame.width, frame.height)
       if index in wanted:
         kept[index] = to_rgb(frame)
       while position < len(requested) and requested[position] in kept:
@@ -160,18 +174,6 @@ class FileReader:
         if last_position[requested[position]] == position:
           del kept[requested[position]]
         position += 1
-
-
-def _one_frame_per_packet(stream: VideoStream, packets: list[_Packet]) -> bool:
-  """Returns True if the packets alone determine the frames and their display times."""
-  timestamps = {packet.pts for packet in packets}
-  return (
-    stream.codec_context.codec.canonical_name in _ONE_FRAME_PER_PACKET
-    and None not in timestamps
-    and len(timestamps) == len(packets)
-    and packets[0].pts == min(timestamp for timestamp in timestamps if timestamp is not None)
-    and not all(packet.discard for packet in packets)
-  )
 
 
 def _merge_runs(runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -14,8 +14,9 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from mevit_jax.errors import UserError
-from mevit_jax.video.container import VideoError, apply_orientation, displayed_size, error_reason, orientation_of
+from mevit_jax.video.container import MAX_PIXELS, VideoError, error_reason
 from mevit_jax.video.decode import FrameIterator, VideoInfo, inspect
+from mevit_jax.video.picture import apply_orientation, displayed_size, is_hdr, orientation_of, rescale
 
 KINDS = ('keep', 'h264')
 
@@ -60,25 +61,29 @@ class Encoding:
       raise UserError(f'quality must be an x264 CRF in [0, 51] (lower is better), not {self.quality}')
 
 
-def reencode(data: bytes, encoding: Encoding, time_limit: float | None = None) -> tuple[bytes, VideoInfo, VideoInfo]:
+def reencode(
+  data: bytes, encoding: Encoding, time_limit: float | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[bytes, VideoInfo, VideoInfo]:
   """Returns the bytes to store, the properties of the source, and those of the stored video.
 
   The source is decoded once, frame by frame; of a damaged source the decodable frames are stored. Frames keep their
-  display times, and orientation is applied. The source is kept unchanged if its frames are not in the order of their
-  timestamps, or have gaps that exceed mp4's limit.
+  display times, orientation is applied, pixels become square, and HDR is mapped to SDR. The source is kept unchanged if
+  its frames are not in the order of their timestamps, or have gaps that exceed mp4's limit.
 
   Args:
     data: an encoded file.
     encoding: storage format.
     time_limit: maximum seconds for decoding and encoding, checked between packets.
+    max_pixels: limit of height x width of a frame.
 
   Raises:
     VideoError: as `inspect`, or the frames cannot be encoded.
   """
   if encoding.kind == 'keep':
-    info = inspect(data, time_limit)
+    info = inspect(data, time_limit, max_pixels)
     return data, info, info
-  frames, encoder = FrameIterator(data, time_limit), _Encoder(encoding)
+  frames = FrameIterator(data, time_limit, max_pixels)
+  encoder = _Encoder(encoding, frames)
   try:
     for frame in frames:
       encoder.add(frame)
@@ -89,17 +94,17 @@ def reencode(data: bytes, encoding: Encoding, time_limit: float | None = None) -
     stored = encoder.finish(ticks.tolist(), frames.tick)
   except av.FFmpegError as error:
     raise VideoError(f'cannot be re-encoded: {error_reason(error)}') from error
-  info = inspect(stored)
+  info = inspect(stored, None, max_pixels)
   if info.damage or info.num_frames != frames.info.num_frames:
     raise VideoError(f're-encoding kept {info.num_frames} of {frames.info.num_frames} frames {info.damage}'.rstrip())
   return stored, frames.info, info
 
 
 class _Encoder:
-  """Encodes frames to an mp4 file; display times are assigned at the end, when all are known."""
+  """Encodes the frames of an iterator to an mp4 file; display times are assigned at the end, when all are known."""
 
-  def __init__(self, encoding: Encoding):
-    self._encoding = encoding
+  def __init__(self, encoding: Encoding, frames: FrameIterator):
+    self._encoding, self._frames = encoding, frames
     self._packets: list[Packet] = []
     self._count = 0
     self._reformatter = VideoReformatter()
@@ -110,7 +115,8 @@ class _Encoder:
   def _start(self, frame: VideoFrame) -> None:
     """Configures the stream; size and orientation of the first frame apply to all frames."""
     self._orientation = orientation_of(frame)
-    sides = displayed_size(frame.height, frame.width, self._orientation)
+    width, height = self._frames.size
+    sides = displayed_size(height, width, self._orientation)
     target = min(*sides, self._encoding.short_side or min(sides))
     # Even, because chroma is subsampled 2 x 2; an odd side is scaled down by a pixel.
     self._stream.height, self._stream.width = [max(2, side * target // min(sides) // 2 * 2) for side in sides]
@@ -119,7 +125,8 @@ class _Encoder:
     context.time_base = Fraction(1, 30)  # a placeholder: `finish` sets the real one
     context.gop_size, context.thread_count = self._encoding.keyframes, 1  # one thread makes the output deterministic
     context.color_range = ColorRange.MPEG
-    context.colorspace = frame.colorspace or Colorspace.ITU601  # RGB has no YUV color space
+    # RGB has no YUV color space.
+    context.colorspace = Colorspace.ITU709 if is_hdr(frame) else frame.colorspace or Colorspace.ITU601
 
   def add(self, frame: VideoFrame) -> None:
     """Encodes the next frame, which may have any size and pixel format."""
@@ -127,15 +134,15 @@ class _Encoder:
       self._start(frame)
     context = self._stream.codec_context
     height, width = displayed_size(context.height, context.width, self._orientation)
-    picture = self._reformatter.reformat(
+    picture = rescale(
       frame,
+      self._reformatter,
       width,
       height,
       'yuv420p',
       dst_colorspace=context.colorspace,
       dst_color_range=ColorRange.MPEG,
       interpolation=Interpolation.BICUBIC,
-      threads=1,
     )
     picture = self._orient(picture)
     picture.pts, picture.time_base = self._count, context.time_base

@@ -9,7 +9,8 @@ import numpy as np
 
 from mevit_jax.files import atomic_path
 from mevit_jax.video.container import File
-from mevit_jax.video.decode import FrameIterator, ToRGB
+from mevit_jax.video.decode import FrameIterator
+from mevit_jax.video.picture import ToRGB
 
 _TICK = Fraction(1, 90_000)  # seconds, MPEG's time base
 
@@ -35,9 +36,8 @@ def write_overlay(path: Path, video: File, draw: Callable[[np.ndarray, float], n
   times = (first_pass.ticks * float(first_pass.tick)).tolist()
 
   def drawn_frames() -> Iterator[tuple[np.ndarray, float]]:
-    for index, (frame, seconds) in enumerate(zip(FrameIterator(video), times, strict=True)):
-      if index == 0:
-        to_rgb = ToRGB(frame.width, frame.height)
+    to_rgb = ToRGB(*first_pass.size)
+    for frame, seconds in zip(FrameIterator(video), times, strict=True):
       yield draw(to_rgb(frame), seconds), seconds
 
   write_frames(path, drawn_frames(), first_pass.info.fps)

@@ -33,24 +33,26 @@ def config(tiny, compile_once):
 
 @pytest.fixture
 def vit(config, tmp_path):
-  """Hugging Face ViT with a non-default layer_norm_eps."""
+  """Hugging Face ViT with a layer_norm_eps and an activation that are not the defaults."""
   model_config = dataclasses.replace(
     config.model, classes=CLASSES, frames=1, space_blocks=2, motion_blocks=0, layer_norm_eps=1e-12
   )
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), build_model(model_config).abstract)
   export(tmp_path / 'vit', params, model_config, 'hf_vit', class_names='abcde', normalization=NORMALIZATION)
+  source = tmp_path / 'vit' / 'config.json'
+  source.write_text(source.read_text().replace('"hidden_act": "gelu"', '"hidden_act": "gelu_pytorch_tanh"'))
   return tmp_path / 'vit'
 
 
 def test_a_converted_workdir_evaluates_and_trains(config, vit, tmp_path, capsys):
-  """Uses the source's layer_norm_eps and normalization, which need not be given again."""
+  """Uses the source's layer_norm_eps, activation and normalization, which need not be given again."""
   workdir = str(tmp_path / 'run')
   convert(dataclasses.replace(config, init_from=str(vit)), workdir)
   assert 'resized' not in (table := capsys.readouterr().out)
   assert 'vit.encoder.layer.1.intermediate.dense.weight' in table
   written = read_workdir(tmp_path / 'run')['config']
-  assert written['model']['layer_norm_eps'] == 1e-12
+  assert (written['model']['layer_norm_eps'], written['model']['activation']) == (1e-12, 'gelu_tanh')
   assert (tuple(written['data']['mean']), tuple(written['data']['std'])) == NORMALIZATION
   before = evaluate.evaluate(config, workdir)
   assert before['checkpoint']['step'] == 0

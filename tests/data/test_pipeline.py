@@ -146,9 +146,9 @@ def test_any_number_of_workers(workers, options):
 def test_repeats_are_adjacent_and_decoded_once(monkeypatch):
   decoded = []
 
-  def count(data, times):
+  def count(data, times, num_frames):
     decoded.append(times)
-    return decode(data, times)
+    return decode(data, times, num_frames)
 
   monkeypatch.setattr(pipeline, 'decode', count)
   monkeypatch.setattr(pipeline.os, 'sched_getaffinity', lambda _: [0])  # a single prefetch thread

@@ -98,13 +98,35 @@ def test_every_file_becomes_an_example_or_is_reported_unusable(tmp_path):
 
 
 def test_a_video_that_exceeds_the_time_limit_is_unusable(root):
-  assert made(item(root / '0.mp4'), time_limit=1e-9)['dead'] == 'takes longer than 1e-09 s to decode'
+  dead = made(item(root / '0.mp4'), limits=files.Limits(time_limit=1e-9))['dead']
+  assert dead == 'takes longer than 1e-09 s to decode'
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
   with (tmp_path / 'long.mp4').open('wb') as file:
     file.truncate(files.MAX_BYTES + 1)
   assert 'cut it into clips' in made(item(tmp_path / 'long.mp4'))['dead']
+
+
+def test_limits_are_named(root):
+  dead = made(item(root / '0.mp4'), limits=files.Limits(max_bytes=1000))['dead']
+  assert dead.endswith('more than the limit of 1,000 bytes: cut it into clips')
+  dead = made(item(root / '0.mp4'), limits=files.Limits(max_pixels=255))['dead']
+  assert dead == 'frames of 16x16 pixels, more than the limit of 255 pixels; scale it down first'
+  assert 'dead' not in made(item(root / '0.mp4'), limits=files.Limits(max_pixels=256))
+
+
+def test_only_regular_files_are_read(tmp_path):
+  """A pipe would block, and a device never ends, with a size of 0."""
+  os.mkfifo(tmp_path / 'pipe.mp4')
+  (tmp_path / 'zero.mp4').symlink_to('/dev/zero')
+  (tmp_path / 'folder.mp4').mkdir()
+  for name, reason in (
+    ('pipe', 'a named pipe, not a video file'),
+    ('zero', 'a device, not a video file'),
+    ('folder', 'Is a directory'),
+  ):
+    assert made(item(tmp_path / f'{name}.mp4'))['dead'] == reason
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')

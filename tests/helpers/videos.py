@@ -31,16 +31,22 @@ def make_video(
   codec: str = 'libx264',
   rate: int = 30,
   stamps: list[int] | None = None,
+  shift: int = 0,
   keyframes: int = 12,
   pixels: str = 'yuv420p',
   size: tuple[int, int] = (48, 64),
   rotation: float | None = None,
   mirror: bool = False,
   sound: bool = False,
+  aspect: Fraction | None = None,
   options: dict[str, str] | None = None,
   container_options: dict[str, str] | None = None,
 ) -> bytes:
-  """Encodes a video; `stamps` are display times in milliseconds, `size` is (height, width)."""
+  """Encodes a video.
+
+  `stamps` are display times in milliseconds, `shift` is the first frame's time in frames, `size` is (height, width),
+  and `aspect` is a pixel's width / height.
+  """
   height, width = size
   if isinstance(frames, int):
     frames = [picture(index, height, width) for index in range(frames)]
@@ -50,6 +56,8 @@ def make_video(
     stream.height, stream.width, stream.pix_fmt = height, width, pixels
     stream.codec_context.gop_size = keyframes
     stream.codec_context.thread_count = 1
+    if aspect:
+      stream.codec_context.sample_aspect_ratio = aspect
     if stamps:
       stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
     if rotation is not None or mirror:
@@ -59,6 +67,8 @@ def make_video(
       frame = av.VideoFrame.from_ndarray(array)
       if stamps:
         frame.pts, frame.time_base = stamps[index], stream.codec_context.time_base
+      elif shift:
+        frame.pts, frame.time_base = shift + index, Fraction(1, rate)
       output.mux(stream.encode(frame))
     output.mux(stream.encode())
     if audio is not None:

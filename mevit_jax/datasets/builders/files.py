@@ -15,10 +15,10 @@ from mevit_jax.datasets.builders import VideoBuilder
 from mevit_jax.datasets.shards import group_items
 from mevit_jax.datasets.tasks import Check, Executor, ProgressCallback, Row, Task
 from mevit_jax.errors import UserError
-from mevit_jax.video.container import VideoError
+from mevit_jax.video.container import MAX_PIXELS, VideoError, read_regular
 from mevit_jax.video.transcode import Encoding, reencode
 
-MAX_BYTES = 256 * 2**20  # size limit of a video; a serialized example is limited to 2 GiB
+MAX_BYTES = 256 * 2**20  # default size limit of a video; a serialized example is limited to 2 GiB
 MIN_SHARDS = 64  # shards of a dataset at least, unless they would be smaller than SHARD_BYTES[0], for parallel work
 SHARD_BYTES = 8 * 2**20, 256 * 2**20
 
@@ -76,6 +76,21 @@ class VideoFile:
   examined: Mapping[str, Any] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What a video may take at most; one that takes more is dead.
+
+  Attributes:
+    time_limit: seconds that decoding may take; 0 disables the limit.
+    max_bytes: size of the file.
+    max_pixels: height x width of a frame.
+  """
+
+  time_limit: float = 0
+  max_bytes: int = MAX_BYTES
+  max_pixels: int = MAX_PIXELS
+
+
 class FilesBuilder(VideoBuilder):
   """Videos from files."""
 
@@ -86,16 +101,16 @@ class FilesBuilder(VideoBuilder):
     class_names: Sequence[str],
     splits: Mapping[str, Sequence[VideoFile]],
     encoding: Encoding,
-    time_limit: float = 0,
+    limits: Limits = Limits(),
   ):
     total = sum(file.num_bytes for files in splits.values() for file in files)
     smallest, largest = SHARD_BYTES
     limit = min(max(total // MIN_SHARDS, smallest), largest)
     shards = {split: group_items(files, lambda file: file.num_bytes, limit) for split, files in splits.items()}
-    self.make = functools.partial(make_example, encoding=encoding, time_limit=time_limit)
+    self.make = functools.partial(make_example, encoding=encoding, limits=limits)
     self.encoding = encoding_settings(encoding)
     self.dead_example = dead_example
-    self.time_limit = hard_time_limit(time_limit)
+    self.time_limit = hard_time_limit(limits.time_limit)
     super().__init__(data_dir, name, class_names, shards)
 
 
@@ -139,7 +154,7 @@ def examine(
   progress: ProgressCallback = lambda done, total: None,
   check: Check = lambda dead, total: None,
   encoding: Encoding = KEEP,
-  time_limit: float = 0,
+  limits: Limits = Limits(),
 ) -> dict[str, Row]:
   """Decodes every video and returns its row, by id; results of an interrupted run in `directory` are reused.
 
@@ -147,10 +162,10 @@ def examine(
     files: files in any order.
     directory: directory of intermediate files, which the caller removes.
     executor, progress, check: see `tasks.run`.
-    encoding, time_limit: see `make_example`.
+    encoding, limits: see `make_example`.
   """
-  make = functools.partial(make_example, encoding=encoding, time_limit=time_limit)
-  settings, hard_limit = encoding_settings(encoding), hard_time_limit(time_limit)
+  make = functools.partial(make_example, encoding=encoding, limits=limits)
+  settings, hard_limit = encoding_settings(encoding), hard_time_limit(limits.time_limit)
   plan = []
   # Grouped by class: where one class changes, the tasks of the others stay the same.
   ordered = sorted(files, key=lambda file: (file.video.label, file.video.id))
@@ -172,22 +187,20 @@ def _stat(path: str) -> tuple[int, int | None]:
   return stat.st_size, stat.st_mtime_ns
 
 
-def make_example(file: VideoFile, encoding: Encoding, time_limit: float = 0) -> dict[str, Any]:
+def make_example(file: VideoFile, encoding: Encoding, limits: Limits = Limits()) -> dict[str, Any]:
   """Reads one file and decodes every frame, unless an examination has done so; returns its example or a dead one.
 
   Args:
     file: the file.
     encoding: encoding to store it in.
-    time_limit: seconds that decoding may take; 0 disables the limit.
+    limits: what the video may take at most.
 
   Raises:
     UserError: the file has changed since it was listed or examined.
   """
-  if file.num_bytes > MAX_BYTES:
-    return dead_example(file, f'{file.num_bytes / 2**20:.0f} MiB, more than {MAX_BYTES / 2**20:.0f}: cut it into clips')
   try:
-    data = Path(file.video.path).read_bytes()
-  except (OSError, MemoryError) as error:
+    data = read_regular(Path(file.video.path), limits.max_bytes)
+  except (VideoError, OSError, MemoryError) as error:
     return dead_example(file, _reason(error))
   digest, examined = hashlib.sha256(data).hexdigest(), file.examined
   if _stat(file.video.path) != (file.num_bytes, file.mtime_ns) or (examined and examined['sha256'] != digest):
@@ -196,7 +209,7 @@ def make_example(file: VideoFile, encoding: Encoding, time_limit: float = 0) -> 
     if examined and encoding.kind == 'keep':
       properties, damage = examined, examined['damage']
     else:
-      data, source, stored = reencode(data, encoding, time_limit or None)
+      data, source, stored = reencode(data, encoding, limits.time_limit or None, limits.max_pixels)
       properties, damage = dataclasses.asdict(stored), source.damage
   except Exception as error:  # any kind: one video must not stop the others
     return dead_example(file, _reason(error))
