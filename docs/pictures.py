@@ -23,7 +23,7 @@ SMOOTHING = 0.1
 
 
 def draw_clip(sky: tuple, ground: tuple, shape: str) -> np.ndarray:
-  """A clip of something to recognise: hills under a sky, and a ball that rolls or a box that falls: `t h w 3` uint8."""
+  """Draws a clip of hills under a sky, and a ball that rolls or a box that falls: `t h w 3` uint8."""
   large = 4 * SIZE  # drawn large and made smaller, for smooth edges
   frames = []
   for i in range(FRAMES):
@@ -54,15 +54,15 @@ BOX = draw_clip((245, 190, 150), (120, 95, 80), 'box')
 
 
 def in_training(seed: int, **fields) -> jax.Array:
-  """The clip with the ball as a training step would have it, `t h w 3`."""
+  """Augments the clip of the ball like a training step: `t h w 3`."""
   keys = jax.random.key(seed)[None]
   clips, labels = jnp.asarray(BALL[None]), jnp.zeros(1, jnp.int32)
   return augment(clips, labels, keys, AugmentConfig(**fields), (0,), NORMALIZATION)[0][0]
 
 
 def rows_of_augmentation() -> list[tuple[str, jax.Array]]:
-  """Returns pictures of each augmentation with its field."""
-  rows = [('as decoded', BALL), ('flip', in_training(3, flip=True))]
+  """Returns each augmentation with its field."""
+  rows = [('input', BALL), ('flip', in_training(3, flip=True))]
   for i, name in enumerate(OPERATIONS):
     if name != 'identity':
       rows.append((f'randaugment\n{name}, level 9', operate(BALL, i, 9.0, 1)))
@@ -78,14 +78,14 @@ def rows_of_augmentation() -> list[tuple[str, jax.Array]]:
 
 
 def rows_of_mixing() -> list[tuple[str, jax.Array]]:
-  """Pairs of clips, with the soft labels that they are trained on."""
+  """Returns pairs of clips with their soft labels."""
   video = jnp.stack([BALL, BOX])
   targets = (1 - SMOOTHING) * jnp.eye(2) + SMOOTHING / 2
   rows = [(f'{name}\n{_soft(target)}', clip) for name, clip, target in zip('ab', (BALL, BOX), targets, strict=True)]
   for name, fields in (('mixup=0.8', (0.8, 0.0)), ('cutmix=1.0', (0.0, 1.0))):
     mixed, labels = mix(video, targets, jax.random.split(jax.random.key(2)), *fields, 1.0, 0.5)
     rows += [
-      (f'{name}, row {i}\n{_soft(label)}', clip) for i, (clip, label) in enumerate(zip(mixed, labels, strict=True))
+      (f'{name}, clip {i}\n{_soft(label)}', clip) for i, (clip, label) in enumerate(zip(mixed, labels, strict=True))
     ]
   return rows
 
@@ -95,7 +95,7 @@ def _soft(target: jax.Array) -> str:
 
 
 def film_strips(path: Path, rows: list[tuple[str, jax.Array]]) -> None:
-  """Draws clips as rows of frames, each with what it says on its left, into a PNG."""
+  """Writes a PNG with one row of frames per clip, and its text on the left."""
   gap = 3
   picture = Image.new('RGB', (TEXT + FRAMES * (SIZE + gap), len(rows) * (SIZE + gap) + gap), 'white')
   pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)

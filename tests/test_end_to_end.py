@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,10 @@ import pytest
 from PIL import Image
 
 from mevit_jax import evaluate, train
+from mevit_jax.cli import dry_run
+from mevit_jax.cli import train as cli_train
 from mevit_jax.config import experiment
+from mevit_jax.config import flags as config_flags
 from mevit_jax.data import pipeline
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.datasets import shards
@@ -223,6 +227,17 @@ def test_dry_run_writes_nothing(tiny, tmp_path, capsys):
   output = capsys.readouterr().out
   for part in ('8,952 parameters', 'training step: loss 2.0794', 'an evaluation step'):
     assert part in output
+
+
+def test_dry_run_needs_no_workdir(tiny, tmp_path, monkeypatch, capsys):
+  values = dict.fromkeys(('config', 'workdir', 'coordinator', 'processes', 'process_id'))
+  for module in (dry_run, cli_train):
+    monkeypatch.setattr(module, 'flags', types.SimpleNamespace(FLAGS=types.SimpleNamespace(**values)))
+  monkeypatch.setattr(config_flags, 'parse_config', lambda _: tiny())
+  monkeypatch.chdir(tmp_path)
+  dry_run.main(['dry-run'])
+  assert not list(tmp_path.iterdir())
+  assert 'an evaluation step' in capsys.readouterr().out
 
 
 def test_help_works_without_arguments():

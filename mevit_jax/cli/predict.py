@@ -53,7 +53,13 @@ def main(argv: Sequence[str]) -> None:
       )
     throughput = Throughput(start)
     count = _print_predictions(videos, predictor, throughput)
-    print(f'{count} of {len(videos)} videos predicted; {throughput}', file=sys.stderr, flush=True)
+    files = [options.csv, *([options.figure, options.overlay] if count else [])]
+    written = ', '.join(str(name) for name in files if name)
+    print(
+      f'{count} of {len(videos)} videos predicted; {throughput}' + (f'; wrote {written}' if written else ''),
+      file=sys.stderr,
+      flush=True,
+    )
   if not count:
     sys.exit(1)
 

@@ -22,7 +22,7 @@ something_something_v2: VIDEOS is the folder of numbered files; JSONS are the of
 
 Videos that do not decode, or exceed --time_limit, --max_bytes or --max_pixels, are left out and
 listed, with the reason, in report.txt and report.json. Preparation stops if more videos are missing
-than --max_missing, or dead than --max_dead, allows.
+than --max_missing, or unusable than --max_unusable, allows.
 
 The dataset is written to DIR/NAME/1.0.0. To continue an interrupted run, give the same command again.
 A complete dataset is left alone (lost shards are written again), and a command with other arguments
@@ -48,7 +48,7 @@ from mevit_jax.video.transcode import KINDS, Encoding
 
 REQUIRED = ('data_dir',)  # flags
 
-_LIMITS = ('max_dead', 'max_missing', 'time_limit', 'max_bytes', 'max_pixels', 'validation_fraction')
+_LIMITS = ('max_unusable', 'max_missing', 'time_limit', 'max_bytes', 'max_pixels', 'validation_fraction')
 _LARGEST_VIDEO = 2**31 - 2**24  # a serialized example is limited to 2 GiB
 _SHAPES = ('train_videos', 'validation_videos', 'frames', 'size')
 _REENCODING = ('short_side', 'keyframes', 'quality')
@@ -71,22 +71,26 @@ def define_flags() -> None:
   flags.DEFINE_string('beam', None, 'Run on Apache Beam, with these options, instead of --workers.')
   flags.DEFINE_string('name', None, "Name of the dataset; derived from the folder's or file's name if not given.")
   share: dict[str, Any] = {'lower_bound': 0.0, 'upper_bound': 1.0}
-  flags.DEFINE_float('max_dead', 0.1, 'Largest share of dead videos; more stop the preparation.', **share)
+  flags.DEFINE_float('max_unusable', 0.1, 'Largest share of unusable videos; more stop the preparation.', **share)
   flags.DEFINE_float('max_missing', 0.2, 'Largest share of missing videos; more stop the preparation.', **share)
   flags.DEFINE_float(
     'time_limit',
     120,
-    'Seconds that decoding a video may take, else it is dead; 0: no limit.',
+    'Seconds that decoding a video may take, else it is unusable; 0: no limit.',
     lower_bound=0.0,
     upper_bound=1e6,
   )
   flags.DEFINE_integer(
-    'max_bytes', files.MAX_BYTES, 'Size of a video file, else it is dead.', lower_bound=1, upper_bound=_LARGEST_VIDEO
+    'max_bytes',
+    files.MAX_BYTES,
+    'Bytes of a video file, else it is unusable.',
+    lower_bound=1,
+    upper_bound=_LARGEST_VIDEO,
   )
   flags.DEFINE_integer(
     'max_pixels',
     MAX_PIXELS,
-    'Height x width of a frame, else the video is dead. Decoding takes 3 bytes per pixel and more.',
+    'Height x width of a frame, else the video is unusable. Decoding takes 3 bytes per pixel and more.',
     lower_bound=1,
     upper_bound=MAX_PIXELS,
   )

@@ -58,7 +58,7 @@ class Request:
     overwrite: True to replace a complete dataset.
     encoding: 'keep' or 'h264'; None is the dataset's default.
     reencoding: settings of 'h264'.
-    limits: fractions and limits, as in `preparation.Options`: max_dead, max_missing, time_limit, max_bytes,
+    limits: fractions and limits, as in `preparation.Options`: max_unusable, max_missing, time_limit, max_bytes,
       max_pixels, validation_fraction.
     seed: seed of the drawn videos, or of the split.
     shapes: settings of moving_shapes: train_videos, validation_videos, frames, size.

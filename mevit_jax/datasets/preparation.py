@@ -31,7 +31,7 @@ class Options:
   Attributes:
     executor: runs the tasks: `tasks.run_local` or `beam.run`.
     progress: function of a description that returns a progress callback.
-    max_dead, max_missing: largest shares of dead and of missing videos; more stop the preparation.
+    max_unusable, max_missing: largest shares of unusable and of missing videos; more stop the preparation.
     encoding: encoding that videos are stored in.
     time_limit, max_bytes, max_pixels: what a video may take at most, see `files.Limits`.
     validation_fraction, seed: settings of the split, if the listing gives none.
@@ -41,7 +41,7 @@ class Options:
 
   executor: Executor
   progress: Callable[[str], ProgressCallback] = Progress
-  max_dead: float = 0.1
+  max_unusable: float = 0.1
   max_missing: float = 0.2
   encoding: Encoding = files.KEEP
   time_limit: float = 120
@@ -71,8 +71,8 @@ def prepare(directory: Path, listing: Listing, arguments: Mapping[str, Any], opt
     options: options of preparation.
 
   Raises:
-    UserError: too many videos are missing or dead, a class or split has no usable video, the disk is too small or full,
-      or a file changes meanwhile. Work done by then is kept.
+    UserError: too many videos are missing or unusable, a class or split has no usable video, the disk is too small or
+      full, or a file changes meanwhile. Work done by then is kept.
   """
   present, missing, notes = _find_splits(listing)
   _LOG.info(
@@ -96,7 +96,7 @@ def prepare(directory: Path, listing: Listing, arguments: Mapping[str, Any], opt
     _check_usable(summary, listing, options.all_classes)
     report.save(summary, directory)
 
-  check = _make_dead_check(options.max_dead)
+  check = _make_unusable_check(options.max_unusable)
   shards.write(builder, options.executor, options.progress('videos written'), check, arguments, finish, options.keep)
   shutil.rmtree(examined, ignore_errors=True)
   return summary
@@ -110,8 +110,8 @@ def _examine_and_split(
   directory: Path,
   options: Options,
 ) -> tuple[dict[str, list[VideoFile]], list[Row]]:
-  """Returns splits made of the usable videos, and the rows of the dead ones."""
-  check = _make_dead_check(options.max_dead)
+  """Returns splits made of the usable videos, and the rows of the unusable ones."""
+  check = _make_unusable_check(options.max_unusable)
   progress = options.progress('videos examined')
   rows = files.examine(present, directory, options.executor, progress, check, limits=options.limits)
   summary = report.make(lambda: (('', row) for row in rows.values()), missing, notes)
@@ -150,16 +150,16 @@ def _check_missing(present: Sequence[VideoFile], missing: Sequence[ListedVideo],
     )
 
 
-def _make_dead_check(limit: float) -> Check:
-  """Returns a check that raises a UserError as soon as more than this share of all videos is dead."""
+def _make_unusable_check(limit: float) -> Check:
+  """Returns a check that raises a UserError as soon as more than this share of all videos is unusable."""
 
   def check(dead: Mapping[str, str], total: int) -> None:
     if len(dead) <= limit * total and len(dead) < total:
       return
-    _LOG.warning('\n'.join(report.section('dead', dead, MAX_SHOWN)))
+    _LOG.warning('\n'.join(report.section('unusable', dead, MAX_SHOWN)))
     raise UserError(
-      f'{len(dead)} of {total} videos are dead already, more than --max_dead={limit:g} allows; repair the videos or'
-      ' raise the limit, and run the command again to continue'
+      f'{len(dead)} of {total} videos are unusable already, more than --max_unusable={limit:g} allows; repair the'
+      ' videos or raise the limit, and run the command again to continue'
     )
 
   return check
@@ -172,7 +172,7 @@ def _check_usable(summary: dict[str, Any], listing: Listing, all_classes: bool) 
     split
     for split, counts in summary['counts'].items()
     if split != report.UNSPLIT
-    and any(row['dead'] for row in counts.values())  # not one that is left out
+    and any(row['unusable'] for row in counts.values())  # not one that is left out
     and not any(row['usable'] for row in counts.values())
   ]
   if classes and not all_classes:
@@ -181,8 +181,8 @@ def _check_usable(summary: dict[str, Any], listing: Listing, all_classes: bool) 
   if classes or splits:
     _LOG.warning('\n%s', report.text(summary, MAX_SHOWN))
     raise UserError(
-      f'all videos are dead or missing in: {lists.few([*splits, *classes], MAX_SHOWN)}; repair or add some, or leave it'
-      ' out, and run the command again'
+      f'all videos are unusable or missing in: {lists.few([*splits, *classes], MAX_SHOWN)}; repair or add some, or'
+      ' leave it out, and run the command again'
     )
 
 

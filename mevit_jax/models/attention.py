@@ -85,7 +85,9 @@ def join(patches: jax.Array, token: jax.Array) -> jax.Array:
   return jnp.concatenate([patches, jnp.broadcast_to(token[:, None, None], (b, groups, 1, h, k))], axis=2)
 
 
-def space_attention(patches: Heads, token: Heads | None, config: MEViTConfig, attend: Attend = attend):
+def space_attention(
+  patches: Heads, token: Heads | None, config: MEViTConfig, attend: Attend = attend
+) -> tuple[jax.Array, jax.Array | None]:
   """Computes space attention, eq. 6: patches attend to their frame; class token outputs are averaged over frames.
 
   Args:
@@ -102,7 +104,9 @@ def space_attention(patches: Heads, token: Heads | None, config: MEViTConfig, at
   return output, None if token_output is None else token_output.mean(axis=1)
 
 
-def motion_attention(patches: Heads, token: Heads | None, config: MEViTConfig, attend: Attend = attend):
+def motion_attention(
+  patches: Heads, token: Heads | None, config: MEViTConfig, attend: Attend = attend
+) -> tuple[jax.Array, jax.Array | None]:
   """Computes motion attention, eq. 8: patches attend to their block in all frames; class token outputs are averaged.
 
   Arguments and results are those of `space_attention`, with patches in block order: the blocks of a region are a slice

@@ -1,6 +1,7 @@
 """Blocks of the three stages: attentions and an MLP, each with its own LayerNorm and residual connection."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +27,10 @@ Traced = dict[str, tuple[Heads, Heads | None]]
 Constraint = Callable[[jax.Array], jax.Array]
 
 _SAVED_NAMES = ('attention', 'mlp')
+_T = TypeVar('_T')
 
 
-def identity(x):
+def identity(x: _T) -> _T:
   """Returns its argument: the `Constraint` and `ShardMapWrapper` of a single device."""
   return x
 
@@ -193,7 +195,7 @@ class Stage(nnx.Module):
         tokens = step(block, tokens, rate, block_key)
       return tokens
 
-    def body(tokens, inputs):
+    def body(tokens: Tokens, inputs: tuple) -> tuple[Tokens, None]:
       block, rate, block_key = inputs
       return step(block, tokens, rate, block_key), None
 
@@ -208,7 +210,7 @@ class Stage(nnx.Module):
     return tokens, traced
 
 
-def _unstack(tree, depth: int) -> list:
+def _unstack(tree: Any, depth: int) -> list:
   """Splits a stacked tree, or one whose leaves are tuples (see `Model.unstack`), into the trees of the blocks.
 
   The gradient of one split is one concatenation; that of indexing would be one per block.

@@ -77,7 +77,7 @@ def build_model(config: MEViTConfig, constrain: Constraint = identity, wrap: Sha
   def apply(params: Params, video: jax.Array, key: jax.Array | None = None) -> jax.Array:
     return bind(params, video)(video, key, constrain, wrap)
 
-  def tokens(params: Params, video: jax.Array, key: jax.Array | None = None):
+  def tokens(params: Params, video: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     return bind(params, video).tokens(video, key, constrain, wrap)
 
   def trace(params: Params, video: jax.Array, block: int | slice) -> Traced | list[Traced]:

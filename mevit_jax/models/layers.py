@@ -116,7 +116,9 @@ def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> ja
   return _normalize_forward(x, scale, bias, eps)[0]
 
 
-def _normalize_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float):
+def _normalize_forward(
+  x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   x32 = _upcast(x)
   mean = x32.mean(axis=-1, keepdims=True)
   if x.dtype == jnp.bfloat16:

@@ -1,5 +1,7 @@
 """Block order: the patches of a frame sorted by block, so that a block is a contiguous slice."""
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 
@@ -42,7 +44,7 @@ def from_block_order(patches: jax.Array, config: MEViTConfig) -> jax.Array:
   return grid
 
 
-def _regions(config: MEViTConfig):
+def _regions(config: MEViTConfig) -> Iterator[tuple[int, int, int, int, int, int]]:
   """Yields each region of equal blocks with its first row and column."""
   for nh, nw, mh, mw in config.blocks:
     full_height, full_width = (

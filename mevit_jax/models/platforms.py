@@ -61,15 +61,20 @@ def sum_over_tokens(x: jax.Array) -> jax.Array:
   return jax.lax.platform_dependent(x, default=_reduce_sum, **DEFAULT_KERNELS['sum'])
 
 
-def _xla_attention(name: str, config: MEViTConfig, patches: Heads, token: Heads | None, attend: Attend = attend):
+def _xla_attention(
+  name: str, config: MEViTConfig, patches: Heads, token: Heads | None, attend: Attend = attend
+) -> tuple[jax.Array, jax.Array | None]:
   attention = space_attention if name == 'space' else motion_attention
   width = config.width // config.heads
   heads = split_heads(patches, width), token and split_heads(token, width)
   output, token_output = attention(*heads, config, attend)
-  return output.reshape(patches.query.shape), token and token_output.reshape(token.query.shape)
+  output = output.reshape(patches.query.shape)
+  return output, None if token is None or token_output is None else token_output.reshape(token.query.shape)
 
 
-def _pallas_attention(name: str, config: MEViTConfig, patches: Heads, token: Heads | None, *, interpret: bool = False):
+def _pallas_attention(
+  name: str, config: MEViTConfig, patches: Heads, token: Heads | None, *, interpret: bool = False
+) -> tuple[jax.Array, jax.Array | None]:
   from mevit_jax.models import kernels  # deferred: importing Pallas is slow
 
   b, t, n, d = patches.query.shape
@@ -83,7 +88,7 @@ def _pallas_attention(name: str, config: MEViTConfig, patches: Heads, token: Hea
 def _cudnn_attention(
   name: str, config: MEViTConfig, patches: Heads, token: Heads | None, *,
   implementation: Literal['cudnn', 'xla'] = 'cudnn',
-):  # fmt: skip
+) -> tuple[jax.Array, jax.Array | None]:  # fmt: skip
   width, dtype = config.width // config.heads, patches.query.dtype
   supported = dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128
   # All branches are traced on every platform, and JAX cannot trace this one without its CUDA plug-in.

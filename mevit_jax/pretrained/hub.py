@@ -63,7 +63,7 @@ def locate(name: str | os.PathLike) -> Located:
   """Returns the local files of weights; a model of the hub is downloaded unless it is in the cache.
 
   Only the configs and the weights are downloaded: safetensors, or PyTorch files if there is nothing else. A download
-  goes on where the connection broke; every file is verified with the hub's checksum.
+  resumes where the connection broke; every file is verified with the hub's checksum.
 
   Raises:
     UserError: no such file, folder or model; or the download failed.

@@ -17,7 +17,7 @@ _MAX_FRAMES = 16  # in a strip
 _COLORMAP = 'inferno'
 _MAX_ALPHA = 0.75  # opacity of the color of the largest weight
 _DPI = 120
-_FRAME_WIDTH, _GAP, _LEFT, _TOP, _MARGIN = 1.0, 0.04, 2.3, 0.45, 0.1  # inches
+_FRAME_WIDTH, _GAP, _LEFT, _TOP, _MARGIN = 1.0, 0.04, 2.5, 0.45, 0.1  # inches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _draw_strips(frames: np.ndarray, maps: Sequence[HeatMap], title: str) -> np.
   gap = round(_GAP * size[0])
   for row, (text, images, patch) in enumerate(strips):
     bottom = height - _TOP - (row + 1) * (row_height + 2 * _GAP)
-    figure.text(_MARGIN / width, (bottom + row_height / 2) / height, text, fontsize=8, **style)
+    figure.text(_MARGIN / width, (bottom + row_height / 2) / height, text, fontsize=9, **style)
     strip = film_strip(images[shown], size, gap)
     strip_width = strip.shape[1] / size[0] * _FRAME_WIDTH
     axes = figure.add_axes((_LEFT / width, bottom / height, strip_width / width, row_height / height))

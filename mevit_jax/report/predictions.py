@@ -175,7 +175,8 @@ def _draw_curves(axes: Any, windows: Sequence[WindowPrediction]) -> None:
   for segment in segments(windows):
     color = colors.get(segment.label, '#d0d7de')
     axes.axvspan(segment.start, segment.end, 0, 0.07, color=color, lw=0)
-  axes.set(xlim=(windows[0].start, windows[-1].end), ylim=(-0.09, 1.02), yticks=[0, 0.5, 1])
+  axes.set(xlim=(windows[0].start, windows[-1].end), ylim=(-0.09, 1.02), yticks=[0, 0.5, 1], ylabel='probability')
+  axes.yaxis.label.set_size(8)
   axes.xaxis.set_major_formatter(lambda value, _: clock(value))
   legend = axes.legend(fontsize=8, frameon=False, loc='center left', bbox_to_anchor=(1, 0.5))
   for text in legend.get_texts():

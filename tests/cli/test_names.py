@@ -58,7 +58,7 @@ def name(hub, vit, tmp_path):
 
 
 def test_a_run_records_the_commit_that_it_started_from(tiny, hub, name, tmp_path):
-  """A run that goes on uses the recorded commit, also after the branch has moved."""
+  """A resumed run uses the recorded commit, also after the branch has moved."""
   config = dataclasses.replace(tiny(), init_from='hf://org/vit')
   run = runs.prepare_run(config, tmp_path / 'run')
   assert run.config.init_from == run.metadata['config']['init_from'] == name

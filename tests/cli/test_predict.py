@@ -96,7 +96,7 @@ def test_find_videos(folder, monkeypatch):
       find_videos([argument])
 
 
-def test_many_files_are_printed_as_json_lines(command, folder, predictor, tmp_path):
+def test_predictions_of_many_files_are_printed_and_written(command, folder, predictor, tmp_path):
   output = command(folder, folder / 'gone.mp4', csv=tmp_path / 'out.csv', figure=tmp_path / 'out.png')
   expected = {name: predictor.predict(folder / name).top(3) for name in ('a.mp4', 'c.mp4', 'more/b.MP4')}
   lines = []
@@ -107,6 +107,7 @@ def test_many_files_are_printed_as_json_lines(command, folder, predictor, tmp_pa
   assert errors[0].startswith(f'{folder / "d.webm"}: not a video')
   assert errors[1] == f'{folder / "gone.mp4"}: No such file or directory'
   assert errors[2].startswith('3 of 5 videos predicted; cold start ')
+  assert errors[2].endswith(f'; wrote {tmp_path / "out.csv"}, {tmp_path / "out.png"}')
   with (tmp_path / 'out.csv').open(newline='') as file:
     rows = list(csv.DictReader(file))
   assert [Path(row['video']).name for row in rows] == ['a.mp4', 'c.mp4', 'd.webm', 'b.MP4', 'gone.mp4']

@@ -49,8 +49,8 @@ def test_prepare_end_to_end(folder, tmp_path):
     assert example['fps'] == pytest.approx(30)
   directory = tmp_path / 'my_videos' / '1.0.0'
   report = json.loads((directory / 'report.json').read_text())
-  assert report['total'] == {'listed': 10, 'usable': 9, 'damaged': 0, 'short': 9, 'dead': 1, 'missing': 0}
-  assert list(report['dead']) == ['dogs/9.mp4']
+  assert report['total'] == {'listed': 10, 'usable': 9, 'damaged': 0, 'short': 9, 'unusable': 1, 'missing': 0}
+  assert list(report['unusable']) == ['dogs/9.mp4']
   copies = report['duplicates_across_splits'] + report['duplicates_within_split']
   assert [name.split(': ')[1] for name in copies[0]] == ['cats/0.mp4', 'cats/8.mp4']
   assert 'dogs/9.mp4' in (directory / 'report.txt').read_text()
@@ -59,19 +59,19 @@ def test_prepare_end_to_end(folder, tmp_path):
 
 def test_too_many_unusable_videos_stop_preparation_with_a_summary_before_writing(folder, tmp_path, run, caplog):
   (folder / 'cats' / '0.mp4').write_bytes(b'')
-  with pytest.raises(UserError, match=r'2 of 10 videos are dead already, more than --max_dead=0\.1'):
+  with pytest.raises(UserError, match=r'2 of 10 videos are unusable already, more than --max_unusable=0\.1'):
     run('video_folder', folder, f'--data_dir={tmp_path}')
   assert 'cats/0.mp4: ' in caplog.text
   assert 'dogs/9.mp4: ' in caplog.text
   assert not (tmp_path / 'my_videos' / '1.0.0').exists()
-  run('video_folder', folder, f'--data_dir={tmp_path}', '--max_dead=0.5')
+  run('video_folder', folder, f'--data_dir={tmp_path}', '--max_unusable=0.5')
   assert len(datasets.open_split(tmp_path, 'my_videos', 'train')) == 6
 
 
 def test_missing_file_of_a_csv_is_reported(folder, tmp_path, run):
   rows = [f'My Videos/{c}/{i}.mp4,{c},{("train", "test")[i > 4]}' for i in range(9) for c in [('cats', 'dogs')[i % 2]]]
   (tmp_path / 'list.csv').write_text('\n'.join(['path,label,split', *rows, 'gone.mp4,dogs,train']))
-  printed = run('video_folder', tmp_path / 'list.csv', f'--data_dir={tmp_path}', '--name=Pets', '--max_dead=0.2')
+  printed = run('video_folder', tmp_path / 'list.csv', f'--data_dir={tmp_path}', '--name=Pets', '--max_unusable=0.2')
   assert '10 videos of 2 classes, 1 of them missing' in printed
   assert 'missing: listed, but without a file (1):\n  gone.mp4' in printed
   assert 'same bytes in two splits' in printed
@@ -128,8 +128,8 @@ def test_a_class_without_usable_videos_is_reported_before_writing(folder, tmp_pa
     path = folder / 'newts' / f'{name}.mp4'
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b'')
-  with pytest.raises(UserError, match=r'all videos are dead or missing in: newts; '):
-    run('video_folder', folder, f'--data_dir={tmp_path}', '--max_dead=0.5')
+  with pytest.raises(UserError, match=r'all videos are unusable or missing in: newts; '):
+    run('video_folder', folder, f'--data_dir={tmp_path}', '--max_unusable=0.5')
   assert 'newts/1.mp4: ' in caplog.text
   assert not (tmp_path / 'my_videos' / '1.0.0').exists()
 

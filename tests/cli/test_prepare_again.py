@@ -35,7 +35,7 @@ def test_videos_of_a_different_source_are_refused(folder, tmp_path, run, monkeyp
   arguments = ('video_folder', folder, f'--data_dir={tmp_path}')
   run(*arguments)
   monkeypatch.chdir(folder.parent)
-  assert 'nothing to do' in run('video_folder', folder.name, f'--data_dir={tmp_path}', '--max_dead=0.5')
+  assert 'nothing to do' in run('video_folder', folder.name, f'--data_dir={tmp_path}', '--max_unusable=0.5')
   with pytest.raises(UserError, match=r'seed 0 -> 1, validation_fraction 0\.2 -> 0\.4; give --name or'):
     run(*arguments, '--seed=1', '--validation_fraction=0.4')
   other = shutil.copytree(folder, tmp_path / 'b' / folder.name)

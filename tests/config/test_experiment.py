@@ -222,7 +222,7 @@ COMMANDS = {
   'no such file': (['--config=configs/kinetics.py'], "No such file or directory: 'configs/kinetics.py'"),
   'a folder': (['--config=configs'], 'error: Is a directory: '),
   'a file of something else': (['--config={none}'], 'the config file has no function get_config()'),
-  'what is no config': (['--config={three}'], 'must return the config that default_config() returned, not 3'),
+  'not a config': (['--config={three}'], 'must return the config that default_config() returned, not 3'),
   'an empty name': (['--config=configs/demo.py', '--workdir='], 'flag --workdir=: must not be empty'),
   'an argument too many': (['--config=configs/demo.py:x'], 'the config takes no argument: give --config without'),
   'no number': (['--config=configs/ablations/table1.py:x'], "config file: 'x' is not an integer"),

@@ -154,7 +154,7 @@ def test_an_examined_video_is_not_decoded_again(root, monkeypatch):
 def test_given_splits_are_written_in_the_order_of_the_list(root):
   what = listing(root)
   summary = prepare(root, dataclasses.replace(what, videos=what.videos[::-1], notes=['a note']))
-  assert summary['total'] == {'listed': 10, 'usable': 10, 'damaged': 0, 'short': 10, 'dead': 0, 'missing': 0}
+  assert summary['total'] == {'listed': 10, 'usable': 10, 'damaged': 0, 'short': 10, 'unusable': 0, 'missing': 0}
   train = datasets.open_split(root / 'data', 'pets', 'train')
   assert [example['id'] for example in train.source] == ['v5', 'v4', 'v3', 'v2', 'v1', 'v0']
   assert [example['video'] for example in train.source] == [video(i) for i in range(5, -1, -1)]
@@ -210,7 +210,7 @@ def test_a_split_without_labels(root):
   assert test.labels.tolist() == [-1] * 4
   assert [example['label'] for example in test.source] == [-1] * 4
   assert summary['counts']['test'] == {
-    '': {'listed': 4, 'usable': 4, 'damaged': 0, 'short': 4, 'dead': 0, 'missing': 0}
+    '': {'listed': 4, 'usable': 4, 'damaged': 0, 'short': 4, 'unusable': 0, 'missing': 0}
   }
   assert summary['notes'] == []
 
@@ -235,30 +235,30 @@ def test_too_many_unusable_videos_stop_preparation_and_keep_examined_ones(root, 
   monkeypatch.setattr(files, 'SHARD_BYTES', (1, 1))  # one video per shard
   seen, make = [], files.make_example
   monkeypatch.setattr(files, 'make_example', lambda item, **rest: seen.append(item.video.id) or make(item, **rest))
-  with pytest.raises(UserError, match=r'2 of 10 videos are dead already, more than --max_dead=0\.1 allows'):
+  with pytest.raises(UserError, match=r'2 of 10 videos are unusable already, more than --max_unusable=0\.1 allows'):
     prepare(root, listing(root))
   assert seen == ['v0', 'v1', 'v2', 'v3']
   with pytest.raises(UserError, match='not complete'):
     datasets.open_split(root / 'data', 'pets', 'train')
-  summary = prepare(root, listing(root), max_dead=0.2)
+  summary = prepare(root, listing(root), max_unusable=0.2)
   assert seen == [f'v{i}' for i in range(10)]  # the remaining videos
-  assert list(summary['dead']) == ['v1', 'v3']
+  assert list(summary['unusable']) == ['v1', 'v3']
   train = datasets.open_split(root / 'data', 'pets', 'train')
   assert [train.source[i]['id'] for i in range(4)] == ['v0', 'v2', 'v4', 'v5']  # with empty shards between
   (root / '3.mp4').write_bytes(video(3))  # repaired
-  assert list(prepare(root, listing(root))['dead']) == ['v1']
+  assert list(prepare(root, listing(root))['unusable']) == ['v1']
   assert seen[10:] == ['v3']
 
 
 def test_a_class_or_split_without_videos_is_refused(root):
-  with pytest.raises(UserError, match='all videos are dead or missing in: newts'):
+  with pytest.raises(UserError, match='all videos are unusable or missing in: newts'):
     prepare(root, listing(root, names=(*NAMES, 'newts')))
   summary = prepare(root, listing(root, names=(*NAMES, 'newts')), all_classes=False)
   assert summary['notes'] == ['1 classes have no usable video: newts']
   for i in range(6, 10):
     (root / f'{i}.mp4').write_bytes(b'')
-  with pytest.raises(UserError, match='all videos are dead or missing in: validation'):
-    prepare(root, listing(root), max_dead=0.5)
+  with pytest.raises(UserError, match='all videos are unusable or missing in: validation'):
+    prepare(root, listing(root), max_unusable=0.5)
   for i in range(6, 10):
     (root / f'{i}.mp4').unlink()
   with pytest.raises(UserError, match='all 4 videos of the validation split are missing; add them, or remove'):

@@ -32,9 +32,16 @@ ROWS = [
 
 def test_a_report_counts_everything_and_names_duplicates_and_absent_classes():
   made = report.make(lambda: iter(ROWS), [ListedVideo('b9', '', 'b', 'train')], ['a note'])
-  assert made['total'] == {'listed': 7, 'usable': 5, 'damaged': 1, 'short': 1, 'dead': 1, 'missing': 1}
-  assert made['counts']['train']['b'] == {'listed': 2, 'usable': 0, 'damaged': 0, 'short': 0, 'dead': 1, 'missing': 1}
-  assert made['dead'] == {'b1': 'no frame decodes'}
+  assert made['total'] == {'listed': 7, 'usable': 5, 'damaged': 1, 'short': 1, 'unusable': 1, 'missing': 1}
+  assert made['counts']['train']['b'] == {
+    'listed': 2,
+    'usable': 0,
+    'damaged': 0,
+    'short': 0,
+    'unusable': 1,
+    'missing': 1,
+  }
+  assert made['unusable'] == {'b1': 'no frame decodes'}
   assert made['damaged'] == {'a2': 'the end is missing'}
   assert made['short'] == {'b3': '0.50 s, 15 frames'}
   assert made['missing'] == ['b9']
@@ -46,7 +53,7 @@ def test_a_report_counts_everything_and_names_duplicates_and_absent_classes():
   text = report.text(made)
   for part in ('b1: no frame decodes', 'train: a1 = validation: a3', 'WARNING', 'a note', 'b9'):
     assert part in text
-  assert 'and 1 more' in report.text({**made, 'dead': {'p': 'q', 'r': 's'}}, max_entries=1)
+  assert 'and 1 more' in report.text({**made, 'unusable': {'p': 'q', 'r': 's'}}, max_entries=1)
 
 
 def test_a_video_in_two_classes_is_a_warning():

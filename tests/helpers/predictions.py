@@ -25,6 +25,6 @@ ABOUT = {
   'clip': {'frames': 8, 'sampling': 'dense'},
   'preprocessing': {'size': (16, 16)},
   'dataset': {'name': 'made_up', 'split': 'validation', 'fingerprint': 'f' * 64},
-  'checkpoint': {'step': 60},
+  'checkpoint': {'step': 60, 'weights': 'ema'},
   'versions': {'jax': '0'},
 }

@@ -16,7 +16,7 @@ from mevit_jax.files import write_json, write_text
 
 UNSPLIT = 'not split'
 SHORT_SECONDS = 1.0
-_COUNTS = ('listed', 'usable', 'damaged', 'short', 'dead', 'missing')
+_COUNTS = ('listed', 'usable', 'damaged', 'short', 'unusable', 'missing')
 _MAX_CLASSES = 10  # classes that a shortened table shows
 
 
@@ -26,12 +26,12 @@ def make(
   """Returns a report: counts by split and class, reasons, duplicates.
 
   Args:
-    rows: function that yields the split and row of every video whose file exists, dead ones too.
+    rows: function that yields the split and row of every video whose file exists, unusable ones too.
     missing: videos whose file does not exist.
     notes: further remarks, one line each.
   """
   counts: dict[str, dict[str, dict[str, int]]] = {}
-  lists: dict[str, dict[str, str]] = {'dead': {}, 'damaged': {}, 'short': {}}
+  lists: dict[str, dict[str, str]] = {'unusable': {}, 'damaged': {}, 'short': {}}
 
   def count(split: str, label: str, *keys: str) -> None:
     row = counts.setdefault(split or UNSPLIT, {}).setdefault(label, dict.fromkeys(_COUNTS, 0))
@@ -41,7 +41,7 @@ def make(
   for video in missing:
     count(video.split, video.label, 'listed', 'missing')
   for split, row in rows():
-    remarks = {'dead': row['dead']} if 'dead' in row else _remarks(row)
+    remarks = {'unusable': row['dead']} if 'dead' in row else _remarks(row)
     count(split, row['label'], 'listed', *([] if 'dead' in row else ['usable']), *remarks)
     for key, reason in remarks.items():
       lists[key][row['id']] = reason
@@ -112,7 +112,7 @@ def text(report: Mapping[str, Any], max_entries: int | None = None) -> str:
   """Returns the report as text, with at most `max_entries` entries of each list."""
   lines = _table(report, max_entries)
   sections = {
-    'dead, left out': report['dead'],
+    'unusable, left out': report['unusable'],
     'missing: listed, but without a file': dict.fromkeys(report['missing'], ''),
     'damaged, kept': report['damaged'],
     f'shorter than {SHORT_SECONDS:g} s, kept': report['short'],

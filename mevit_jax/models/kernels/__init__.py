@@ -62,18 +62,36 @@ def fused_cost(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _attention(query, key, value, token, heads, blocks, interpret):
+def _attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  token: jax.Array | None,
+  heads: int,
+  blocks: Blocks | None,
+  interpret: bool,
+) -> tuple[jax.Array, jax.Array | None]:
   return _attention_forward(query, key, value, token, heads, blocks, interpret)[0]
 
 
-def _attention_forward(query, key, value, token, heads, blocks, interpret):
+def _attention_forward(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  token: jax.Array | None,
+  heads: int,
+  blocks: Blocks | None,
+  interpret: bool,
+) -> tuple[tuple[jax.Array, jax.Array | None], tuple[jax.Array | None, ...]]:
   plan = _plan(query.shape, blocks, token is not None)
   output, *sums = tpu.forward((query, key, value, token), plan, heads, interpret)
   token_output = sums[0][:, 0] / sum(plan.groups) if sums else None
   return (output, token_output), (query, key, value, token)
 
 
-def _attention_backward(heads, blocks, interpret, residuals, gradients):
+def _attention_backward(
+  heads: int, blocks: Blocks | None, interpret: bool, residuals: tuple, gradients: tuple
+) -> tuple[jax.Array | None, ...]:
   query, key, value, token = residuals
   gradient, token_gradient = gradients
   plan = _plan(query.shape, blocks, token is not None)

@@ -8,7 +8,8 @@ saves only the inputs and recomputes the probabilities.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +19,15 @@ from jax.experimental.pallas import tpu as pltpu
 from mevit_jax.models.kernels.cost import cost, vmem_bytes
 from mevit_jax.models.kernels.windows import PACKED, Plan, lanes_of, registers_of
 
+# Reference to an array in VMEM or SMEM: read and written by indexing. Pallas has no public type for it.
+Ref = Any
+Index = int | jax.Array
+
 _ROWS_AND_LANES = (((1,), (1,)), ((), ()))  # x @ y.T
 
 
 @functools.partial(jax.jit, static_argnames=('plan', 'heads', 'interpret'))  # traced once for all blocks of the model
-def forward(inputs: tuple, plan: Plan, heads: int, interpret: bool):
+def forward(inputs: tuple, plan: Plan, heads: int, interpret: bool) -> list[jax.Array]:
   """Computes the outputs of the patches `b t n d`, and of the class token, summed over groups, `b 1 d`.
 
   Args:
@@ -40,7 +45,7 @@ def forward(inputs: tuple, plan: Plan, heads: int, interpret: bool):
 
 
 @functools.partial(jax.jit, static_argnames=('plan', 'heads', 'interpret'))
-def backward(inputs: tuple, gradients: tuple, plan: Plan, heads: int, interpret: bool):
+def backward(inputs: tuple, gradients: tuple, plan: Plan, heads: int, interpret: bool) -> list[jax.Array]:
   """Computes the gradients of the inputs of `forward`.
 
   Args:
@@ -58,14 +63,16 @@ def backward(inputs: tuple, gradients: tuple, plan: Plan, heads: int, interpret:
   return _call(_backward, [query, key, value, gradient], [token, token_gradient], outputs, plan, heads, interpret)
 
 
-def _call(kernel: Callable, patches: list, tokens: list, outputs: list, plan: Plan, heads: int, interpret: bool):
+def _call(
+  kernel: Callable, patches: list, tokens: list, outputs: list, plan: Plan, heads: int, interpret: bool
+) -> list[jax.Array]:
   """Calls a kernel with a grid of (examples, groups of heads)."""
   b, t, _, d = patches[0].shape
   lanes, size = lanes_of(d, heads), patches[0].dtype.itemsize
   count = cost(patches[0].shape, heads, plan, tokens[0] is not None, kernel is _backward, size)
   tokens = [x for x in tokens if x is not None]
 
-  def spec(x):
+  def spec(x: jax.Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
     if x.ndim == 3:
       return pl.BlockSpec((1, x.shape[1], lanes), lambda i, j, *_: (i, 0, j))
     return pl.BlockSpec((1, t, plan.padded, lanes), lambda i, j, *_: (i, 0, 0, j))
@@ -89,7 +96,7 @@ def _call(kernel: Callable, patches: list, tokens: list, outputs: list, plan: Pl
   )(table, jnp.asarray(plan.bias), *patches, *tokens)
 
 
-def _forward(table, bias, *refs, plan: Plan, width: int, token: bool):
+def _forward(table: Ref, bias: Ref, *refs: Ref, plan: Plan, width: int, token: bool) -> None:
   """Kernel of `forward`; `width` is the head width."""
   query, key, value, *others = refs
   token_ref, output, token_output = others if token else (None, *others, None)
@@ -97,7 +104,7 @@ def _forward(table, bias, *refs, plan: Plan, width: int, token: bool):
   if token:
     token_output[...] = jnp.zeros_like(token_output)
 
-  def windows(ws, ragged):
+  def windows(ws: Sequence[Index], ragged: bool) -> None:
     batch = [_Window(plan, table, w, ragged) for w in ws]
     inputs = [[window.read(ref, token_ref, i) for i, ref in enumerate((query, key, value))] for window in batch]
     logits = [[_heads_dot(k, q, head, width) for head in heads] for q, k, _ in inputs]
@@ -116,7 +123,7 @@ def _forward(table, bias, *refs, plan: Plan, width: int, token: bool):
   _for_each_window(plan, windows)
 
 
-def _backward(table, bias, *refs, plan: Plan, width: int, token: bool):
+def _backward(table: Ref, bias: Ref, *refs: Ref, plan: Plan, width: int, token: bool) -> None:
   """Kernel of `backward`; `width` is the head width."""
   query, key, value, gradient, *others = refs
   token_ref, token_gradient, *outputs = others if token else (None, None, *others)
@@ -125,7 +132,7 @@ def _backward(table, bias, *refs, plan: Plan, width: int, token: bool):
   if token:
     outputs[3][...] = jnp.zeros_like(outputs[3])
 
-  def windows(ws, ragged):
+  def windows(ws: Sequence[Index], ragged: bool) -> None:
     batch = [_Window(plan, table, w, ragged) for w in ws]
     inputs = [
       [
@@ -161,7 +168,7 @@ def _backward(table, bias, *refs, plan: Plan, width: int, token: bool):
   _for_each_window(plan, windows)
 
 
-def _softmax(logits, bias, width):
+def _softmax(logits: jax.Array, bias: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
   """Returns unnormalized softmax weights `keys queries`, at most 1, and their sums `1 queries`."""
   logits = logits + jnp.concatenate([bias] * math.ceil(logits.shape[1] / bias.shape[1]), axis=1)[:, : logits.shape[1]]
   largest = jnp.max(logits, axis=0, keepdims=True)
@@ -169,13 +176,13 @@ def _softmax(logits, bias, width):
   return weights, jnp.sum(weights, axis=0, keepdims=True)
 
 
-def _heads_dot(x, y, head, width):
+def _heads_dot(x: jax.Array, y: jax.Array, head: int, width: int) -> jax.Array:
   """Multiplies `rows lanes` and `columns lanes` for one head: `rows columns`."""
   first, last = registers_of(head, width, x.shape[1])
   return _dot(x[:, first:last], _select_head(y, head, width), _ROWS_AND_LANES)
 
 
-def _select_head(x, head, width):
+def _select_head(x: jax.Array, head: int, width: int) -> jax.Array:
   """Returns the registers of a head, with the lanes of other heads zeroed."""
   first, last = registers_of(head, width, x.shape[1])
   if last - first == width:
@@ -184,24 +191,24 @@ def _select_head(x, head, width):
   return jnp.where((lane >= head * width) & (lane < (head + 1) * width), x[:, first:last], 0)
 
 
-def _dot(x, y, dimensions=(((1,), (0,)), ((), ()))):
+def _dot(x: jax.Array, y: jax.Array, dimensions: tuple = (((1,), (0,)), ((), ()))) -> jax.Array:
   precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
   return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _where(mask, x, y):
+def _where(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
   """Selects rows like `jnp.where`, in float32: Mosaic has no row masks for packed (16-bit) registers."""
   return jnp.where(mask, x.astype(jnp.float32), y.astype(jnp.float32)).astype(x.dtype)
 
 
-def _for_each_window(plan: Plan, windows):
+def _for_each_window(plan: Plan, windows: Callable[[Sequence[Index], bool], None]) -> None:
   """Runs `windows(ws, ragged)` for all windows, several at once to overlap matrix products with softmax."""
 
-  def loop(first, last, ragged):
+  def loop(first: int, last: int, ragged: bool) -> None:
     at_once = min(plan.at_once, last - first)
     times, rest = divmod(last - first, at_once)
 
-    def body(i, _):
+    def body(i: jax.Array, _: None) -> None:
       windows([first + i * at_once + j for j in range(at_once)], ragged)
 
     if times == 1:
@@ -220,25 +227,25 @@ def _for_each_window(plan: Plan, windows):
 class _Window:
   """Reads and writes the rows of a window, with the class token's rows inserted."""
 
-  def __init__(self, plan: Plan, table, w, ragged: bool):
+  def __init__(self, plan: Plan, table: Ref, w: Index, ragged: bool):
     self.plan, self.w, self.ragged = plan, w, ragged
     start, self.first, self.last, self.groups, self.pattern = (table[i, w] for i in range(5))
     self.start = pl.multiple_of(start, 8)
 
-  def _index(self):
+  def _index(self) -> tuple:
     plan = self.plan
     if plan.space:
       return 0, self.w
     return 0, slice(None), pl.ds(self.start, plan.size)
 
-  def _mask(self, lanes, first, last):
+  def _mask(self, lanes: int, first: Index, last: Index) -> jax.Array:
     """Returns a mask of the rows of patches from `first` to `last`."""
     plan = self.plan
     patch = jax.lax.broadcasted_iota(jnp.int32, (plan.frames, plan.size, lanes), 1)
     patch = patch.reshape(plan.frames * plan.size, lanes)
     return (patch >= first) & (patch < last)
 
-  def _join(self, x, filler):
+  def _join(self, x: jax.Array, filler: Callable[[int, int], jax.Array]) -> jax.Array:
     """Appends the class token's rows (or zeros) to rows of patches."""
     plan = self.plan
     tail = plan.first_token_row // PACKED * PACKED
@@ -250,26 +257,26 @@ class _Window:
       x = jnp.concatenate([x, filler(plan.rows - len(x), len(x))], axis=0)
     return x
 
-  def read(self, ref, token_ref, i):
+  def read(self, ref: Ref, token_ref: Ref | None, i: int) -> jax.Array:
     """Reads queries, keys or values, `rows lanes`; `i` is their row in `token_ref`."""
     x = self._patches(ref)
     if self.ragged and not self.plan.space:  # memory after the last patch is undefined
       x = _where(self._mask(x.shape[1], 0, self.plan.patches - self.start), x, jnp.zeros_like(x))
 
-    def filler(count, _):
+    def filler(count: int, _: int) -> jax.Array:
       if token_ref is None:
         return jnp.zeros((count, x.shape[1]), x.dtype)
       return jnp.broadcast_to(token_ref[0, i : i + 1], (count, x.shape[1]))
 
     return self._join(x, filler)
 
-  def read_gradient(self, ref, token_ref):
+  def read_gradient(self, ref: Ref, token_ref: Ref | None) -> jax.Array:
     """Reads the gradient of the output, `rows lanes`, 0 for rows that belong to other windows."""
     x = self._patches(ref)
     if self.ragged and not self.plan.space:
       x = _where(self._mask(x.shape[1], self.first, self.last), x, jnp.zeros_like(x))
 
-    def filler(count, first):
+    def filler(count: int, first: int) -> jax.Array:
       zeros = jnp.zeros((count, x.shape[1]), x.dtype)
       if token_ref is None:
         return zeros
@@ -278,7 +285,7 @@ class _Window:
 
     return self._join(x, filler)
 
-  def write(self, ref, x):
+  def write(self, ref: Ref, x: jax.Array) -> None:
     """Writes the rows of the patches."""
     plan = self.plan
     x = x[: plan.frames * plan.size]
@@ -286,12 +293,12 @@ class _Window:
       x = _where(self._mask(x.shape[1], self.first, self.last), x, self._patches(ref))
     ref[self._index()] = x if plan.space else x.reshape(plan.frames, plan.size, x.shape[1])
 
-  def output_factor(self, queries):
+  def output_factor(self, queries: int) -> jax.Array:
     """Returns the weight of each query's output, `1 queries`: the class token's are averaged over all groups."""
     query = jax.lax.broadcasted_iota(jnp.int32, (1, queries), 1)
     return jnp.where(query < self.plan.first_token_row, 1.0, 1 / sum(self.plan.groups))
 
-  def token_sum(self, x, all_groups):
+  def token_sum(self, x: jax.Array, all_groups: bool) -> jax.Array:
     """Sums the class token's rows, one per group of the window, or takes only the first: `1 lanes`, float32."""
     tail = self.plan.first_token_row // PACKED * PACKED
     x = x[tail:].astype(jnp.float32)
@@ -299,6 +306,6 @@ class _Window:
     count = self.groups if all_groups else 1
     return jnp.sum(jnp.where((row >= 0) & (row < count), x, 0), axis=0, keepdims=True)
 
-  def _patches(self, ref):
+  def _patches(self, ref: Ref) -> jax.Array:
     x = ref[self._index()]
     return x if self.plan.space else x.reshape(-1, x.shape[-1])
