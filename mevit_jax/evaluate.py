@@ -14,6 +14,8 @@ from mevit_jax.config.experiment import Config
 from mevit_jax.data import pipeline
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.errors import UserError
+from mevit_jax.evaluation.baselines import measure_baselines
+from mevit_jax.evaluation.diagnosis import describe_baselines, describe_collapse
 from mevit_jax.evaluation.protocol import Predictions, predict_all
 from mevit_jax.evaluation.results import write_results
 from mevit_jax.experiment import resolve_config
@@ -123,10 +125,16 @@ def evaluate_params(
     )
   predictions = predict_split(evaluator, params, split)
   folder = evaluator.workdir / 'evaluation' / config.evaluation.name
-  results = write_results(folder, predictions, split.class_names, _metadata(config, split, step, weights))
+  metadata = _metadata(config, split, step, weights)
+  if is_main_process():
+    baselines = measure_baselines(split, config.data.data_dir, config.data.train_split, evaluator.check)
+    metadata |= {'baselines': baselines} if baselines else {}
+  results = write_results(folder, predictions, split.class_names, metadata)
   if not is_main_process():
     return results
   print(f'evaluation {config.evaluation.name} at step {step}: {_format_results(results)}: {folder}', flush=True)
+  for line in filter(None, (describe_collapse(results, split.class_names), describe_baselines(results))):
+    print(line, flush=True)
   if report and results['unreadable'] < results['videos']:
     _write_report(evaluator, folder, params, split, predictions, results)
   return results
@@ -177,8 +185,12 @@ def _metadata(config: Config, split: datasets.Split, step: int, weights: Weights
       **protocol,
       'views': f'{config.evaluation.clips}x{config.evaluation.crops}',
     },
-    'clip': {'frames': config.clip.frames, 'sampling': config.clip.sampling, 'stride': config.clip.stride},
-    'preprocessing': {'size': config.clip.size, 'mean': config.data.mean, 'std': config.data.std},
+    'clip': {
+      'frames': config.clip.frames,
+      'sampling': config.clip.sampling,
+      **({'stride': config.clip.stride} if config.clip.sampling == 'dense' else {}),
+    },
+    'preprocessing': {'size': config.clip.size, **config.data.normalization._asdict()},
     'dataset': {'name': split.dataset, 'split': split.name, 'fingerprint': split.fingerprint},
     'checkpoint': {'step': step, 'weights': weights},
     'versions': versions(),

@@ -15,6 +15,7 @@ from mevit_jax.checkpoint.manager import CheckpointManager
 from mevit_jax.checkpoint.reader import read_run, saved_steps
 from mevit_jax.checkpoint.workdir import is_shared, read_workdir, write_workdir
 from mevit_jax.config import experiment, resolve
+from mevit_jax.config.data import Normalization
 from mevit_jax.config.experiment import Config
 from mevit_jax.config.model import count_flops
 from mevit_jax.data import pipeline, sampling
@@ -42,7 +43,7 @@ from mevit_jax.training.steps import make_evaluation_step, make_train_step
 _MAY_CHANGE = (
   *experiment.EXECUTION_FIELDS, 'mesh.', 'evaluation.', 'data.workers', 'data.data_dir', 'model.classes',
   'training.log_every', 'training.save_every', 'training.keep', 'training.evaluate_every', 'training.profile',
-  'training.on_nonfinite',
+  'training.on_nonfinite', 'training.patience',
 )  # fmt: skip
 
 
@@ -87,7 +88,7 @@ def prepare_run(config: Config, workdir: Path) -> Run:
     raise UserError(f'{unlabeled:,} videos of {split} have no label: choose another data.train_split')
   mesh = make_mesh(config.mesh)
   weights, source = _source(config, workdir)
-  dataset = resolve.Dataset(split.dataset, split.class_names)
+  dataset = resolve.Dataset(split.dataset, split.class_names, _saved_normalization(workdir) or split.normalization)
   config = resolve_config(config, mesh, dataset, source)
   return dataclasses.replace(build_run(config, workdir, split, mesh), source=weights)
 
@@ -167,6 +168,11 @@ def _source(config: Config, workdir: Path) -> tuple[Source | None, resolve.Sourc
   if source.info.normalization is None:
     print(f'{config.init_from} does not state its normalization: keeping {config.data.normalization}', flush=True)
   return source, resolve.Source(config.init_from, source.info.layer_norm_eps, source.info.normalization)
+
+
+def _saved_normalization(workdir: Path) -> Normalization | None:
+  """Returns the normalization of a run that a workdir holds; None if it holds none."""
+  return experiment.from_dict(read_run(workdir)['config']).data.normalization if is_started(workdir) else None
 
 
 def initial_state(run: Run) -> TrainState:

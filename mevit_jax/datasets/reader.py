@@ -1,7 +1,7 @@
 """Reads prepared datasets: `open_split` returns a random-access source for Grain or a plain loop.
 
-Besides its shards and TFDS's metadata, a dataset's directory holds `fingerprint.json` (format, fingerprint, arguments)
-and `videos.csv` (one row per video).
+Besides its shards and TFDS's metadata, a dataset's directory holds `fingerprint.json` (format, fingerprint, arguments,
+pixel statistics) and `videos.csv` (one row per video).
 """
 
 import csv
@@ -16,6 +16,7 @@ from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 
+from mevit_jax.config.data import Normalization
 from mevit_jax.errors import UserError
 
 FORMAT = 3  # version of the layout of a dataset's directory; datasets of another version must be prepared again
@@ -69,6 +70,7 @@ class Split:
     dataset: name of the dataset.
     directory: directory of the dataset.
     videos: number of videos of each split of the dataset.
+    normalization: pixel mean and standard deviation of the training videos; None if the dataset does not state them.
   """
 
   source: Source
@@ -78,6 +80,7 @@ class Split:
   dataset: str
   directory: Path
   videos: Mapping[str, int]
+  normalization: Normalization | None = None
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
@@ -127,6 +130,7 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> Split:
     dataset=dataset,
     directory=directory,
     videos=videos,
+    normalization=read_normalization(directory),
   )
 
 
@@ -178,6 +182,12 @@ def read_fingerprint(directory: Path) -> tuple[str, dict[str, int]]:
   """Returns the fingerprint and the number of videos of each split of a complete dataset; reads no shards."""
   metadata = _read_metadata(directory)
   return metadata['fingerprint'], metadata['videos']
+
+
+def read_normalization(directory: Path) -> Normalization | None:
+  """Returns the pixel mean and standard deviation of a complete dataset; None if it does not state them."""
+  pixels = _read_metadata(directory).get('pixels')
+  return Normalization(tuple(pixels['mean']), tuple(pixels['std'])) if pixels else None
 
 
 def read_arguments(directory: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from mevit_jax.datasets import builders, reader, tasks
+from mevit_jax.datasets import builders, reader, statistics, tasks
 from mevit_jax.datasets.reader import COLUMNS, FORMAT, IN_PROGRESS
 from mevit_jax.datasets.tasks import Check, Executor, ProgressCallback, Row, Task
 from mevit_jax.errors import UserError
@@ -199,7 +199,7 @@ def _write_metadata(
   rows: Callable[[], Rows],
   arguments: Mapping[str, Any],
 ) -> str:
-  """Writes videos.csv, fingerprint.json and TFDS's metadata; returns the fingerprint."""
+  """Writes videos.csv, TFDS's metadata and fingerprint.json with the pixel statistics; returns the fingerprint."""
   _write_table(directory / 'videos.csv', builder.class_names, rows())
   records = {
     split: ((row['id'], int(row['label']), row['sha256']) for row in reader.read_videos(directory, split))
@@ -214,14 +214,22 @@ def _write_metadata(
       lengths.append(sum('dead' not in row for row in manifest['rows']))
       size += manifest['bytes']
     infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
+  _write_tfds_metadata(builder, directory, infos)
+  first = next((info.name for info in infos if sum(info.shard_lengths)), None)  # train, unless there is none
+  examples = tfds.builder_from_directory(directory).as_data_source(first) if first else []
   metadata = {
     'format': FORMAT,
     'fingerprint': digest,
     'videos': {info.name: sum(info.shard_lengths) for info in infos},
     'encoding': dict(builder.encoding),
     'arguments': dict(arguments),
+    'pixels': statistics.measure_pixels(examples),
   }
   write_json(directory / 'fingerprint.json', metadata)
+  return digest
+
+
+def _write_tfds_metadata(builder: builders.VideoBuilder, directory: Path, infos: Sequence[Any]) -> None:
   tfds.folder_dataset.write_metadata(
     data_dir=directory,
     features=builder.info.features,
@@ -230,7 +238,6 @@ def _write_metadata(
     disable_shuffling=True,
     check_data=False,  # the check would read through TensorFlow
   )
-  return digest
 
 
 def _write_table(path: Path, class_names: Sequence[str], rows: Rows) -> None:
