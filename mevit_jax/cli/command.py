@@ -6,12 +6,20 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from absl import app, flags
 from absl import logging as absl_logging
 
 from mevit_jax.errors import UserError
+
+
+def define(module: Any) -> None:
+  """Defines the flags of a command; a UserError, as of a workdir that cannot be read, exits with one line."""
+  try:
+    module.define_flags()
+  except UserError as error:
+    sys.exit(f'error: {error}')
 
 
 def run(main: Callable[[Sequence[str]], None], required: Sequence[str] = ()) -> None:
