@@ -16,7 +16,7 @@ from mevit_jax.datasets import reader as datasets
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation.baselines import measure_baselines
 from mevit_jax.evaluation.diagnosis import describe_baselines, describe_collapse
-from mevit_jax.evaluation.protocol import Predictions, predict_all
+from mevit_jax.evaluation.protocol import Predictions, describe_crops, predict_all
 from mevit_jax.evaluation.results import write_results
 from mevit_jax.experiment import resolve_config
 from mevit_jax.models.functional import Params, build_model
@@ -71,7 +71,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
   trained = checkpoint.config
   for name in ('sampling', 'stride'):
     saved, requested = getattr(trained.data, name), getattr(config.data, name)
-    if saved != requested:
+    if saved != requested and (name != 'stride' or config.data.sampling == 'dense'):
       print(f'data.{name} differs from training: {saved} -> {requested}', flush=True)
   source = resolve.Source(str(folder), trained.model.layer_norm_eps, checkpoint.normalization, trained)
   config = resolve_config(config, mesh, source=source, evaluate=True)
@@ -135,6 +135,10 @@ def evaluate_params(
   print(f'evaluation {config.evaluation.name} at step {step}: {_format_results(results)}: {folder}', flush=True)
   for line in filter(None, (describe_collapse(results, split.class_names), describe_baselines(results))):
     print(line, flush=True)
+  if report and (
+    hint := describe_crops(datasets.read_sizes(split.directory, split.name), config.clip.size, config.evaluation.crops)
+  ):
+    print(hint, flush=True)
   if report and results['unreadable'] < results['videos']:
     _write_report(evaluator, folder, params, split, predictions, results)
   return results

@@ -200,6 +200,11 @@ def read_labels(directory: Path, split: str) -> np.ndarray:
   return np.array([int(row['label']) for row in read_videos(directory, split)], np.int32)
 
 
+def read_sizes(directory: Path, split: str) -> np.ndarray:
+  """Returns height and width of a split's videos in pixels, int `n 2`; reads no shards."""
+  return np.array([(row['height'], row['width']) for row in read_videos(directory, split)], int).reshape(-1, 2)  # n 2
+
+
 def read_videos(directory: Path, split: str) -> Iterator[dict[str, str]]:
   """Yields the rows of videos.csv of a split's examples, in order."""
   with (directory / 'videos.csv').open(newline='', encoding='utf-8') as file:

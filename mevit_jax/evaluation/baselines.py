@@ -100,7 +100,9 @@ def measure_baselines(
     `majority` and `linear`, each with `top1`, `interval` (95 %, Wilson) and details; None for a dataset that is not
     small, has no such training split or labels, or is evaluated on that split itself.
   """
-  if split.name == train_split or not 0 < split.videos.get(train_split, 0) <= MAX_VIDEOS or not (split.labels >= 0).any():
+  if (
+    split.name == train_split or not 0 < split.videos.get(train_split, 0) <= MAX_VIDEOS or not (split.labels >= 0).any()
+  ):
     return None
   path = split.directory / f'baselines-{train_split}-{split.name}.json'
   key = {'version': _VERSION, 'fingerprint': split.fingerprint, 'train_split': train_split}

@@ -28,7 +28,10 @@ _UNDERFITTING = (
   ('--config.augment', 'weaker augmentation'),
 )
 _WAITING = (
-  ('mevit prepare ... --encoding=h264 --short_side=64', 'store small videos that are cheap to decode; about image_size'),
+  (
+    'mevit prepare ... --encoding=h264 --short_side=64',
+    'store small videos that are cheap to decode; about image_size',
+  ),
   ('--config.data.workers', 'more decoding processes, up to the number of cores'),
   ('--config.data.repeated_augmentation=2', 'several clips per decoded video'),
 )

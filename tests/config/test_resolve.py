@@ -44,7 +44,9 @@ def test_classes_come_from_the_dataset():
     resolve(from_dict({'model': {'classes': 3}}), DATASET)
 
 
-@pytest.mark.parametrize(('size', 'expected'), [((224, 224), (256, 320)), ((64, 112), (73, 91)), ((112, 112), (128, 160))])
+@pytest.mark.parametrize(
+  ('size', 'expected'), [((224, 224), (256, 320)), ((64, 112), (73, 91)), ((112, 112), (128, 160))]
+)
 def test_the_short_side_follows_the_image_size(size, expected):
   config = from_dict({'model': {'image_size': size}})
   resolved, changes = resolve(config, DATASET)

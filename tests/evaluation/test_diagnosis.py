@@ -36,7 +36,12 @@ def test_a_good_run_has_no_symptom():
   [
     (results(0.13), lines(2.08, 0.12), 'Loss stays at ln C', 'training loss is 2.080; guessing has ln 8 = 2.079'),
     (results(0.2, most=0.94), lines(), 'One class is predicted for most videos', 'for 94 % of the videos: c'),
-    (results(0.49, linear=0.735), lines(), 'Not better than a baseline', 'top-1 49.0 %; linear baseline 73.5 %: see Small'),
+    (
+      results(0.49, linear=0.735),
+      lines(),
+      'Not better than a baseline',
+      'top-1 49.0 %; linear baseline 73.5 %: see Small',
+    ),
     (results(0.4), lines(accuracy=1.0), 'Overfitting', '100 % in training, 40 % in validation'),
     (results(0.52), lines(1.2, 0.55), 'Underfitting', '55 % in training, 52 % in validation'),
     (results(), lines(wait=0.65), 'Waiting for data', '65 % of the time'),
