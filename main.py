@@ -11,13 +11,14 @@ further flags; elsewhere give --coordinator, --processes and --process_id. All h
 """
 
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
 from mevit_jax.cli import command, dry_run, evaluate, train
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
   """Runs the mode."""
   modes = {'train': train, 'evaluate': evaluate, 'dry_run': dry_run}
   modes[flags.FLAGS.mode].main(argv)

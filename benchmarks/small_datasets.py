@@ -2,11 +2,11 @@
 
   python -m benchmarks.small_datasets VIDEOS
 
-Writes VIDEOS/KIND/SPLIT/CLASS/NUMBER.mp4 for each kind; docs/small_datasets.md has the commands that prepare them, train on
-them and compare, and the results. All kinds have 64x64 pixels and 32 frames at 30 per second:
+Writes VIDEOS/KIND/SPLIT/CLASS/NUMBER.mp4 for each kind; docs/small_datasets.md has the commands that prepare them and
+train on them, and the results. All kinds have 64x64 pixels and 32 frames at 30 per second:
 
   appearance   6 textures (300 training videos); the motion says nothing
-  motion       8 motions of a shape, in pairs that are each other's reverse (1,000); single frames say nothing within a pair
+  motion       8 motions of a shape, in pairs that are each other's reverse (1,000)
   both         3 shapes x 4 directions (600)
 """
 

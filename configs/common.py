@@ -1,10 +1,12 @@
 """The common start of the configs: all fields with their defaults. mevit_jax/config/ documents the fields."""
 
+from ml_collections import ConfigDict
+
 from mevit_jax.config.flags import default_config
 from mevit_jax.config.model import variant
 
 
-def get_config(size: str = 'B/16'):
+def get_config(size: str = 'B/16') -> ConfigDict:
   """Returns the config of the paper's model for a ViT variant such as 'B/16'.
 
   The first third of the blocks has space attention only, the last block has class attention, and the blocks between

@@ -7,10 +7,12 @@
 attention with the same budget.
 """
 
+from ml_collections import ConfigDict
+
 from mevit_jax.configs import common
 
 
-def get_config():
+def get_config() -> ConfigDict:
   """Returns the config."""
   config = common.get_config('Ti/16')
   config.model.update(

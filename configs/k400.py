@@ -9,10 +9,12 @@ The paper reports 80.6 top-1 and 94.7 top-5 with 1x3 views (81.1 and 94.9 with 1
 ViT. Not trained here yet.
 """
 
+from ml_collections import ConfigDict
+
 from mevit_jax.configs import common
 
 
-def get_config(size: str = 'B/16'):
+def get_config(size: str = 'B/16') -> ConfigDict:
   """Returns the config; `size` is a ViT variant such as 'B/16': Ti, S, B, L or H, a slash and the patch size."""
   config = common.get_config(size)
   config.data.dataset = 'kinetics400'

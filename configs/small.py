@@ -3,9 +3,9 @@
   mevit prepare video_folder ROOT --data_dir=data --name=mine --encoding=h264 --short_side=80
   mevit train --config=small --workdir=runs/mine --config.data.dataset=mine
 
-Few large patches, which leave the plateau at ln C sooner than small ones; the dataset's own pixel mean and standard deviation;
-weak augmentation; a long schedule that ends when validation no longer improves, after which the best checkpoint is
-evaluated. docs/small_datasets.md compares it with a linear classifier. With pretrained weights use video_folder.
+Few large patches; the dataset's own pixel mean and standard deviation; weak augmentation; a long schedule that ends
+when validation no longer improves, after which the best checkpoint is evaluated. docs/small_datasets.md compares it
+with a linear classifier. With pretrained weights use video_folder.
 """
 
 from mevit_jax.configs import common

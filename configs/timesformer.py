@@ -5,10 +5,12 @@
 Its authors report 78.0 top-1 with 8x32 frames and 1x3 views, after about 416 V100 hours. Not trained here yet.
 """
 
+from ml_collections import ConfigDict
+
 from mevit_jax.configs import k400
 
 
-def get_config(size: str = 'B/16'):
+def get_config(size: str = 'B/16') -> ConfigDict:
   """Returns the config; `size` is a ViT variant such as 'B/16': Ti, S, B, L or H, a slash and the patch size."""
   config = k400.get_config(size)
   model = config.model

@@ -8,10 +8,12 @@ scratch needs many videos: use --config.init_from. A smaller model: --config=con
 trained here yet.
 """
 
+from ml_collections import ConfigDict
+
 from mevit_jax.configs import common
 
 
-def get_config(size: str = 'B/16'):
+def get_config(size: str = 'B/16') -> ConfigDict:
   """Returns the config; `size` is a ViT variant such as 'B/16': Ti, S, B, L or H, a slash and the patch size."""
   config = common.get_config(size)
   config.data.dataset = 'video_folder'

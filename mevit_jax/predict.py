@@ -88,10 +88,10 @@ def format_text(name: str, result: VideoPrediction, top: int) -> str:
     return '\n'.join([name, *(f'  {100 * p:5.1f} %  {label}' for label, p in result.predictions[0].top(top))])
   timeline = segments(result.predictions)
   digits = clock_digits([time for segment in timeline for time in (segment.start, segment.end)])
-  lines = [
-    f'  {clock(segment.start, digits):>9} - {clock(segment.end, digits):>9}  {100 * segment.probability:5.1f} %  {segment.label}'
-    for segment in timeline
-  ]
+  lines = []
+  for segment in timeline:
+    start, end = clock(segment.start, digits), clock(segment.end, digits)
+    lines.append(f'  {start:>9} - {end:>9}  {100 * segment.probability:5.1f} %  {segment.label}')
   return '\n'.join([f'{name}  {len(result.predictions)} windows', *lines])
 
 

@@ -1,11 +1,11 @@
-"""Shared by all tests: small devices' worth of settings, before jax starts."""
+"""Settings and fixtures of all tests; the environment is set before jax is imported."""
 
 import os
 import signal
 
 import pytest
 
-# Eight devices on one CPU: what holds for one device must hold for many. Set before jax is imported.
+# Eight devices on one CPU, so that sharding is tested. Set before jax is imported.
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
 
 # A shell's background job ignores it, and so would all that tests start and interrupt.
@@ -35,7 +35,7 @@ TINY = {
   'training.keep': 10,
   'evaluation.crops': 1,
   'evaluation.batch_size': 8,
-  'evaluation.attention_maps': 0,  # it compiles the model once more
+  'evaluation.attention_maps': 0,  # compiles the model once more
 }
 
 
@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope='session')
 def shapes_dir(tmp_path_factory):
-  """A data_dir that holds a tiny moving_shapes: 24 and 11 videos of 8 frames of 24x24 pixels."""
+  """data_dir with a tiny moving_shapes: 24 and 11 videos of 8 frames of 24x24 pixels."""
   from mevit_jax.datasets import shards
   from mevit_jax.datasets.builders import moving_shapes
 
@@ -67,7 +67,7 @@ def shapes_dir(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def tiny(shapes_dir):
-  """A function: fields of a config, by path -> the config of a model that trains in seconds, with those fields."""
+  """Function from config fields by path to the config of a model that trains in seconds."""
   from mevit_jax.config import experiment
 
   def config(**changes):
@@ -83,17 +83,17 @@ def tiny(shapes_dir):
 
 @pytest.fixture(scope='session')
 def compiled(tmp_path_factory):
-  """A folder for what was compiled."""
+  """Folder of the compilation cache."""
   return tmp_path_factory.mktemp('compiled')
 
 
 @pytest.fixture(scope='module')
 def compile_once(compiled):
-  """Compiles a function once for all that use this, in this process and those it starts, and in half the time."""
+  """Enables the compilation cache in this process and its children, and halves compilation time."""
   import jax
   from jax.experimental.compilation_cache import compilation_cache
 
-  settings = {  # and what they are without it
+  settings = {  # and their values without the cache
     'jax_compilation_cache_dir': (str(compiled), None),
     'jax_persistent_cache_min_compile_time_secs': (0, 1),
     'jax_persistent_cache_min_entry_size_bytes': (0, 0),
@@ -102,7 +102,7 @@ def compile_once(compiled):
   for name, (value, _) in settings.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
-  compilation_cache.reset_cache()  # whether there is one is asked once
+  compilation_cache.reset_cache()  # jax checks only once whether a cache is set
   yield
   for name, (_, value) in settings.items():
     jax.config.update(name, value)
@@ -112,7 +112,7 @@ def compile_once(compiled):
 
 @pytest.fixture(scope='module')
 def exact_and_fast():
-  """Full digits (accelerators round float32 factors unless told not to), and half the compilation time."""
+  """Sets full float32 precision, which is not the default on accelerators, and halves compilation time."""
   import jax
 
   jax.config.update('jax_disable_most_optimizations', True)
@@ -123,7 +123,7 @@ def exact_and_fast():
 
 @pytest.fixture
 def start(tmp_path):
-  """A function that starts the processes of one run: see `hosts.starting`."""
+  """Function that starts the processes of one run; see `hosts.starting`."""
   from tests.helpers.hosts import starting
 
   yield from starting(tmp_path)
@@ -131,7 +131,7 @@ def start(tmp_path):
 
 @pytest.fixture(scope='module')
 def whole(tiny, tmp_path_factory, compile_once):
-  """The workdir of a run of six steps that nothing interrupts, and its batches."""
+  """Workdir of an uninterrupted run of six steps, and its batches."""
   from tests.helpers.workdirs import recorded
 
   workdir = tmp_path_factory.mktemp('runs') / 'whole'

@@ -1,4 +1,4 @@
-"""The layout: imports go down only, and nothing needs TensorFlow."""
+"""Architecture: imports go downward only, signatures are short, and nothing needs TensorFlow."""
 
 import ast
 import graphlib
@@ -29,11 +29,11 @@ RANKS = {
   'config': 0, 'errors': 0, 'files': 0, 'progress': 0, 'trees': 0,
 }  # fmt: skip
 SIDEWAYS = {('data', 'datasets'), ('config', 'errors'), ('files', 'errors'), ('progress', 'errors')}
-ENTRY = {'', '__main__'}  # the package itself, which is lazy, and `python -m mevit_jax`
+ENTRY = {'', '__main__'}  # the package's lazy exports, and `python -m mevit_jax`
 
 
 def may_import(importer, imported):
-  """Whether a folder may import from another one."""
+  """Returns whether a folder may import from another one."""
   if importer == imported or imported == '' or (importer, imported) in SIDEWAYS:
     return True
   if importer == '__main__':
@@ -45,7 +45,7 @@ def may_import(importer, imported):
 
 
 def module_of(file):
-  """mevit_jax/data/video.py -> mevit_jax.video.decode"""
+  """Returns the module name of a file: mevit_jax/video/decode.py -> mevit_jax.video.decode."""
   parts = file.relative_to(ROOT).with_suffix('').parts
   return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
 
@@ -54,13 +54,13 @@ MODULES = {module_of(file): file for file in FILES}
 
 
 def imports(file):
-  """The full names of all that a file imports, at its top or within a function."""
+  """Returns the full names of a file's imports, at its top or within a function."""
   module = module_of(file)
   return imports_of(module if file.name != '__init__.py' else f'{module}.__init__', file.read_text())
 
 
 def imports_of(module, source):
-  """The full names of all that a module with this source imports."""
+  """Returns the full names of the imports of a module with this source."""
   package = module.split('.')[:-1]
   for node in ast.walk(ast.parse(source)):
     if isinstance(node, ast.Import):
@@ -72,7 +72,7 @@ def imports_of(module, source):
 
 
 def part_of(name):
-  """mevit_jax.video.decode -> video; the package's own version is of the package."""
+  """Returns a module's folder: mevit_jax.video.decode -> video."""
   part = name.split('.')[1] if '.' in name else ''
   return '' if part.startswith('__') and part != '__main__' else part
 
@@ -82,19 +82,19 @@ def library_of(name):
 
 
 def wrong_imports(module, source):
-  """The folders that a module must not import from, but does."""
+  """Returns the folders that a module imports from, although it must not."""
   used = {part_of(name) for name in imports_of(module, source) if library_of(name) == 'mevit_jax'}
   return {part for part in used if not may_import(part_of(module), part)}
 
 
 @pytest.mark.parametrize('module', MODULES)
-def test_imports_go_down_only(module):
+def test_imports_go_downward_only(module):
   assert part_of(module) in RANKS.keys() | ENTRY, f'{module} has no rank: add its folder to RANKS'
   assert not wrong_imports(module, MODULES[module].read_text())
 
 
 @pytest.mark.parametrize('one', RANKS)
-def test_planted_imports_are_found(one):
+def test_upward_and_sideways_imports_fail(one):
   """Upward and sideways imports between any two folders fail, in each form of the statement."""
   for other in RANKS.keys() - {one}:
     down = RANKS[one] > RANKS[other] or (one, other) in SIDEWAYS or RANKS[one] == RANKS[other] == 6
@@ -108,7 +108,7 @@ def test_planted_imports_are_found(one):
 
 
 def parameters_of(function):
-  """The names of a function's parameters but for self and cls."""
+  """Returns the names of a function's parameters except self and cls."""
   arguments = function.args
   names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
   return [name for name in names if name not in ('self', 'cls')]
@@ -122,7 +122,7 @@ def test_signatures_are_short():
         assert len(names) <= 7, f'{file}:{node.lineno} has {len(names)} parameters: pass a config'
 
 
-def test_no_imports_in_a_circle():
+def test_imports_have_no_cycles():
   def imported(file):
     for name in imports(file):
       yield name if name in MODULES else name.rpartition('.')[0]
@@ -139,24 +139,24 @@ def test_no_imports_in_a_circle():
     ('jax', set(RANKS) - {'data', 'datasets', 'video', 'config', 'files', 'progress', 'errors'}),
   ],
 )
-def test_a_library_stays_at_home(library, home):
+def test_libraries_are_imported_only_in_their_folders(library, home):
   users = [module for module in MODULES if library in map(library_of, imports(MODULES[module]))]
   assert {part_of(module) for module in users} <= home, users
 
 
-def test_models_import_jax_and_flax_alone():
+def test_models_import_only_jax_and_flax():
   models = [file for module, file in MODULES.items() if part_of(module) == 'models']
   used = {library_of(name) for file in models for name in imports(file)}
   assert used - sys.stdlib_module_names <= {'mevit_jax', 'jax', 'flax', 'numpy'}
 
 
-def test_nothing_of_ours_imports_tensorflow():
+def test_nothing_imports_tensorflow():
   users = [file for file in OURS if 'tensorflow' in map(library_of, imports(file))]
   assert not users
 
 
-# Refuses to import a library (TFDS looks for it in sys.modules, so that a None there would not do), then imports
-# modules. Commands share names of flags, and never a process.
+# Refuses to import a library (TFDS looks for it in sys.modules, so None is not enough there), then imports
+# modules. Commands define flags of the same names, so they are deleted in between.
 IMPORT = """
 import importlib, sys
 library, *modules = sys.argv[1:]
@@ -180,7 +180,7 @@ assert library not in sys.modules
     ('tensorflow', list(MODULES)),
     ('jax', [module for module in MODULES if part_of(module) in ('data', 'datasets', 'video', 'config')]),
   ],
-  ids=['no module needs tensorflow', 'data needs no jax'],
+  ids=['without tensorflow', 'data without jax'],
 )
 def test_modules_import_without(library, modules):
   command = [sys.executable, '-c', IMPORT, library, *modules]

@@ -1,4 +1,4 @@
-"""The benchmarks: what they time is checked first, and their tables are complete."""
+"""Benchmarks check the timed function first, and their tables are complete."""
 
 import importlib.util
 import json
@@ -17,8 +17,8 @@ from mevit_jax.config.model import MEViTConfig, count_flops
 from mevit_jax.errors import UserError
 
 
-def test_decode(capsys):
-  """Every row is measured or names the reason; our reader returns the original's frames."""
+def test_decode_table(capsys):
+  """Every row has a measurement or a reason; our reader returns the frames of the original."""
   data = decode.make_video(frames=240, height=64, width=80)
   rows = decode.make_rows(data, frontier=False)
   decode.measure(data, rows, clips=2)
@@ -32,7 +32,7 @@ def test_decode(capsys):
   assert all(row['name'] in printed for row in table)
 
 
-def test_a_reader_of_other_frames_is_refused():
+def test_a_reader_that_returns_wrong_frames_is_refused():
   data = decode.make_video(frames=240, height=64, width=80)
 
   def read(data, indices, times):
@@ -71,7 +71,7 @@ def torch():
   return torch_baselines.import_torch()
 
 
-def test_attention(capsys):
+def test_attention_table(capsys):
   """All implementations agree, also for blocks of unequal size, and are timed next to the lower bound."""
   config = MEViTConfig(
     classes=1, frames=2, image_size=(16, 48), width=128, heads=2, mlp_dim=1, block_size=2, dtype='float32'
@@ -82,14 +82,14 @@ def test_attention(capsys):
   assert 'ours' in capsys.readouterr().out
 
 
-def test_lower_bound_of_attention():
-  """One block of all 9 patches in 2 frames is 18 tokens; a slow memory or slow arithmetic makes the floor."""
+def test_lower_bound_of_attention_time():
+  """One block of 9 patches in 2 frames has 18 tokens; the bound is set by memory bandwidth or by FLOPs."""
   config = MEViTConfig(classes=1, frames=2, image_size=48, width=128, heads=2, mlp_dim=1, block_size=3, dtype='float32')
   assert attention.floor(config, 5, 1.0, 1e30) == (5 * 4 * 18**2 * 128, 5 * 14 * 18**2 * 128)
   assert attention.floor(config, 5, 1e30, 1.0) == (5 * 4 * 18 * 128 * 4, 5 * 12 * 18 * 128 * 4)
 
 
-def test_another_function_is_not_timed():
+def test_functions_with_different_results_are_not_timed():
   result, expected = [np.array([1.0, 2.0])], [np.array([1.0, 2.001])]
   assert timing.check_error('bf16', result, expected, 'bfloat16') == pytest.approx(0.001 / 2.001)
   with pytest.raises(UserError, match=r'ours has a relative error of 5\.0e-04'):
@@ -116,7 +116,7 @@ def small(**changes):
   return torch_baselines.timesformer_config(motion_blocks=2, dtype='float32', **{**sizes, **changes})
 
 
-def test_inference(torch):
+def test_inference_table(torch):
   ours = {'ours': small(), 'ours plain': small(attention='plain')}
   rows = timing.measure(inference.make_cases(torch, small(), ours, 2, ['eager', 'sdpa']), 2, 1e9, ONCE)
   assert [row['name'] for row in rows] == ['eager', 'sdpa', *ours]
@@ -126,8 +126,8 @@ def test_inference(torch):
 
 
 @pytest.mark.slow
-def test_train_step(torch):
-  """Loss and pixel gradient equal the baseline's before both train."""
+def test_train_step_table(torch):
+  """Loss and pixel gradient equal the baseline's before both are timed."""
   mevit = MEViTConfig(
     **{**small().__dict__, 'block_size': 2, 'attention_order': 'space_time', 'class_token_in_motion': True}
   )

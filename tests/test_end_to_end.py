@@ -1,4 +1,4 @@
-"""From files to results: training, evaluating, and what they leave."""
+"""End to end: training, evaluation, and the files that they write."""
 
 import csv
 import dataclasses
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures('compile_once')
 ROOT = Path(__file__).parents[1]
 
 
-def test_what_a_run_leaves(whole, shapes_dir, tiny):
+def test_files_of_a_run(whole, shapes_dir, tiny):
   workdir, batches = whole
   assert {path.name for path in workdir.iterdir()} == {
     'config.json', 'checkpoints', 'best.json', 'metrics.jsonl', 'tensorboard', 'evaluation',
@@ -41,11 +41,11 @@ def test_what_a_run_leaves(whole, shapes_dir, tiny):
   assert experiment.from_dict(about['config']) == config
   assert {int(path.name) for path in (workdir / 'checkpoints').iterdir()} == {2, 4, 6}
   assert [step for step, *_ in batches] == [1, 2, 3, 4, 5, 6]
-  assert sorted(index for _, rows, *_ in batches[:3] for index in rows) == list(range(24))  # an epoch
+  assert sorted(index for _, rows, *_ in batches[:3] for index in rows) == list(range(24))  # one epoch
   assert list((workdir / 'tensorboard').iterdir())
 
 
-def test_metrics(whole):
+def test_metrics_of_a_run(whole):
   lines = metrics(whole[0])
   assert [line['step'] for line in lines] == [1, 2, 3, 4, 4, 5, 6, 6]
   training = [line for line in lines if 'train/loss' in line]
@@ -62,7 +62,7 @@ def test_metrics(whole):
   }  # fmt: skip
 
 
-def test_evaluation_at_the_end(whole, shapes_dir):
+def test_training_ends_with_an_evaluation(whole, shapes_dir):
   workdir, _ = whole
   split = datasets.open_split(shapes_dir, 'moving_shapes', 'validation')
   folder = workdir / 'evaluation' / NAME
@@ -86,9 +86,7 @@ def test_evaluation_at_the_end(whole, shapes_dir):
     assert image.width > 500
 
 
-def test_videos_that_are_unreadable_while_training_are_counted_and_named_once(
-  tiny, shapes_dir, tmp_path, caplog, whole
-):
+def test_unreadable_videos_in_training_are_counted_and_logged_once(tiny, shapes_dir, tmp_path, caplog, whole):
   source = datasets.open_split(shapes_dir, 'moving_shapes', 'train').source
   dead = source[3]
   read = pipeline.decode
@@ -103,16 +101,16 @@ def test_videos_that_are_unreadable_while_training_are_counted_and_named_once(
     train.train(tiny(), str(tmp_path / 'run'))
   counts = [line['train/unreadable'] for line in metrics(tmp_path / 'run') if 'train/loss' in line]
   assert counts[:2] != counts[2:]
-  assert sum(counts) == 2  # it is asked for once an epoch
+  assert sum(counts) == 2  # it is sampled once per epoch
   named = [line for line in caplog.messages if 'rotted' in line]
   assert named == [f"unreadable video, replaced by another one: video '{dead['id']}': it has rotted"]
 
 
-# Evaluation on its own.
+# The evaluate command.
 
 
-def test_evaluating_is_what_training_ends_with(whole, tmp_path):
-  """From the command line, with a config file of one's own."""
+def test_evaluate_equals_the_evaluation_at_the_end_of_training(whole, tmp_path):
+  """From the command line, with a config file outside of the package."""
   workdir, _ = whole
   run = after(6, workdir, tmp_path / 'run')
   config = json.loads((workdir / 'config.json').read_text())['config']
@@ -144,14 +142,14 @@ def test_devices_and_batch_size_do_not_change_predictions(whole, tiny, tmp_path)
     np.testing.assert_allclose(probabilities(run)[video], row, rtol=1e-5)
 
 
-def test_another_protocol_has_a_folder_of_its_own(whole, tiny, tmp_path):
+def test_another_protocol_has_its_own_folder(whole, tiny, tmp_path):
   run = after(6, whole[0], tmp_path / 'run')
   found = evaluate.evaluate(tiny(**{'evaluation.clips': 2, 'evaluation.split': 'train'}), str(run))
   assert json.loads(json.dumps(found)) == results(run, 'train-2x1')
   assert (found['videos'], found['dataset']['split']) == (24, 'train')
 
 
-def test_the_best_is_evaluated_if_asked_for(whole, tiny):
+def test_the_best_checkpoint_can_be_evaluated(whole, tiny):
   workdir, _ = whole
   best = json.loads((workdir / 'best.json').read_text())
   found = evaluate.evaluate(tiny(**{'evaluation.checkpoint': 'best'}), str(workdir))
@@ -160,8 +158,8 @@ def test_the_best_is_evaluated_if_asked_for(whole, tiny):
   shutil.rmtree(workdir / 'evaluation' / f'{NAME}-best')
 
 
-def test_what_was_kept_is_what_another_average_gives(whole, tiny, tmp_path):
-  """No second run is needed: the logits of one evaluation hold the other's results."""
+def test_stored_results_of_the_other_average_equal_its_evaluation(whole, tiny, tmp_path):
+  """No second evaluation is needed: the logits of one evaluation contain the results of the other average."""
   run = after(6, whole[0], tmp_path / 'run')
   found = evaluate.evaluate(tiny(**{'evaluation.views': '3x1'}), str(run))
   other = evaluate.evaluate(tiny(**{'evaluation.views': '3x1', 'evaluation.average': 'logits'}), str(run))
@@ -191,7 +189,7 @@ def test_a_split_without_labels_gives_predictions_and_no_accuracy(whole, tiny, t
     np.testing.assert_allclose(probabilities(run)[video], row, rtol=1e-5)
 
 
-def test_evaluating_another_model_is_refused(whole, tiny):
+def test_evaluating_a_different_model_is_refused(whole, tiny):
   with pytest.raises(UserError, match=r'a different model \(saved -> requested\): model.block_size: 2 -> 1'):
     evaluate.evaluate(tiny(**{'model.block_size': 1}), str(whole[0]))
 
@@ -204,7 +202,7 @@ def test_evaluating_a_dataset_with_other_classes_is_refused(whole, tiny, tmp_pat
     evaluate.evaluate(tiny(**{'data.data_dir': str(tmp_path)}), str(whole[0]))
 
 
-def test_evaluating_what_is_no_workdir_writes_nothing(tiny, tmp_path):
+def test_evaluating_a_folder_that_is_not_a_workdir_writes_nothing(tiny, tmp_path):
   with pytest.raises(UserError, match=r'typo is not a workdir: it has no config\.json'):
     evaluate.evaluate(tiny(), str(tmp_path / 'typo'))
   assert not (tmp_path / 'typo').exists()
@@ -217,7 +215,7 @@ def test_evaluating_a_workdir_of_an_older_version_is_refused(whole, tiny, tmp_pa
   assert not (older / 'evaluation').exists()
 
 
-# The other ways in.
+# Other commands.
 
 
 def test_dry_run_writes_nothing(tiny, tmp_path, capsys):
@@ -228,7 +226,7 @@ def test_dry_run_writes_nothing(tiny, tmp_path, capsys):
     assert part in output
 
 
-def test_help_needs_nothing():
+def test_help_works_without_arguments():
   done = subprocess.run([sys.executable, 'main.py', '--help'], cwd=ROOT, capture_output=True, text=True, timeout=60)
   assert '--workdir' in done.stdout
   assert '--mode' in done.stdout
@@ -236,10 +234,10 @@ def test_help_needs_nothing():
 
 
 @pytest.mark.slow
-def test_the_demo_tells_eight_motions_apart(tmp_path):
-  """As launch/demo.sh does it: the dataset made, the config as it is; about five minutes on two cores."""
+def test_demo_classifies_eight_motions(tmp_path):
+  """Like launch/demo.sh: prepares the dataset and trains with the demo config; about five minutes on two cores."""
 
-  environment = {k: v for k, v in os.environ.items() if not k.startswith(('JAX_', 'XLA_'))}  # as a user has it
+  environment = {k: v for k, v in os.environ.items() if not k.startswith(('JAX_', 'XLA_'))}  # like a user's environment
 
   def run(*command):
     done = subprocess.run(

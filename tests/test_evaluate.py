@@ -1,4 +1,4 @@
-"""Evaluation counts the same for any devices, processes and batch: of real videos, by a model with ties."""
+"""Evaluation counts the same for any devices, processes and batch sizes, for a model with tied logits."""
 
 import dataclasses
 import itertools
@@ -20,15 +20,15 @@ from tests.helpers.workdirs import with_checkpoint
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
-VIDEOS = 71  # no batch divides it
-CLASSES = 700  # of these 8 have videos
+VIDEOS = 71  # not divisible by any batch size
+CLASSES = 700  # 8 of these have videos
 NAME = 'validation-2x1'
-# As wide, and of so many classes, that a matrix product of some rows rounds equal columns apart.
+# So wide, and with so many classes, that matrix products of some batch sizes round equal columns differently.
 WIDE = {'model.width': 128, 'model.mlp_dim': 64, 'evaluation.views': '2x1'}
 
 
 class Rotten(moving_shapes.MovingShapes):
-  """Moving shapes, where every eleventh file has lost its second half."""
+  """Moving shapes where every eleventh file is truncated to its first half."""
 
   @staticmethod
   def make(item):
@@ -39,7 +39,7 @@ class Rotten(moving_shapes.MovingShapes):
 
 @pytest.fixture(scope='module')
 def config(tiny, tmp_path_factory):
-  """A function: devices, batch -> the config of an evaluation."""
+  """Function from the number of devices and the batch size to the config of an evaluation."""
   data_dir = tmp_path_factory.mktemp('rotten')
   whole = moving_shapes.build(data_dir, {'train': 8, 'validation': VIDEOS}, frames=8, size=24)
   names = *moving_shapes.CLASS_NAMES, *(f'never seen {i}' for i in range(8, CLASSES))
@@ -52,7 +52,7 @@ def config(tiny, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def workdir(config, tmp_path_factory):
-  """With a checkpoint in whose head the last 8 classes are the same as the first; those between say little."""
+  """Workdir whose head has equal weights for the first 8 and the last 8 classes, and small ones for the others."""
   folder = tmp_path_factory.mktemp('runs') / 'ties'
   run = runs.prepare_run(config(1, 8), folder)
   state = run.init(jax.random.key(0))
@@ -68,7 +68,7 @@ def workdir(config, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def evaluated(config, workdir):
-  """A function: devices, batch -> what this process found: the results, and the predictions."""
+  """Function from the number of devices and the batch size to the results and predictions of this process."""
   found = {}
 
   def get(devices, batch):
@@ -83,7 +83,7 @@ def evaluated(config, workdir):
 
 
 def counts(results):
-  """All that is counted, and what it is of; no confidence, which is a mean of floats."""
+  """Returns all counts and the metadata of results, without confidences, which are means of floats."""
   return {
     **{name: value for name, value in results.items() if name != 'calibration'},
     'protocol': {**results['protocol'], 'batch_size': 0},
@@ -91,7 +91,7 @@ def counts(results):
 
 
 def assert_same(found, expected):
-  """Counts and ranks exactly, logits to 1e-6 of the largest of their video."""
+  """Compares counts and ranks exactly, and logits to 1e-6 of the largest of their video."""
   (results, predictions), (other_results, others) = found, expected
   assert counts(results) == counts(other_results)
   for name in ('ids', 'labels', 'errors'):
@@ -101,8 +101,8 @@ def assert_same(found, expected):
   assert (np.abs(predictions.logits - others.logits) <= 1e-6 * scale).all()
 
 
-def test_what_is_counted(evaluated, config):
-  """By definition, for one device and one video at a time."""
+def test_counts_follow_their_definitions(evaluated, config):
+  """Evaluates the definitions for one device and one video at a time."""
   results, predictions = evaluated(1, 1)
   data = config(1, 1).data
   source = datasets.open_split(data.data_dir, data.dataset, 'validation').source
@@ -128,12 +128,12 @@ def test_what_is_counted(evaluated, config):
 
 
 @pytest.mark.parametrize(('devices', 'batch'), [(1, 7), (1, 64), (8, 1), (8, 7), (8, 64)])
-def test_devices_and_batch_change_no_count(evaluated, devices, batch):
+def test_counts_do_not_depend_on_devices_and_batch_size(evaluated, devices, batch):
   assert_same(evaluated(devices, batch), evaluated(1, 1))
 
 
-def test_the_same_bits_where_a_device_has_as_many_rows(evaluated):
-  """With 8 devices, batches of 1 and 7 are taken as 8: a row each; 64 are eight rows each."""
+def test_logits_are_bitwise_equal_for_equal_batches_per_device(evaluated):
+  """With 8 devices, batch sizes 1 and 7 are rounded up to 8, one example per device; 64 is eight per device."""
   one_row = [evaluated(*each) for each in ((1, 1), (8, 1), (8, 7))]
   eight_rows = [evaluated(*each) for each in ((1, 8), (8, 64))]
   for each in (one_row, eight_rows):
@@ -142,13 +142,13 @@ def test_the_same_bits_where_a_device_has_as_many_rows(evaluated):
   assert [results['protocol']['batch_size'] for results, _ in one_row] == [1, 8, 8]
 
 
-# Real processes.
+# Several processes.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('devices', 'batch'), list(itertools.product((2, 8), (1, 7, 64))))
-def test_processes_change_no_count(evaluated, config, workdir, start, tmp_path, devices, batch):
-  """Two of them, each with half of the devices, and at batch 7 with worker processes that decode."""
+def test_counts_do_not_depend_on_processes(evaluated, config, workdir, start, tmp_path, devices, batch):
+  """Two processes, each with half of the devices; batch size 7 decodes in worker processes."""
   run = tmp_path / 'run'
   shutil.copytree(workdir, run, ignore=shutil.ignore_patterns('evaluation'))
   settings = [config(devices, batch, **{'data.workers': 2 * (batch == 7)})] * 2

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is complete or absent; checked JSON: every damaged byte is noticed."""
+"""Atomic writes: a file is complete or absent; checked JSON: every damaged byte is detected."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ from mevit_jax.files import (
 )
 
 
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failed_write_keeps_the_old_file_and_no_other(tmp_path):
   write_text(tmp_path / 'a', 'old')
   with contextlib.suppress(KeyError), atomic_path(tmp_path / 'a') as path:
     path.write_text('half')
@@ -27,13 +27,13 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
   assert [each.name for each in tmp_path.iterdir()] == ['a']
 
 
-def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
+def test_unwritable_file_is_a_one_line_error(tmp_path):
   with pytest.raises(UserError, match=r'nowhere/a cannot be written: No such file') as raised:
     write_text(tmp_path / 'nowhere' / 'a', 'x')
   assert '\n' not in str(raised.value)
 
 
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+def test_full_disk_is_a_one_line_error(tmp_path, monkeypatch):
   def fill(path, *_, **__):
     path.touch()
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -55,7 +55,7 @@ def test_a_new_folder_is_complete_or_empty(tmp_path):
     pass
 
 
-def test_every_damaged_byte_of_checked_json_is_noticed(tmp_path):
+def test_every_damaged_byte_of_checked_json_is_detected(tmp_path):
   content = {'step': 12, 'top1': 0.5, 'evaluation': 'validation-1x1'}
   path = tmp_path / 'best.json'
   write_checked_json(path, content)
@@ -64,7 +64,7 @@ def test_every_damaged_byte_of_checked_json_is_noticed(tmp_path):
   for i in range(len(intact)):
     for flipped in (0x01, 0x80):
       path.write_bytes(intact[:i] + bytes([intact[i] ^ flipped]) + intact[i + 1 :])
-      with contextlib.suppress(ValueError):  # else it was white space that became other white space
+      with contextlib.suppress(ValueError):  # otherwise white space was replaced by other white space
         assert read_checked_json(path) == content, (i, flipped)
   path.write_text(json.dumps(content))
   with pytest.raises(ValueError, match='has no checksum'):

@@ -72,7 +72,7 @@ def test_help_shows_usage_and_documentation_page(name):
   assert '#' not in done.stdout
 
 
-def test_gpus():
+def test_gpu_script():
   done = bash('launch/gpus.sh', '--dry_run', '--config=configs/k400.py', '--workdir=a b')
   *_, command = done.stdout.splitlines()
   assert shlex.split(command) == ['.venv-gpu/bin/python', 'main.py', '--config=configs/k400.py', '--workdir=a b']

@@ -1,4 +1,4 @@
-"""The notebook: no outputs are committed, installed packages are kept, and (with --slow) a kernel executes it."""
+"""The notebook: no outputs are committed, installed packages are kept, and (slow) a kernel executes it."""
 
 import ast
 import base64
@@ -24,12 +24,12 @@ CODE = [''.join(cell['source']) for cell in CELLS if cell['cell_type'] == 'code'
 CHANCE, MARGIN = 1 / 8, 0.3  # chance of eight classes; required margin of the notebook's short training
 
 
-def test_is_valid():
+def test_notebook_is_valid():
   nbformat = pytest.importorskip('nbformat', reason='nbformat is not installed (requirements-test.txt)')
   nbformat.validate(nbformat.read(NOTEBOOK, as_version=4))
 
 
-def test_has_no_outputs():
+def test_notebook_has_no_outputs():
   for cell in CELLS:
     assert not cell['metadata'], cell['id']
     if cell['cell_type'] == 'code':
@@ -82,15 +82,15 @@ def colab():
   return module
 
 
-def test_a_runtimes_packages_stay():
-  """Pip is asked for what is missing alone, and not to put another jax in the place of the runtime's."""
+def test_installed_packages_of_a_runtime_are_kept():
+  """pip installs only missing packages, and does not replace the runtime's jax."""
   missing, oldest = colab().missing_requirements, colab().OLDEST
   text = '# for CPU\nabsl-py==2.5.1\njax==0.10.2\nml_collections==1.1.0\n\n# Dependencies of these.\njaxlib==0.10.2\n'
   there = {'absl_py': '1.4.0', 'jax': '0.9.0', 'jax-cuda12-plugin': '0.9.0'}
   at_least = [f'{name}>={version}' for name, version in oldest.items()]
   assert missing(text, there) == ['ml_collections<=1.1.0', *at_least]
   assert missing(text, {**there, 'ML.Collections': '1.0'}) == []
-  # The pins of requirements.txt are not older than what this names.
+  # The pins of requirements.txt are not older than these versions.
   lines = (ROOT / 'requirements.txt').read_text().splitlines()
   pins = dict(line.split('==') for line in lines if '==' in line and not line.startswith('#'))
   for name, version in oldest.items():
@@ -99,7 +99,7 @@ def test_a_runtimes_packages_stay():
 
 @pytest.fixture(scope='module')
 def executed(tmp_path_factory):
-  """The notebook, executed by a new kernel in a copy of the repository, and its CPU seconds."""
+  """Notebook executed by a new kernel in a copy of the repository, and its CPU seconds."""
   nbclient = pytest.importorskip('nbclient', reason='nbclient is not installed (requirements-parity.txt)')
   pytest.importorskip('ipykernel', reason='ipykernel is not installed (requirements-parity.txt)')
   import nbformat
@@ -111,7 +111,7 @@ def executed(tmp_path_factory):
   notebook = nbformat.read(folder / 'notebooks/evaluate.ipynb', as_version=4)
   before = _child_cpu_seconds()
   with pytest.MonkeyPatch.context() as patch:
-    patch.delenv('XLA_FLAGS')  # the eight devices are only for tests
+    patch.delenv('XLA_FLAGS')  # the eight devices of tests/conftest.py
     patch.setenv('IPYTHONDIR', str(folder / 'ipython'))
     nbclient.NotebookClient(
       notebook, timeout=None, kernel_name='python3', resources={'metadata': {'path': str(folder / 'notebooks')}}
@@ -132,7 +132,7 @@ def outputs_of(notebook, title, kind):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('default')  # warnings about the client's sockets
-def test_execution(executed):
+def test_notebook_runs_within_its_time_and_reaches_its_accuracy(executed):
   folder, notebook, seconds = executed
   assert not [output for cell in notebook.cells for output in cell.get('outputs', []) if output.output_type == 'error']
   (results,) = (folder / 'runs/notebook').glob('demo-*/evaluation/validation-2x1/results.json')
@@ -145,7 +145,7 @@ def test_execution(executed):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('default')
-def test_pictures_and_videos(executed):
+def test_outputs_contain_pictures_and_videos(executed):
   _, notebook, _ = executed
   for title in ('The report', 'Explain'):
     (picture,) = outputs_of(notebook, title, 'image/png')

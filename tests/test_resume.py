@@ -1,4 +1,4 @@
-"""Killed, stopped, hurt or diverging: a run resumes exactly, or names the reason."""
+"""Killed, stopped, damaged or diverging runs resume exactly, or fail with the reason."""
 
 import itertools
 import json
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.usefixtures('compile_once')
 ROOT = Path(__file__).parents[1]
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(whole, tiny, tmp_path):
-  """Twice: before step 4, and so a step after the checkpoint of step 2; and right after that of step 4."""
+def test_resume_is_bitwise_after_a_stop(whole, tiny, tmp_path):
+  """Stops before step 4, one step after the checkpoint of step 2, and right after the checkpoint of step 4."""
   workdir, batches = whole
   config = tiny(**{'training.evaluate_every': 4})
   assert recorded(config, tmp_path / 'run', stop=4) == batches[:3]
@@ -59,7 +59,7 @@ train.train(experiment.from_dict(json.loads(sys.argv[1])), sys.argv[2])
 """
 
 
-def test_a_run_that_was_killed_in_the_middle_of_a_checkpoint_goes_on(whole, tiny, tmp_path):
+def test_resume_is_bitwise_after_a_kill_during_a_checkpoint(whole, tiny, tmp_path):
   workdir, batches = whole
   config = tiny(**{'training.evaluate_every': 4})
   command = [sys.executable, '-c', KILLED, json.dumps(experiment.to_dict(config)), str(tmp_path / 'run')]
@@ -72,16 +72,16 @@ def test_a_run_that_was_killed_in_the_middle_of_a_checkpoint_goes_on(whole, tiny
   assert metrics(tmp_path / 'run') == metrics(workdir)
 
 
-def test_an_evaluation_that_was_killed_is_made_up_for(whole, tiny, tmp_path):
+def test_killed_evaluation_is_repeated_on_resume(whole, tiny, tmp_path):
   run = after(4, whole[0], tmp_path / 'run')
   lines = (run / 'metrics.jsonl').read_text().splitlines(keepends=True)
-  (run / 'metrics.jsonl').write_text(''.join(lines[:4]))  # step 4, and not its evaluation
+  (run / 'metrics.jsonl').write_text(''.join(lines[:4]))  # step 4, without its evaluation
   train.train(tiny(**{'training.evaluate_every': 4}), str(run))
   assert metrics(run) == metrics(whole[0])
 
 
-def test_other_devices_and_workers_go_on_with_the_very_next_batch(whole, tiny, tmp_path, capsys):
-  """And other intervals, and a profile of what is left of steps 3 to 99."""
+def test_resume_with_other_devices_and_workers_continues_with_the_next_batch(whole, tiny, tmp_path, capsys):
+  """Also with other intervals, and a profile of the remaining steps of 3 to 99."""
   workdir, batches = whole
   run = after(4, workdir, tmp_path / 'run')
   changes = {'mesh.data': 2, 'data.workers': 1, 'training.log_every': 2, 'training.profile': (3, 99)}
@@ -96,7 +96,7 @@ def test_other_devices_and_workers_go_on_with_the_very_next_batch(whole, tiny, t
   assert 'profile of steps 5 to 6' in capsys.readouterr().out
 
 
-def test_a_run_that_is_done_is_evaluated_again_and_nothing_else(whole, tiny, tmp_path):
+def test_a_finished_run_is_only_evaluated_again(whole, tiny, tmp_path):
   workdir, _ = whole
   run = after(6, workdir, tmp_path / 'run')
   assert recorded(tiny(**{'training.evaluate_every': 4}), run) == []
@@ -104,11 +104,11 @@ def test_a_run_that_is_done_is_evaluated_again_and_nothing_else(whole, tiny, tmp
   assert results(run) == results(workdir)
 
 
-# Asked to stop, hurt, or diverging.
+# Stopped by a signal, damaged, or diverging.
 
 
-def test_a_run_that_is_asked_to_stop_saves_and_leaves(whole, tiny, tmp_path, monkeypatch, capsys):
-  """Between two checkpoints, by a signal that comes while a batch is made; and resumes exactly."""
+def test_a_signal_saves_a_checkpoint_and_exits(whole, tiny, tmp_path, monkeypatch, capsys):
+  """The signal arrives between two checkpoints while a batch is prepared; the run resumes exactly."""
   workdir, batches = whole
   config = tiny(**{'training.evaluate_every': 4})
 
@@ -129,7 +129,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_leaves(whole, tiny, tmp_path, mon
   assert metrics(tmp_path / 'run') == metrics(workdir)
 
 
-def test_an_evaluation_is_left_at_once_and_made_up_for(whole, tiny, tmp_path, monkeypatch, capsys):
+def test_a_signal_stops_an_evaluation_which_is_repeated_on_resume(whole, tiny, tmp_path, monkeypatch, capsys):
   workdir, batches = whole
   config, run = tiny(**{'training.evaluate_every': 4}), after(2, workdir, tmp_path / 'run')
   made = pipeline.eval_batches
@@ -149,12 +149,12 @@ def test_an_evaluation_is_left_at_once_and_made_up_for(whole, tiny, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_workers_leave_signals_to_the_trainer(whole, tiny, tmp_path, monkeypatch):
-  """Ctrl-C and schedulers signal them too."""
+def test_workers_ignore_signals(whole, tiny, tmp_path, monkeypatch):
+  """Ctrl-C and schedulers also signal the workers."""
 
   def next_(self, made=Recorder.__next__):
     workers = [one for one in psutil.Process().children() if 'spawn_main' in ' '.join(one.cmdline())]
-    assert workers or self.step == 0  # they start with the first batch
+    assert workers or self.step == 0  # workers start with the first batch
     for worker in workers:
       worker.send_signal(signal.SIGINT)
       worker.send_signal(signal.SIGTERM)
@@ -164,7 +164,7 @@ def test_workers_leave_signals_to_the_trainer(whole, tiny, tmp_path, monkeypatch
   assert recorded(tiny(**{'data.workers': 1}), tmp_path / 'run') == whole[1]
 
 
-def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tiny, tmp_path, caplog):
+def test_a_damaged_checkpoint_resumes_from_the_previous_one(whole, tiny, tmp_path, caplog):
   workdir, batches = whole
   run = after(4, workdir, tmp_path / 'run')
   largest = max((run / 'checkpoints/4/params').rglob('*'), key=lambda path: path.stat().st_size)
@@ -178,8 +178,8 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, tiny, 
   assert_same_bits(run, workdir)
 
 
-def test_a_run_that_diverges_stops_and_names_the_batch(tiny, shapes_dir, tmp_path, caplog):
-  """Its state stays as it was before, and is saved as such: the same command stops there again."""
+def test_a_diverging_run_stops_and_reports_the_batch(tiny, shapes_dir, tmp_path, caplog):
+  """The state before the non-finite update is saved: the same command stops there again."""
   config = tiny(**{'optimizer.learning_rate': 1e38, 'training.save_every': 4})
   source = datasets.open_split(shapes_dir, 'moving_shapes', 'train').source
   _, second = itertools.islice(pipeline.train_batches(source, config.clip, Sampling(), batch_size=8), 2)
@@ -195,8 +195,8 @@ def test_a_run_that_diverges_stops_and_names_the_batch(tiny, shapes_dir, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_running_mean_is_what_is_evaluated_and_goes_on(tiny, tmp_path):
-  """A run that skips non-finite updates counts them in its metrics."""
+def test_ema_parameters_are_evaluated_and_resumed(tiny, tmp_path):
+  """Skipped non-finite updates are counted in the metrics."""
   config = tiny(**{'training.ema': 0.5, 'training.on_nonfinite': 'skip'})
   assert train.train(config, str(tmp_path / 'whole'))['checkpoint'] == {'step': 6, 'weights': 'ema'}
   recorded(config, tmp_path / 'run', stop=4)
@@ -213,14 +213,14 @@ def test_a_running_mean_is_what_is_evaluated_and_goes_on(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments():
+def test_resume_is_bitwise_after_kills_at_random_times():
   command = [sys.executable, '-m', 'benchmarks.fault_injection', '--kills=5', '--steps=60', '--seed=1']
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
   assert done.returncode == 0, done.stdout + done.stderr
   assert '5 kills' in done.stdout
 
 
-# A workdir that it may not go on with.
+# Workdirs that must not be resumed.
 
 
 @pytest.mark.parametrize(
@@ -237,14 +237,14 @@ def test_killed_at_random_moments():
   ],
   ids=str,
 )
-def test_a_workdir_of_another_run_is_refused(whole, tiny, changes, match):
+def test_a_workdir_of_a_different_run_is_refused(whole, tiny, changes, match):
   workdir, _ = whole
   files = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
   refused(tiny(**changes), workdir, rf'belongs to a different run \(saved -> requested\): {match}')
   assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == files
 
 
-def test_a_workdir_of_other_data_is_refused(whole, tiny, tmp_path):
+def test_a_workdir_of_different_data_is_refused(whole, tiny, tmp_path):
   shards.write(moving_shapes.build(tmp_path, {'train': 24, 'validation': 11}, seed=1, frames=8, size=24))
   refused(tiny(**{'data.data_dir': str(tmp_path)}), whole[0], r'dataset fingerprint: \w{12}(, and | -> )\w{12}')
 
@@ -261,7 +261,7 @@ def test_a_lost_config_json_is_restored_from_a_checkpoint(whole, tiny, tmp_path,
   assert path.read_text() == text
 
 
-def test_where_how_fast_and_how_often_may_differ(whole, tiny):
+def test_paths_performance_and_intervals_may_differ_on_resume(whole, tiny):
   changes = {
     'mesh.data': 4,
     'data.workers': 3,

@@ -8,10 +8,12 @@ python main.py --config=configs/ablations/demo.py:2 --workdir=runs/demo_m2      
 python main.py --config=configs/ablations/demo.py:4 --workdir=runs/demo_m4       (the entire grid: joint attention)
 """
 
+from ml_collections import ConfigDict
+
 from mevit_jax.configs import demo
 
 
-def get_config(block_size: str = '2'):
+def get_config(block_size: str = '2') -> ConfigDict:
   """Returns the config with this block size; 0 disables motion attention."""
   config = demo.get_config()
   if block_size == '0':

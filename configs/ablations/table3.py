@@ -5,10 +5,12 @@
 Top-1 in the paper: 0 of 12 75.6, 2 77.5, 4 77.9, 8 80.3, 12 80.2. Not trained here.
 """
 
+from ml_collections import ConfigDict
+
 from mevit_jax.configs import k400
 
 
-def get_config(motion_blocks: str = '8'):
+def get_config(motion_blocks: str = '8') -> ConfigDict:
   """Returns the config of the row with this number of motion blocks."""
   config = k400.get_config()
   motion = int(motion_blocks)

@@ -22,7 +22,7 @@ def randaugment(
   output are uint8 `t h w 3`.
   """
 
-  def layer(clip: jax.Array, key: jax.Array):
+  def layer(clip: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
     choice_key, level_key, sign_key, use_key = jax.random.split(key, 4)
     operation = jax.random.randint(choice_key, (), 0, len(OPERATIONS))
     used = jax.random.bernoulli(use_key, probability)

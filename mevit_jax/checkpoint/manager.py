@@ -148,7 +148,12 @@ class _KeepLatestAndBest(checkpoint_managers.PreservationPolicy):
   def __init__(self, manager: CheckpointManager):
     self._manager = manager
 
-  def should_preserve(self, checkpoints, *, context):
+  def should_preserve(
+    self,
+    checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+    *,
+    context: checkpoint_managers.PreservationContext,
+  ) -> Sequence[bool]:
     """Implements Orbax's interface."""
     del context
     kept = self._manager.kept([checkpoint.step for checkpoint in checkpoints])

@@ -140,10 +140,10 @@ def count_flops(config: MEViTConfig) -> int:
   patches = c.frames * n
   token = 1 if c.class_blocks == 0 else 0
 
-  def projections(queries, keys):
+  def projections(queries: int, keys: int) -> int:
     return d * d * (2 * queries + 2 * keys)  # q and o, k and v
 
-  def within(groups, size, token):
+  def within(groups: int, size: int, token: int) -> int:
     return 2 * groups * (size + token) ** 2 * d  # logits and weighted sum
 
   mlp = 2 * d * c.mlp_dim

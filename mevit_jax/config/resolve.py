@@ -172,8 +172,9 @@ def _check_repeats(config: Config) -> None:
   repeats, clip = config.data.repeated_augmentation, config.clip
   if repeats > 1 and not config.augment.enabled and clip.short_side == (min(clip.size), min(clip.size)):
     raise UserError(
-      f'data.repeated_augmentation {repeats} would repeat the same clip: no augmentation is enabled, and data.short_side '
-      f'{clip.short_side} leaves no room to crop {clip.size}; set augment.flip or another, or data.repeated_augmentation=1'
+      f'data.repeated_augmentation {repeats} would repeat the same clip: no augmentation is enabled, and '
+      f'data.short_side {clip.short_side} leaves no room to crop {clip.size}; set augment.flip or another, or '
+      'data.repeated_augmentation=1'
     )
 
 

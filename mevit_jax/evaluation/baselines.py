@@ -123,8 +123,13 @@ def _measure(train: Split, split: Split, check: Callable[[], None]) -> dict[str,
   """Fits the baselines to one split and evaluates them on the other; None if either has no readable labeled video."""
   progress = Progress('linear baseline, videos')
   total = len(train) + len(split)
-  features, labels = _read_features(train, lambda done: (check(), progress(done, total)))
-  others, other_labels = _read_features(split, lambda done: (check(), progress(len(train) + done, total)))
+
+  def report(done: int) -> None:
+    check()
+    progress(done, total)
+
+  features, labels = _read_features(train, report)
+  others, other_labels = _read_features(split, lambda done: report(len(train) + done))
   if not len(labels) or not len(other_labels):
     return None
   linear = fit_linear(features, labels, len(split.class_names))

@@ -71,8 +71,8 @@ def mean_class_accuracy(labels: np.ndarray, correct: np.ndarray, counts: np.ndar
 def mean_class_interval(labels: np.ndarray, correct: np.ndarray) -> tuple[float, float]:
   """Returns the 95 % interval of `mean_class_accuracy`; (0, 1) without videos.
 
-  The Wilson intervals of the classes' accuracies are combined by MOVER (Zou and Donner 2008, Statistics in Medicine 27),
-  so that the interval has a width also where every class is entirely right or wrong, unlike the bootstrap's.
+  The Wilson intervals of the classes' accuracies are combined by MOVER (Zou and Donner 2008, Statistics in Medicine
+  27), so that the interval has a width also where every class is entirely right or wrong, unlike the bootstrap's.
   """
   totals = np.bincount(labels)
   present = np.flatnonzero(totals)
@@ -86,7 +86,7 @@ def mean_class_interval(labels: np.ndarray, correct: np.ndarray) -> tuple[float,
 
 
 def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-  """Returns the mean cross-entropy of probabilities `n c` in nats; 0 without videos. A probability is at least 1e-12."""
+  """Returns the mean cross-entropy of probabilities `n c` (at least 1e-12), in nats; 0 without videos."""
   if not len(labels):
     return 0.0
   return float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)).mean())

@@ -64,10 +64,10 @@ def describe_crops(sizes: np.ndarray, crop: tuple[int, int], crops: int) -> str:
   cut = visible < 0.75
   if cut.mean() <= 0.5:
     return ''
+  shown = float(np.median(visible[cut]))
   return (
-    f'{cut.sum():,} of {len(sizes):,} videos are cut: evaluation.crops={crops} shows {100 * np.median(visible[cut]):.0f} % '
-    f'of their frames; see all of them with --config.evaluation.crops={int(np.ceil(crops / np.median(visible[cut])))}, '
-    'or set model.image_size to their shape'
+    f'{cut.sum():,} of {len(sizes):,} videos are cut: evaluation.crops={crops} shows {100 * shown:.0f} % of their frames; '
+    f'--config.evaluation.crops={int(np.ceil(crops / shown))} shows all, or set model.image_size to their shape'
   )
 
 

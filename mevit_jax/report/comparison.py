@@ -43,8 +43,8 @@ def _explain_disagreement(comparison: dict[str, Any]) -> list[str]:
   if excludes_zero == (counts['p'] < 0.05):
     return []
   return [
-    f'The interval of top-1 {"excludes" if excludes_zero else "includes"} 0, but p = {counts["p"]:.2g}: only {changed} of '
-    f'{comparison["videos"]:,} videos changed, too few for the bootstrap. The exact test decides: '
+    f'The interval of top-1 {"excludes" if excludes_zero else "includes"} 0, but p = {counts["p"]:.2g}: only {changed} '
+    f'of {comparison["videos"]:,} videos changed, too few for the bootstrap. The exact test decides: '
     f'{"the difference may be chance" if excludes_zero else "the models differ"}.'
   ]
 

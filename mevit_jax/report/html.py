@@ -151,7 +151,7 @@ def _read_metrics(path: Path | None, results: dict[str, Any]) -> list[dict[str, 
 
 
 def _learning_curves(lines: Sequence[dict[str, Any]], results: dict[str, Any], classes: int) -> dict[str, str]:
-  """Draws loss and top-1 accuracy of training and evaluations by step, beside those of guessing and of the baselines."""
+  """Draws loss and top-1 accuracy of training and evaluations by step, beside guessing and the baselines."""
   curves: dict[str, dict[str, dict[int, float]]] = {'loss': {}, 'top-1 accuracy': {}}
 
   def add(step: int, name: str, value: float | None) -> None:

@@ -155,12 +155,12 @@ def _draw_curves(axes: Any, windows: Sequence[WindowPrediction], top: int) -> No
   for k in shown:
     name = windows[0].names[k]
     axes.plot(centers, probabilities[:, k], '.-' if len(windows) < 60 else '-', lw=1.2, color=colors[name], label=name)
-  other = 'other classes'
-  for segment in segments(windows):
+  timeline = segments(windows)
+  for segment in timeline:
     color = colors.get(segment.label, _OTHER)
-    label = None if segment.label in colors else other
-    axes.axvspan(segment.start, segment.end, 0, 0.07, color=color, lw=0, label=label)
-    other = None if label else other  # once in the legend
+    axes.axvspan(segment.start, segment.end, 0, 0.07, color=color, lw=0)
+  if any(segment.label not in colors for segment in timeline):
+    axes.plot([], [], lw=6, color=_OTHER, label='other classes')
   axes.set(xlim=(windows[0].start, windows[-1].end), ylim=(-0.09, 1.02), yticks=[0, 0.5, 1])
   axes.xaxis.set_major_formatter(lambda value, _: clock(value))
   legend = axes.legend(fontsize=8, frameon=False, loc='center left', bbox_to_anchor=(1, 0.5))

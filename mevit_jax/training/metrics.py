@@ -124,8 +124,8 @@ class Throughput:
     """Formats the time that training takes, as the first steps after `start` suggest."""
     seconds = (time.monotonic() - self._start - self._paused) / (step - self._first)
     return (
-      f'{seconds:.3g} s per step: the remaining {self._last - step:,} steps take until about {self._format_left(step)}, '
-      'besides evaluations'
+      f'{seconds:.3g} s per step: the remaining {self._last - step:,} steps take until about '
+      f'{self._format_left(step)}, besides evaluations'
     )
 
   def _format_left(self, step: int) -> str:

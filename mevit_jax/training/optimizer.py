@@ -1,6 +1,7 @@
 """Optimizers and learning rate schedules: SGD or AdamW, with step or cosine decay."""
 
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,7 +43,7 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
   return optax.chain(optimizer, _scale_by_layer(config.layer_decay)) if config.layer_decay < 1 else optimizer
 
 
-def check_patterns(config: OptimizerConfig, params) -> None:
+def check_patterns(config: OptimizerConfig, params: optax.Params) -> None:
   """Raises a UserError if a pattern matches no parameter, or freezes all: most likely a typo."""
   for field in ('no_decay', 'freeze'):
     pattern = getattr(config, field)
@@ -53,10 +54,10 @@ def check_patterns(config: OptimizerConfig, params) -> None:
       raise UserError(f'`optimizer.{field}` {pattern!r} matches {what}; examples of names: {names[0]}, {names[-1]}')
 
 
-def unmatched(params, pattern: str):
+def unmatched(params: optax.Params, pattern: str) -> Any:
   """Returns a tree of booleans: True if the regular expression does not match the parameter's name (re.search)."""
 
-  def is_unmatched(path, _):
+  def is_unmatched(path: tuple, _: jax.Array) -> bool:
     return not (pattern and re.search(pattern, path_name(path)))
 
   return jax.tree_util.tree_map_with_path(is_unmatched, params)
@@ -65,7 +66,9 @@ def unmatched(params, pattern: str):
 def _scale_by_layer(decay: float) -> optax.GradientTransformation:
   """Builds layer-wise decay: scales updates by 1 for norm and head, `decay` for the last block, decay² for the next."""
 
-  def update(updates, state, params=None):
+  def update(
+    updates: dict[str, Any], state: optax.EmptyState, params: optax.Params | None = None
+  ) -> tuple[dict[str, Any], optax.EmptyState]:
     del params
     first, scaled = 1, {}
     depth = sum(jax.tree.leaves(updates[stage])[0].shape[0] for stage in STAGES if stage in updates)

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ class PreemptionHandler:
     signal: signal received, or None.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.signal: signal.Signals | None = None
     self._multiprocess = jax.process_count() > 1
     self._previous: dict[signal.Signals, Any] = {}
@@ -41,7 +42,7 @@ class PreemptionHandler:
         self._previous[number] = signal.signal(number, self._handle)
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     for number, handler in self._previous.items():
       signal.signal(number, handler)
 
@@ -68,7 +69,7 @@ class PreemptionHandler:
     yield check
     self.should_stop(step)  # JAX stops at the number after the largest last call: go back to steps
 
-  def _handle(self, number: int, frame) -> None:
+  def _handle(self, number: int, frame: FrameType | None) -> None:
     del frame
     os.write(2, b'stopping after this step; saving a checkpoint\n')  # print() is not reentrant
     if number == signal.SIGINT:

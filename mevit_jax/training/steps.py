@@ -18,6 +18,8 @@ from mevit_jax.training.losses import count_correct, cross_entropy, smooth_targe
 from mevit_jax.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]
+LossAndCorrect = tuple[jax.Array, jax.Array]
+ValueAndGradient = tuple[LossAndCorrect, Params]
 
 
 def make_train_step(
@@ -68,7 +70,9 @@ def make_train_step(
   return step
 
 
-def _next_state(state: TrainState, params: Params, opt_state, ema: float, applied: jax.Array) -> TrainState:
+def _next_state(
+  state: TrainState, params: Params, opt_state: optax.OptState, ema: float, applied: jax.Array
+) -> TrainState:
   """Builds the state after a batch: new params and optimizer state if the update is applied, else the old ones.
 
   The EMA decay is min(ema, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage, so that the initial
@@ -123,13 +127,15 @@ def _make_prepare(
 def _make_gradient(model: Model, prepare: Callable, accumulate: int, unit: int) -> Callable:
   """Builds the gradient: (params, batch, key) -> ((mean loss, number correct), gradient)."""
 
-  def compute_loss(params: Params, video: jax.Array, labels: jax.Array, indices: jax.Array, key: jax.Array):
+  def compute_loss(
+    params: Params, video: jax.Array, labels: jax.Array, indices: jax.Array, key: jax.Array
+  ) -> LossAndCorrect:
     augment_key, model_key = jax.random.split(key)
     video, targets = prepare(video, labels, indices, augment_key)
     logits = model.apply(params, video, jax.random.fold_in(model_key, indices[0]))  # b classes
     return cross_entropy(logits, targets), count_correct(logits, targets.argmax(-1))
 
-  def compute_gradient(params: Params, batch: Batch, key: jax.Array):
+  def compute_gradient(params: Params, batch: Batch, key: jax.Array) -> ValueAndGradient:
     inputs = (batch['video'], batch['label'], jnp.arange(batch['label'].shape[0]))
     value_and_grad_of = jax.value_and_grad(compute_loss, has_aux=True)
     if accumulate == 1:
@@ -139,7 +145,9 @@ def _make_gradient(model: Model, prepare: Callable, accumulate: int, unit: int) 
   return compute_gradient
 
 
-def _accumulate(value_and_grad_of: Callable, inputs: tuple, microbatches: int, unit: int):
+def _accumulate(
+  value_and_grad_of: Callable[[tuple], ValueAndGradient], inputs: tuple, microbatches: int, unit: int
+) -> ValueAndGradient:
   """Returns the mean loss and gradient, and the number correct, over microbatches of whole units of examples."""
 
   def to_microbatches(x: jax.Array) -> jax.Array:

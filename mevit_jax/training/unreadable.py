@@ -18,7 +18,7 @@ _WINDOW, _MAX_UNREADABLE = 1000, 100  # clips
 class UnreadableMonitor:
   """Monitors the batches of a run for clips that replace unreadable videos."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._logged: set[str] = set()
     self._recent: collections.deque[bool] = collections.deque(maxlen=_WINDOW)
     self._count = 0

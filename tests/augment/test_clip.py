@@ -1,4 +1,4 @@
-"""Augmentation: what a flip does to pixels and to labels."""
+"""Augmentation of batches: flips swap labels, and clips are augmented independently."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def test_normalize(dtype):
 
 
 def mirrored(*names):
-  """Each class's mirror image by name, None where there is none."""
+  """Returns {class: its mirror image, or None}, by name."""
   return {name: names[label] if label >= 0 else None for name, label in zip(names, mirror_labels(names), strict=True)}
 
 
@@ -65,7 +65,7 @@ def test_mirror_images_of_something_something():
   }
 
 
-def test_a_direction_without_its_mirror_image_has_none():
+def test_a_directional_class_without_an_opposite_has_no_mirror_image():
   names = ('swipe left', 'turn clockwise', 'anticlockwise', 'go leftwards', 'turnRight', 'LEFT')
   assert mirrored(*names) == dict.fromkeys(names)
 
@@ -83,7 +83,7 @@ def test_a_direction_without_its_mirror_image_has_none():
     ('Clockwise', 'Anticlockwise'),
   ],
 )
-def test_spellings(one, other):
+def test_mirror_images_for_every_spelling_of_class_names(one, other):
   assert mirrored(one, other) == {one: other, other: one}
 
 
@@ -92,7 +92,7 @@ def test_two_directions_are_mirrored_together():
   assert mirror_labels(names) == (3, 2, 1, 0)
 
 
-def test_words_that_hold_a_direction_are_none():
+def test_words_that_contain_left_or_right_are_not_directions():
   names = ('bright', 'uprightness', 'cleft', 'lefty', 'otherwise')
   assert mirrored(*names) == {name: name for name in names}
 
@@ -110,11 +110,11 @@ augment_once = jax.jit(augment, static_argnums=range(3, 6))
 
 
 def augmented(config, video, labels, keys):
-  """The clips and labels of a batch, augmented."""
+  """Returns the augmented clips and labels of a batch."""
   return jax.tree.map(np.asarray, augment_once(video, labels, keys, config, MIRRORS, NORMALIZATION))
 
 
-def test_flips_swap_labels_and_whole_clips():
+def test_a_flip_mirrors_all_frames_and_swaps_the_label():
   video, labels, keys = batch()
   outputs, others = augmented(FLIP, video, labels, keys)
   mirror = video[:, :, :, ::-1]
@@ -126,7 +126,7 @@ def test_flips_swap_labels_and_whole_clips():
   assert not flipped[labels == 3].any()
 
 
-def test_by_default_nothing_changes():
+def test_default_config_changes_nothing():
   video, labels, keys = batch(4)
   outputs, others = augmented(AugmentConfig(), video, labels, keys)
   np.testing.assert_array_equal(outputs, video)
@@ -139,8 +139,8 @@ ALL = AugmentConfig(
 )  # fmt: skip
 
 
-def test_all_frames_are_augmented_alike_and_clips_are_not():
-  """A clip of one frame, repeated, stays one; equal clips with other keys become others."""
+def test_frames_are_augmented_alike_and_clips_independently():
+  """Frames of a still clip stay equal; equal clips with different keys become different."""
   frame = batch(1)[0][:, :1]
   video = np.broadcast_to(frame, (16, 2, *frame.shape[2:]))
   outputs, _ = augmented(ALL, video, np.full(16, 2, np.int32), jax.random.split(jax.random.key(0), 16))
@@ -151,7 +151,7 @@ def test_all_frames_are_augmented_alike_and_clips_are_not():
   assert len({output.tobytes() for output in outputs}) >= 15
 
 
-def test_a_row_does_not_depend_on_the_others():
+def test_an_example_does_not_depend_on_the_rest_of_the_batch():
   video, labels, keys = batch(16)
   order = np.random.default_rng(0).permutation(16)
   moved = augmented(ALL, video[order], labels[order], keys[order])
@@ -159,7 +159,7 @@ def test_a_row_does_not_depend_on_the_others():
     np.testing.assert_array_equal(row, whole[order])
 
 
-def test_what_has_no_probability_changes_no_pixel():
+def test_operations_with_probability_zero_change_no_pixel():
   config = AugmentConfig(randaugment=1, randaugment_probability=0.0)
   video, labels, keys = batch(16)
   np.testing.assert_array_equal(augmented(config, video, labels, keys)[0], video)
@@ -179,6 +179,6 @@ def test_what_has_no_probability_changes_no_pixel():
     ({'erase_fill': 'black'}, r"augment.erase_fill must be one of .*'noise', 'mean'.*, not 'black'"),
   ],
 )
-def test_what_cannot_be_is_named(fields, message):
+def test_invalid_config_is_refused_by_field_name(fields, message):
   with pytest.raises(UserError, match=message):
     AugmentConfig(**fields)

@@ -1,4 +1,4 @@
-"""Colour, blur and erasing: what they change by how much, and that they change it alike in all frames."""
+"""Color jitter, blur and erasing against their definitions; the same in all frames."""
 
 import colorsys
 
@@ -14,7 +14,7 @@ from mevit_jax.augment.pixels import blur, drop_color, erase, in_box, jitter_col
 pytestmark = pytest.mark.usefixtures('compile_once')
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-CLIP = np.random.default_rng(0).uniform(80, 150, (3, 6, 7, 3)).astype(np.float32)  # nothing of it is cut off
+CLIP = np.random.default_rng(0).uniform(80, 150, (3, 6, 7, 3)).astype(np.float32)  # no value is clipped
 jitter = jax.jit(jitter_color)
 in_hsv = np.vectorize(colorsys.rgb_to_hsv, signature='(),(),()->(),(),()')
 
@@ -29,7 +29,7 @@ def hsv(clip):
 
 
 def draws(measure, largest):
-  """What 20 keys give, each the same for all pixels of all frames; within the range, and over much of it."""
+  """Returns the draws of 20 keys; checks that each is equal for all pixels and frames, and that they fill the range."""
   found = []
   for seed in range(20):
     change = measure(seed)
@@ -39,17 +39,17 @@ def draws(measure, largest):
   assert 0.5 * largest < max(found) <= largest
 
 
-def test_brightness_is_a_shift():
+def test_brightness_adds_an_offset():
   draws(lambda seed: (jittered(seed, brightness=0.2) - CLIP) / 255, 0.2)
 
 
-def test_contrast_is_a_factor_about_the_mean_of_frame_and_channel():
+def test_contrast_scales_about_the_mean_of_frame_and_channel():
   about = CLIP - CLIP.mean((1, 2), keepdims=True)
   far = np.abs(about) > 10
   draws(lambda seed: ((jittered(seed, contrast=0.4) - CLIP) / about)[far], 0.4)
 
 
-def test_saturation_is_a_factor():
+def test_saturation_scales_about_the_gray_value():
   def measure(seed):
     before, after = hsv(CLIP), hsv(jittered(seed, saturation=0.4))
     np.testing.assert_allclose(after[2], before[2], atol=1e-5)
@@ -58,7 +58,7 @@ def test_saturation_is_a_factor():
   draws(measure, 0.4)
 
 
-def test_hue_is_a_turn():
+def test_hue_is_shifted():
   def measure(seed):
     before, after = hsv(CLIP), hsv(jittered(seed, hue=0.2))
     np.testing.assert_allclose(after[1:], before[1:], atol=1e-5)
@@ -74,7 +74,7 @@ def test_jitter_stays_in_range():
   assert max(bright.max(), dark.max()) <= 255
 
 
-def test_without_color_a_pixel_is_its_luma():
+def test_grayscale_is_luma():
   clip = np.random.default_rng(1).integers(0, 256, (2, 9, 9, 3), np.uint8)
   expected = np.stack([np.asarray(Image.fromarray(frame).convert('L').convert('RGB')) for frame in clip])
   np.testing.assert_allclose(drop_color(jnp.float32(clip)), expected, atol=0.51)  # PIL rounds
@@ -98,7 +98,7 @@ def erased(areas, std):
   return jax.vmap(lambda key: erase(clip, key, areas, ASPECTS, MEAN, std))(keys)
 
 
-def test_an_erased_box_is_one_for_all_frames():
+def test_the_same_box_is_erased_in_all_frames():
   outputs = np.asarray(erased(AREAS, STD))
   changed = (outputs != -1000).any(-1)  # b t h w
   assert (changed[:, 0] == changed[:, 1]).all()
@@ -113,20 +113,20 @@ def test_an_erased_box_is_one_for_all_frames():
   for values, (low, high) in ((areas, AREAS), (aspects, ASPECTS)):
     assert values.min() < 1.3 * low
     assert values.max() > 0.8 * high
-  assert changed[:, 0].any(0).mean() > 0.95  # anywhere
+  assert changed[:, 0].any(0).mean() > 0.95  # at any position
   boxes = outputs[changed] / 255  # p 3
   np.testing.assert_allclose(boxes.mean(0), MEAN, atol=5e-3)
   np.testing.assert_allclose(boxes.std(0), STD, atol=5e-3)
   assert (outputs[:, 0][changed[:, 0]] != outputs[:, 1][changed[:, 1]]).mean() > 0.99  # fresh noise in each frame
 
 
-def test_an_erased_box_may_be_plain():
+def test_erased_box_can_have_a_constant_value():
   outputs = np.asarray(erased(AREAS, (0.0, 0.0, 0.0)))
   changed = (outputs != -1000).any(-1)
   np.testing.assert_allclose(outputs[changed] / 255, np.broadcast_to(MEAN, (changed.sum(), 3)), rtol=1e-6)
 
 
-def test_a_box_that_does_not_fit_is_left_out():
+def test_a_box_that_does_not_fit_is_not_erased():
   assert (erased((1.0, 1.0), STD) == -1000).all()
 
 

@@ -1,4 +1,4 @@
-"""RandAugment: its operations are PIL's, frame by frame, and it draws them as it says."""
+"""RandAugment: operations equal PIL's frame by frame, and are drawn with the documented probabilities."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ GREY = (128, 128, 128)
 
 
 def pictures(smooth=2, h=43, w=57):
-  """Smooth and noisy, of few values and of one: uint8 `t h w 3`, no side a multiple of anything."""
+  """Returns smooth, noisy, few-valued and constant pictures: uint8 `t h w 3`, with odd sides."""
   rng = np.random.default_rng(0)
   y, x = np.mgrid[:h, :w]
   waves = np.stack([128 + 70 * np.sin(x / 7 + y / 11), 110 + 60 * np.cos(y / 5), 90 + 60 * np.sin((x + y) / 9)], -1)
@@ -23,7 +23,7 @@ def pictures(smooth=2, h=43, w=57):
 
 
 def in_pil(frame, name, level, sign):
-  """The operation by PIL, with the arguments that timm makes of a level ('inc1')."""
+  """Applies the operation with PIL, with timm's arguments for a level ('inc1')."""
   share, width, height = level / 10, *frame.size
   factor = max(0.1, 1 + 0.9 * sign * share)
 
@@ -52,8 +52,8 @@ operate_once = jax.jit(operate)
 
 
 @pytest.mark.parametrize('name', OPERATIONS)
-def test_operations_are_those_of_pil(name):
-  """But for one grey level in a few pixels: PIL cuts off float64 numbers, some of them just below a whole one."""
+def test_operations_equal_those_of_pil(name):
+  """Up to one gray level in a few pixels: PIL truncates float64 numbers, some of them just below an integer."""
   clip = pictures()
   exact = name in ('identity', 'equalize', 'solarize', 'posterize', 'sharpness')
   for level in (0.0, 3.3, 7.0, 9.4, 10.0, 19.3):
@@ -72,13 +72,13 @@ operate_each = jax.jit(jax.vmap(operate, (None, 0, None, 0)))
 
 
 def candidates(level):
-  """The picture of each operation and sign at a level: `o h w 3`, and the operations' numbers `o`."""
+  """Returns the result of each operation and sign at a level, `o h w 3`, and the operations' indices `o`."""
   operations, signs = np.stack(np.meshgrid(range(len(OPERATIONS)), (1, -1), indexing='ij')).reshape(2, -1)
   return np.asarray(operate_each(PICTURE, operations, level, signs))[:, 0], operations
 
 
 def drawn(operations, std, probability):
-  """What RandAugment makes of a clip of two equal frames with 300 keys: `k h w 3`."""
+  """Applies RandAugment to a clip of two equal frames with 300 keys: `k h w 3`."""
   outputs = draw(FRAMES, jax.random.split(jax.random.key(0), 300), operations, 9.0, std, probability)
   outputs = np.asarray(outputs)  # k t h w 3
   np.testing.assert_array_equal(outputs[:, 0], outputs[:, 1])  # frames get the same draw
@@ -86,7 +86,7 @@ def drawn(operations, std, probability):
 
 
 def found_in(outputs, level):
-  """For each output the numbers of the operations that may have made it."""
+  """Returns for each output the indices of the operations that can have produced it."""
   made, operations = candidates(level)
   same = (outputs[:, None] == made).all((2, 3, 4))
   return [set(operations[row]) for row in same]
@@ -100,20 +100,20 @@ def test_every_operation_is_drawn():
   assert counts.max() <= 38
 
 
-def test_half_of_them_are_applied():
+def test_operations_are_applied_with_probability_one_half():
   found = found_in(drawn(1, 0.0, 0.5), 9.0)
   assert 125 <= sum(0 not in operations for operations in found) <= 155  # of 300, of which 13/28
 
 
-def test_levels_stay_in_their_range():
-  """So wide a distribution is cut off at its ends nearly always."""
+def test_levels_are_clipped_to_their_range():
+  """With this standard deviation nearly every level is clipped."""
   outputs = drawn(1, 1e5, 1.0)
   lowest, highest = (np.asarray([bool(found) for found in found_in(outputs, level)]) for level in (0.0, 10.0))
   assert (lowest | highest).all()
   assert min(lowest.sum(), (~lowest).sum()) > 100
 
 
-def test_operations_follow_each_other():
-  """Two of them are rarely one of them, and two that are not applied are none."""
+def test_two_operations_are_composed():
+  """Two operations rarely equal a single one; if neither is applied the clip is unchanged."""
   assert np.mean([not operations for operations in found_in(drawn(2, 0.0, 1.0), 9.0)]) > 0.5
   assert (drawn(2, 0.0, 0.0) == PICTURE[0]).all()

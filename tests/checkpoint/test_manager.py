@@ -1,4 +1,4 @@
-"""Checkpoints restore bitwise on any devices, and only intact ones are used."""
+"""Checkpoints are restored bitwise on any devices, and only intact ones are used."""
 
 import json
 import re
@@ -31,7 +31,7 @@ METADATA = {
 
 
 def state_at(step, devices=8, ema=True):
-  """A state of random numbers, a NaN and a tiny one among them."""
+  """Returns a state of random numbers, including a NaN and a subnormal."""
   rng = np.random.default_rng(step)
   params = {'mlp': {'kernel': rng.normal(size=(64, 5)), 'bias': [np.nan, 1e-42]}, 'head': rng.normal(size=3)}
   params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params, is_leaf=lambda x: isinstance(x, list))
@@ -63,7 +63,7 @@ def save(workdir, *steps, keep=10, ema=True):
 
 
 def restore(workdir, devices=8):
-  """Restores as a resumed training does."""
+  """Restores like resumed training."""
   checkpoints = CheckpointManager(workdir, 10)
   try:
     return checkpoints.restore(target(devices))
@@ -88,13 +88,13 @@ def workdir(saved, tmp_path):
 
 
 @pytest.mark.parametrize('devices', [8, 2, 1])
-def test_a_state_comes_back_bit_for_bit_on_any_devices(saved, devices):
+def test_state_is_restored_bitwise_on_any_devices(saved, devices):
   state = restore(saved, devices)
   assert_same_bits(state, state_at(5))
   assert len(state.params['head'].sharding.device_set) == devices
 
 
-def test_a_part_alone(saved):
+def test_load_checkpoint_selects_step_and_weights(saved):
   found = load_checkpoint(saved)
   assert (found.step, found.metadata) == (5, {**METADATA, 'step': 5, 'format': 3})
   assert [load_checkpoint(saved, weights=weights).weights for weights in ('auto', 'ema', 'raw')] == [
@@ -106,14 +106,14 @@ def test_a_part_alone(saved):
   assert load_checkpoint(saved, '3').step == 3
 
 
-def test_without_ema(tmp_path):
+def test_state_without_ema_is_restored(tmp_path):
   save(tmp_path, 3, ema=False)
   assert [load_checkpoint(tmp_path, weights=weights).weights for weights in ('auto', 'raw')] == ['raw', 'raw']
   with pytest.raises(UserError, match=r'checkpoints/3 has no EMA parameters: .* training\.ema = 0'):
     load_checkpoint(tmp_path, weights='ema')
 
 
-def test_saving_leaves_time_to_overwrite_what_is_saved(tmp_path):
+def test_arrays_can_be_overwritten_during_an_asynchronous_save(tmp_path):
   checkpoints = CheckpointManager(tmp_path, 2)
   state = jax.tree.map(jnp.copy, state_at(3))
   checkpoints.save(state, METADATA)
@@ -122,7 +122,7 @@ def test_saving_leaves_time_to_overwrite_what_is_saved(tmp_path):
   assert_same_bits(restore(tmp_path), state_at(3))
 
 
-def test_a_full_disk_is_one_line_and_costs_nothing_saved(tmp_path, monkeypatch):
+def test_full_disk_is_a_one_line_error_and_keeps_saved_checkpoints(tmp_path, monkeypatch):
   checkpoints = CheckpointManager(tmp_path, 2)
   checkpoints.save(state_at(3), METADATA)
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
@@ -135,18 +135,18 @@ def test_a_full_disk_is_one_line_and_costs_nothing_saved(tmp_path, monkeypatch):
   assert_same_bits(restore(tmp_path), state_at(3))
 
 
-# Which stay.
+# Which checkpoints are kept.
 
 
-def test_the_newest_are_kept(tmp_path):
+def test_newest_checkpoints_are_kept(tmp_path):
   save(tmp_path, 1, 2, 3, 4, keep=2)
   assert names_in(tmp_path) == {'3', '4'}
-  save(tmp_path, 4, keep=2)  # it is there already
+  save(tmp_path, 4, keep=2)  # it exists already
   assert_same_bits(restore(tmp_path), state_at(4))
 
 
-def test_what_a_killed_run_had_no_time_to_delete_is_deleted(workdir):
-  """Whole or in part."""
+def test_leftovers_of_a_killed_run_are_deleted(workdir):
+  """Complete and partial checkpoints."""
   old = shutil.copytree(workdir / 'checkpoints/3', workdir / 'checkpoints/1')
   shutil.rmtree(old / 'params')
   save(workdir, keep=2)
@@ -155,22 +155,22 @@ def test_what_a_killed_run_had_no_time_to_delete_is_deleted(workdir):
 
 
 @pytest.mark.parametrize('keeps', [True, False])
-def test_the_best_is_kept(tmp_path, keeps):
+def test_best_checkpoint_is_kept(tmp_path, keeps):
   write_workdir(tmp_path, METADATA)
-  for steps in ((1, 2, 3), (4, 5)):  # and by a resumed run
+  for steps in ((1, 2, 3), (4, 5)):  # also by a resumed run
     checkpoints = CheckpointManager(tmp_path, 1, keeps)
     for step in steps:
       checkpoints.save(state_at(step), METADATA)
       checkpoints.record_evaluation(step, {2: 0.5, 5: 0.5}.get(step, 0.1), 'validation-1x1')
     checkpoints.close()
-  assert names_in(tmp_path) == ({'2', '5'} if keeps else {'5'})  # the earlier of two that are as good
+  assert names_in(tmp_path) == ({'2', '5'} if keeps else {'5'})  # the earlier of two equally good ones
   if keeps:
     assert read_checked_json(tmp_path / 'best.json') == {'step': 2, 'top1': 0.5, 'evaluation': 'validation-1x1'}
     assert load_checkpoint(tmp_path, 'best').step == 2
   assert load_checkpoint(tmp_path).step == 5
 
 
-def test_another_protocol_has_another_best(tmp_path):
+def test_best_checkpoint_depends_on_the_protocol(tmp_path):
   write_workdir(tmp_path, METADATA)
   checkpoints = CheckpointManager(tmp_path, 1)
   for step, top1, evaluation in ((1, 0.9, 'validation-1x1'), (2, 0.5, 'validation-1x3')):
@@ -183,7 +183,7 @@ def test_another_protocol_has_another_best(tmp_path):
 @pytest.mark.parametrize(
   ('which', 'match'), [('best', 'no best checkpoint: no evaluation ran'), ('4', 'no checkpoint 4')]
 )
-def test_what_is_not_there_is_one_line(saved, which, match):
+def test_missing_checkpoint_is_a_one_line_error(saved, which, match):
   with pytest.raises(UserError, match=f'has {match}.*; its checkpoints: 3, 5$'):
     load_checkpoint(saved, which)
 
@@ -191,8 +191,8 @@ def test_what_is_not_there_is_one_line(saved, which, match):
 # Damage.
 
 
-def test_a_damaged_best_json_deletes_nothing(tmp_path, caplog):
-  """The best checkpoint is then the one that metrics.jsonl names."""
+def test_damaged_best_json_deletes_no_checkpoint(tmp_path, caplog):
+  """The best checkpoint is then the one that metrics.jsonl records."""
   write_workdir(tmp_path, METADATA)
   save_steps = ((1, 0.1), (2, 0.9), (3, 0.5))
   checkpoints = CheckpointManager(tmp_path, 1)
@@ -210,7 +210,7 @@ def test_a_damaged_best_json_deletes_nothing(tmp_path, caplog):
   assert load_checkpoint(tmp_path, 'best').step == 2
 
 
-def test_a_damaged_config_json_is_replaced_by_the_metadata_of_a_checkpoint(workdir, caplog):
+def test_damaged_config_json_is_restored_from_checkpoint_metadata(workdir, caplog):
   path = workdir / 'config.json'
   for damage in (lambda: path.write_text(path.read_text().replace('"b"', '"c"')), path.unlink):
     damage()
@@ -220,7 +220,7 @@ def test_a_damaged_config_json_is_replaced_by_the_metadata_of_a_checkpoint(workd
     caplog.clear()
 
 
-def test_the_checksums_are_there_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
+def test_checksums_are_written_before_the_checkpoint_is_renamed(tmp_path, monkeypatch):
   seen = []
   monkeypatch.setattr(
     'mevit_jax.checkpoint.manager.write_checksums',
@@ -231,20 +231,20 @@ def test_the_checksums_are_there_before_the_checkpoint_has_its_name(tmp_path, mo
   assert not checksums.verify_checksums(tmp_path / 'checkpoints/3')
 
 
-def test_a_checkpoint_that_was_being_written_is_not_taken(workdir):
-  """As Orbax leaves it when it is killed: under its last name only once it is whole."""
+def test_partially_written_checkpoint_is_not_used(workdir):
+  """Orbax renames a checkpoint to its final name only when it is complete."""
   folder = workdir / 'checkpoints'
   half = shutil.copytree(folder / '5', folder / '7.orbax-checkpoint-tmp')
   shutil.rmtree(half / 'params')
   (half / 'commit_success.txt').unlink()
   assert load_checkpoint(workdir).step == 5
-  assert half.exists()  # another process may be writing it
+  assert half.exists()  # another process may still write it
   assert_same_bits(restore(workdir), state_at(5))
   save(workdir, 7)
   assert_same_bits(restore(workdir), state_at(7))
 
 
-def test_one_that_was_copied_half_is_not_taken(workdir, caplog):
+def test_partially_copied_checkpoint_is_not_used(workdir, caplog):
   (workdir / 'checkpoints/7/params').mkdir(parents=True)
   assert load_checkpoint(workdir).step == 5
   assert 'checkpoints/7 is damaged, using step 5 instead: checksums.json is missing' in caplog.text
@@ -269,12 +269,12 @@ DAMAGES = {
 
 
 def checked_files(folder):
-  """All files of a checkpoint but Orbax's own two, which are not needed."""
+  """Returns all files of a checkpoint except Orbax's own two, which are not needed."""
   return [path for path in sorted(folder.rglob('*')) if path.is_file() and path.relative_to(folder).parent.name]
 
 
 @pytest.mark.parametrize('damage', DAMAGES)
-def test_damage_to_any_file_is_named(workdir, damage):
+def test_damage_to_any_file_is_reported_by_name(workdir, damage):
   folder = workdir / 'checkpoints/5'
   hurt, what = DAMAGES[damage]
   assert len(checked_files(folder)) > 20
@@ -292,14 +292,14 @@ def test_damage_to_any_file_is_named(workdir, damage):
 
 
 @pytest.mark.parametrize('damage', DAMAGES)
-def test_damaged_checksums_are_named(workdir, damage):
+def test_damaged_checksums_are_reported(workdir, damage):
   path = workdir / 'checkpoints/5' / checksums.CHECKSUMS
   DAMAGES[damage][0](path)
   assert checksums.verify_checksums(path.parent)
 
 
-def test_the_one_before_is_taken(workdir, caplog):
-  """Resuming renames the damaged one and saves its step again."""
+def test_previous_checkpoint_is_used_if_the_newest_is_damaged(workdir, caplog):
+  """Resuming renames the damaged checkpoint and saves its step again."""
   largest = max(checked_files(workdir / 'checkpoints/5'), key=lambda path: path.stat().st_size)
   flip(largest)
   where = largest.relative_to(workdir / 'checkpoints/5')
@@ -319,7 +319,7 @@ def test_the_one_before_is_taken(workdir, caplog):
   assert_same_bits(restore(workdir), state_at(5))
 
 
-def test_all_damaged_is_one_line_and_nothing_is_touched(workdir):
+def test_only_damaged_checkpoints_is_a_one_line_error_and_changes_no_file(workdir):
   for step in ('3', '5'):
     (workdir / 'checkpoints' / step / 'params/manifest.ocdbt').unlink()
   for opened in (load_checkpoint, restore):
@@ -332,21 +332,21 @@ def test_all_damaged_is_one_line_and_nothing_is_touched(workdir):
 
 
 @pytest.mark.parametrize('name', ['_CHECKPOINT_METADATA', 'commit_success.txt'])
-def test_what_orbax_adds_is_not_needed(workdir, name):
+def test_files_that_orbax_adds_are_optional(workdir, name):
   (workdir / 'checkpoints/5' / name).unlink()
   assert_same_bits(restore(workdir), state_at(5))
   save(workdir, 6)
   assert_same_bits(restore(workdir), state_at(6))
 
 
-def test_another_model_is_one_line(saved):
+def test_checkpoint_of_another_model_is_a_one_line_error(saved):
   with pytest.raises(UserError, match=r'checkpoint .*/checkpoints/5 cannot be restored: params: ') as raised:
     restore_item(load_checkpoint(saved).folder, 'params', target().opt_state)
   assert '\n' not in str(raised.value)
 
 
 @pytest.mark.parametrize('empty', [True, False])
-def test_no_checkpoint(tmp_path, empty):
+def test_workdir_without_checkpoints(tmp_path, empty):
   write_workdir(tmp_path, METADATA)
   if empty:
     CheckpointManager(tmp_path, 2).close()

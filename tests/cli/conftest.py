@@ -32,7 +32,7 @@ def run(monkeypatch, capsys, caplog):
 
 @pytest.fixture
 def folder(tmp_path):
-  """Two classes of five videos each; one video is dead, two are the same."""
+  """Folder with two classes of five videos each; one video is unusable, two are equal."""
   root = tmp_path / 'My Videos'
   for i in range(10):
     path = root / ('cats', 'dogs')[i % 2] / f'{i}.mp4'

@@ -18,7 +18,7 @@ def test_every_config_file_has_a_name():
 
 
 @pytest.mark.parametrize('name', flags.config_names())
-def test_a_name_is_its_file(name):
+def test_a_name_selects_its_file(name):
   assert Path(flags.find_config(name)).samefile(ROOT / 'configs' / f'{name}.py')
 
 
@@ -26,7 +26,7 @@ def test_a_name_keeps_its_argument():
   assert flags.find_config('k400:L/16') == f'{flags.find_config("k400")}:L/16'
 
 
-def test_files_come_before_names(tmp_path, monkeypatch):
+def test_files_take_precedence_over_names(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'k400').touch()
   for value in ('k400', 'configs/k400.py', '/nowhere/own.py:argument'):
@@ -42,13 +42,13 @@ def test_a_folder_of_that_name_is_not_the_config(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('name', 'hint'), [('k4000', r'did you mean k400\?'), ('zebra', r'use a \.py file or one of .*, k400, k600, ')]
 )
-def test_an_unknown_name_is_one_line(name, hint):
+def test_unknown_name_is_a_one_line_error(name, hint):
   with pytest.raises(UserError, match=rf"^unknown config '{name}'; {hint}"):
     flags.find_config(name)
 
 
-def test_the_command_takes_names_and_their_fields_in_any_folder(tmp_path):
-  """The config is read, its argument and a field too, before the missing dataset ends the command."""
+def test_names_and_field_flags_work_in_any_folder(tmp_path):
+  """The config, its argument and a field are read before the missing dataset ends the command."""
   fields = ['--config.data.data_dir=nowhere', '--config.training.batch_size=8']
   command = [sys.executable, '-m', 'mevit_jax', 'dry-run', '--config=k400:S/16', '--workdir=run', *fields]
   environment = {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'PATH': '/usr/bin:/bin', 'HOME': str(tmp_path)}
@@ -62,10 +62,10 @@ def test_the_command_takes_names_and_their_fields_in_any_folder(tmp_path):
   assert "unknown config 'k401'; did you mean k400?" in done.stderr
 
 
-def test_help_ends_quietly_when_its_reader_does():
+def test_help_exits_quietly_on_a_closed_pipe():
   process = subprocess.Popen(
     [sys.executable, '-m', 'mevit_jax', '--help'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
   )
-  process.stdout.close()  # long before Python has started
+  process.stdout.close()  # before Python has started
   assert (process.wait(timeout=60), process.stderr.read()) == (1, b'')
   process.stderr.close()

@@ -1,4 +1,4 @@
-"""The convert command: weights become a workdir for training and evaluation."""
+"""The convert command: writes weights as a workdir for training and evaluation."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ from mevit_jax.parallel.placement import batch_sharding
 from mevit_jax.pretrained.export import export
 from tests.helpers.workdirs import random_run
 
-# The model of the config without motion attention is a ViT, with a normalization of its own.
+# Without motion attention the model of the config is a ViT; it has its own normalization.
 CLASSES = 5
 NORMALIZATION = Normalization((0.25, 0.5, 0.75), (0.5, 0.25, 0.5))
 
@@ -33,7 +33,7 @@ def config(tiny, compile_once):
 
 @pytest.fixture
 def vit(config, tmp_path):
-  """A Hugging Face ViT with a different layer_norm_eps."""
+  """Hugging Face ViT with a non-default layer_norm_eps."""
   model_config = dataclasses.replace(
     config.model, classes=CLASSES, frames=1, space_blocks=2, motion_blocks=0, layer_norm_eps=1e-12
   )
@@ -44,7 +44,7 @@ def vit(config, tmp_path):
 
 
 def test_a_converted_workdir_evaluates_and_trains(config, vit, tmp_path, capsys):
-  """With the source's layer_norm_eps and normalization, which need not be given again."""
+  """Uses the source's layer_norm_eps and normalization, which need not be given again."""
   workdir = str(tmp_path / 'run')
   convert(dataclasses.replace(config, init_from=str(vit)), workdir)
   assert 'resized' not in (table := capsys.readouterr().out)
@@ -61,7 +61,7 @@ def test_a_converted_workdir_evaluates_and_trains(config, vit, tmp_path, capsys)
 
 
 @pytest.mark.parametrize('devices', [1, 8])
-def test_a_converted_model_learns_where_it_is_placed(config, tiny, vit, tmp_path, devices):
+def test_a_converted_model_trains_with_its_shardings(config, tiny, vit, tmp_path, devices):
   """Steps on one batch lower its loss, and every array keeps its sharding."""
   config = tiny(**{'mesh.data': devices, 'optimizer.name': 'adamw', 'optimizer.learning_rate': 0.08})
   run = runs.prepare_run(dataclasses.replace(config, init_from=str(vit)), tmp_path / 'run')
@@ -87,18 +87,18 @@ def test_an_existing_workdir_is_not_overwritten(config, vit, tmp_path):
     convert(dataclasses.replace(config, init_from=str(vit)), str(tmp_path / 'run'))
 
 
-def test_missing_weights_leave_no_workdir(config, tmp_path):
+def test_missing_weights_create_no_workdir(config, tmp_path):
   with pytest.raises(UserError, match='no weights at'):
     convert(dataclasses.replace(config, init_from=str(tmp_path / 'nowhere')), str(tmp_path / 'run'))
   assert not (tmp_path / 'run').exists()
 
 
-def test_one_argument(config):
+def test_convert_takes_one_source(config):
   with pytest.raises(UserError, match='one file or folder'):
     command.main(['convert'])
 
 
-def test_a_workdir_as_a_source_is_verified_and_read_once(config, tmp_path, monkeypatch):
+def test_a_source_workdir_is_verified_and_read_once(config, tmp_path, monkeypatch):
   random_run(dataclasses.replace(config, training=dataclasses.replace(config.training, ema=0.9)), tmp_path / 'source')
   calls = []
   for name in ('verify_checksums', 'restore_item'):

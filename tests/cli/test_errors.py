@@ -1,4 +1,4 @@
-"""What no run can be of is refused before anything is written."""
+"""Invalid settings are refused before anything is written."""
 
 import pytest
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures('compile_once')
   ],
   ids=str,
 )
-def test_what_cannot_be_leaves_no_workdir(tiny, tmp_path, changes, match):
+def test_invalid_settings_create_no_workdir(tiny, tmp_path, changes, match):
   refused(tiny(**changes), tmp_path / 'run', match)
   assert not (tmp_path / 'run').exists()
 
@@ -45,17 +45,17 @@ def test_what_cannot_be_leaves_no_workdir(tiny, tmp_path, changes, match):
     ),
   ],
 )
-def test_a_model_that_cannot_be_is_no_recipe(tiny, changes, match):
+def test_invalid_model_is_refused_by_the_config(tiny, changes, match):
   with pytest.raises(UserError, match=match):
     tiny(**changes)
 
 
-def test_training_without_labels_is_refused(tiny, tmp_path, monkeypatch):
+def test_training_on_a_split_without_labels_is_refused(tiny, tmp_path, monkeypatch):
   without_labels(monkeypatch)
   refused(tiny(), tmp_path / 'run', r'24 videos of moving_shapes/train, .* have no label: choose another')
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_file_is_no_workdir(tiny, tmp_path):
+def test_a_file_is_not_a_workdir(tiny, tmp_path):
   (tmp_path / 'run').touch()
   refused(tiny(), tmp_path / 'run', 'run is a file: use another workdir')

@@ -1,4 +1,4 @@
-"""The command explain, and the attention maps in a report."""
+"""The explain command, and attention maps in a report."""
 
 import types
 from pathlib import Path
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures('compile_once')
 
 @pytest.fixture(scope='module')
 def workdir(tiny, compile_once, tmp_path_factory):
-  """Of three stages, on 2 frames of 2 x 2 patches; not trained."""
+  """Workdir of an untrained model with three stages, on 2 frames of 2 x 2 patches."""
   del compile_once
   folder = tmp_path_factory.mktemp('explain')
   run = runs.prepare_run(tiny(**{'model.class_blocks': 1}), folder)
@@ -34,14 +34,14 @@ def workdir(tiny, compile_once, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def video(tmp_path_factory):
-  """A shape that moves right in 12 frames of 24 x 24 pixels."""
+  """Video of a shape that moves right, in 12 frames of 24 x 24 pixels."""
   path = tmp_path_factory.mktemp('video') / 'a $right$ video.mp4'
   params = moving_shapes.draw('horizontal', np.random.default_rng(0))
   path.write_bytes(moving_shapes.encode(moving_shapes.render('moves_right', params, frames=12, size=24)))
   return path
 
 
-def test_a_figure_and_an_overlay_of_the_models_own_weights(workdir, video, tmp_path):
+def test_figure_and_overlay_show_the_attention_of_the_model(workdir, video, tmp_path):
   figure, overlay = tmp_path / 'attention.png', tmp_path / 'attention.mp4'
   explanation = attention.explain(video, load_checkpoint(workdir), query=(1, 0, 1))
   assert explanation.query == (1, 0, 1)
@@ -50,11 +50,11 @@ def test_a_figure_and_an_overlay_of_the_models_own_weights(workdir, video, tmp_p
   heats = explanation.heat_maps
   space, motion, classify, rollout = heats
   assert [heat.query for heat in heats] == [(1, 0, 1)] * 2 + [None] * 2
-  for heat, total in ((space, 1), (motion, 1), (classify, 1), (rollout, 0.5)):  # half stays with the class token
+  for heat, total in ((space, 1), (motion, 1), (classify, 1), (rollout, 0.5)):  # the class token keeps half
     np.testing.assert_allclose(heat.weights.sum(), total, atol=1e-5)
     assert heat.weights.shape == (2, 2, 2)
   assert not space.weights[0].any()  # another frame
-  assert motion.weights.all()  # M is the whole grid
+  assert motion.weights.all()  # M is the size of the grid
   with Image.open(figure) as image:
     assert len(np.unique(np.asarray(image))) > 20
   data = overlay.read_bytes()
@@ -65,7 +65,7 @@ def test_a_figure_and_an_overlay_of_the_models_own_weights(workdir, video, tmp_p
   assert np.abs(first.astype(int) - last).mean() > 1
 
 
-def test_the_patch_that_is_shown_is_where_rollout_is_largest(workdir, video):
+def test_the_shown_patch_has_the_largest_rollout(workdir, video):
   *_, motion, _, rollout = attention.explain(video, load_checkpoint(workdir)).heat_maps
   assert motion.query == np.unravel_index(rollout.weights.argmax(), rollout.weights.shape)
 
@@ -88,7 +88,7 @@ def test_a_report_shows_attention_maps(workdir, tiny):
     ((0, 0, 2), 0, [('class', 0), ('rollout', 1)]),
   ],
 )
-def test_each_attention_is_of_the_last_block_that_has_it(stages, block, kinds):
+def test_each_map_is_of_the_last_block_with_that_attention(stages, block, kinds):
   names = ('space_blocks', 'motion_blocks', 'class_blocks')
   assert map_kinds(MEViTConfig(**dict(zip(names, stages, strict=True))), block) == kinds
 
@@ -107,7 +107,7 @@ def test_each_attention_is_of_the_last_block_that_has_it(stages, block, kinds):
     ({'workdir': 'nowhere'}, r'nowhere is not a workdir: it has no config\.json'),
   ],
 )
-def test_what_is_wrong_is_one_line(workdir, video, options, words):
+def test_invalid_arguments_are_one_line_errors(workdir, video, options, words):
   def run(*, video=video, workdir=workdir, checkpoint='last', **query):
     attention.explain(Path(video), load_checkpoint(workdir, checkpoint), **query)
 
@@ -132,14 +132,14 @@ def test_what_is_wrong_is_one_line(workdir, video, options, words):
     (['video.mp4'], {'figure': 'attention.png', 'query': '1,2'}, '--query must be FRAME,ROW,COLUMN of a patch'),
   ],
 )
-def test_what_is_asked_for_is_looked_at_first(monkeypatch, arguments, options, words):
+def test_arguments_are_checked_before_the_workdir(monkeypatch, arguments, options, words):
   asked = {'figure': None, 'overlay': None, 'query': '', 'block': -1, 'checkpoint': 'last', 'workdir': 'nowhere'}
   monkeypatch.setattr(explain.flags, 'FLAGS', types.SimpleNamespace(**{**asked, **options}))
   with pytest.raises(UserError, match=words):
     explain.main(['explain', *arguments])
 
 
-def test_a_video_is_not_written_over(monkeypatch, video):
+def test_the_input_video_is_not_overwritten(monkeypatch, video):
   asked = {'figure': None, 'overlay': str(video), 'workdir': 'nowhere'}
   monkeypatch.setattr(explain.flags, 'FLAGS', types.SimpleNamespace(**asked))
   with pytest.raises(UserError, match='is one of the input videos: choose another name'):

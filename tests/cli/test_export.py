@@ -41,7 +41,7 @@ def config(tiny, compile_once):
 
 @pytest.fixture(scope='module')
 def workdir(config, tmp_path_factory):
-  """A run of random params that was evaluated."""
+  """Workdir of random params that was evaluated."""
   folder = random_run(config, tmp_path_factory.mktemp('runs') / 'run')
   evaluate.evaluate(config, str(folder))
   return folder
@@ -53,7 +53,7 @@ def shared(workdir):
 
 
 def run_alone(code, folder):
-  """Runs code where there are JAX and NumPy, and nothing of ours nor of what we use beside."""
+  """Runs code in an environment with JAX and NumPy only, without this package and its other requirements."""
   absent = ('mevit_jax', 'flax', 'orbax', 'optax', 'grain', 'safetensors', 'av', 'PIL')
   refuse = f'import sys; sys.modules.update(dict.fromkeys({absent}))\n'
   done = subprocess.run([sys.executable, '-c', refuse + code], cwd=folder, capture_output=True, text=True)
@@ -62,7 +62,7 @@ def run_alone(code, folder):
 
 
 def test_exported_model_predictor_and_evaluation_agree(config, workdir, shapes_dir, tmp_path, monkeypatch, capsys):
-  """On the same videos; the code that runs the exported model is that of docs/export.md, without this package."""
+  """For the same videos; the code that runs the exported model is that of docs/export.md, without this package."""
   options = {'to': 'stablehlo', 'folder': str(tmp_path / 'exported'), 'checkpoint': 'last', 'weights': 'auto'}
   monkeypatch.setattr(command.flags, 'FLAGS', types.SimpleNamespace(workdir=str(workdir), **options))
   command.main(['export'])
@@ -97,7 +97,7 @@ def test_exported_model_predictor_and_evaluation_agree(config, workdir, shapes_d
 
 
 def test_a_shared_model_is_accepted_as_a_checkpoint(config, workdir, shared, shapes_dir, tmp_path):
-  """Bit for bit, by everything that accepts one."""
+  """By every command that accepts a checkpoint, with the same bits."""
   params, saved = load_checkpoint(workdir, weights='ema').params, load_checkpoint(shared)
   tensors = load_file(shared / 'model.safetensors')
   assert {name: x.shape for name, x in tensors.items()} == parameter_shapes(params)
@@ -128,7 +128,7 @@ def test_model_card(workdir, shared):
   assert f'| {100 * results["top1"]:.2f} % ({100 * low:.2f} to {100 * high:.2f}) |' in row
   assert row.count('|') == 6
   assert '`moves_left`' in card
-  assert str(workdir.parent) not in card + (shared / 'config.json').read_text()  # nor where the data is
+  assert str(workdir.parent) not in card + (shared / 'config.json').read_text()  # nor the path of the data
 
 
 def test_model_card_without_results(workdir, tmp_path):
@@ -140,7 +140,7 @@ def test_model_card_without_results(workdir, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, load_checkpoint(tmp_path / 'raw', weights='raw').params, params)
 
 
-def test_a_shared_model_is_not_a_run(config, shared, tmp_path):
+def test_a_shared_model_cannot_be_resumed(config, shared, tmp_path):
   folder = shutil.copytree(shared, tmp_path / 'shared')
   with pytest.raises(UserError, match=r'is an exported model, not a run'):
     train.train(config, str(folder))
@@ -171,7 +171,7 @@ def test_a_space_only_checkpoint_becomes_a_vit(tiny, tmp_path):
 
 
 @pytest.mark.parametrize('to', ['stablehlo', 'mevit'])
-def test_errors(workdir, tmp_path, to):
+def test_invalid_arguments_are_one_line_errors(workdir, tmp_path, to):
   with pytest.raises(UserError, match=r'is no(t a)? workdir'):
     export_checkpoint(tmp_path / 'nothing', to, tmp_path / 'out')
   with pytest.raises(UserError, match='no checkpoint 7'):

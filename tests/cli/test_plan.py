@@ -1,4 +1,4 @@
-"""Plans of a small model, on the CPU devices of this machine and, with libtpu installed, on abstract TPUs."""
+"""Plans for a small model, on CPU devices and, with libtpu installed, on abstract TPUs."""
 
 import dataclasses
 import importlib.util

@@ -60,7 +60,7 @@ FLAGS = {
 
 @pytest.fixture
 def command(workdir, monkeypatch, capsys):
-  """A function: arguments and flags -> standard output and error of the command."""
+  """Function from arguments and flags to the command's standard output and error."""
 
   def run(*arguments, **options):
     flags = types.SimpleNamespace(**{**FLAGS, 'workdir': str(workdir), **options})
@@ -73,7 +73,7 @@ def command(workdir, monkeypatch, capsys):
 
 @pytest.fixture
 def folder(videos, tmp_path):
-  """Three videos, one of them in a subfolder, a text file, and an invalid video."""
+  """Folder with three videos, one of them in a subfolder, a text file, and an invalid video."""
   names = list(videos)
   (tmp_path / 'videos/more').mkdir(parents=True)
   for name, place in zip(names, ('a.mp4', 'more/b.MP4', 'c.mp4'), strict=False):
@@ -96,7 +96,7 @@ def test_find_videos(folder, monkeypatch):
       find_videos([argument])
 
 
-def test_many_files(command, folder, predictor, tmp_path):
+def test_many_files_are_printed_as_json_lines(command, folder, predictor, tmp_path):
   output = command(folder, folder / 'gone.mp4', csv=tmp_path / 'out.csv', figure=tmp_path / 'out.png')
   expected = {name: predictor.predict(folder / name).top(3) for name in ('a.mp4', 'c.mp4', 'more/b.MP4')}
   lines = []
@@ -116,7 +116,7 @@ def test_many_files(command, folder, predictor, tmp_path):
     assert image.format == 'PNG'
 
 
-def test_timeline(command, videos, predictor, tmp_path):
+def test_timeline_of_a_long_video(command, videos, predictor, tmp_path):
   frames = [frame for data in videos.values() for frame in decode(data, (np.arange(8) + 0.5) / 30)]
   (tmp_path / 'long.mp4').write_bytes(make_video(frames, size=(24, 24)))
   windows = {'window': 8 / 30, 'every': 4 / 30}
@@ -155,7 +155,7 @@ def test_progress_of_a_long_video(command, videos, monkeypatch, tmp_path):
   assert len(quiet.err.splitlines()) == 1
 
 
-def test_standard_input(command, videos, monkeypatch, predictor):
+def test_video_from_standard_input(command, videos, monkeypatch, predictor):
   data = next(iter(videos.values()))
   monkeypatch.setattr('sys.stdin', types.SimpleNamespace(buffer=io.BytesIO(data)))
   found = json.loads(command('-', json=True).out)
@@ -165,7 +165,7 @@ def test_standard_input(command, videos, monkeypatch, predictor):
   )
 
 
-def test_errors(command, folder):
+def test_invalid_arguments_are_one_line_errors(command, folder):
   for arguments, options, what in (
     ((), {}, 'give videos'),
     ((folder,), {'overlay': 'out.mp4'}, '--overlay writes one video, but 4 were given'),

@@ -20,8 +20,8 @@ from mevit_jax.errors import UserError
 from tests.helpers.commands import make_noise_video, small_shapes
 
 
-def test_the_command_from_end_to_end(folder, tmp_path):
-  """In a subprocess, as a user runs it."""
+def test_prepare_end_to_end(folder, tmp_path):
+  """Runs in a subprocess, like a user's."""
   command = [
     sys.executable,
     '-m',
@@ -55,7 +55,7 @@ def test_the_command_from_end_to_end(folder, tmp_path):
   assert not (tmp_path / 'my_videos' / '.examined').exists()
 
 
-def test_too_many_dead_stop_it_with_a_summary_and_nothing_written(folder, tmp_path, run, caplog):
+def test_too_many_unusable_videos_stop_preparation_with_a_summary_before_writing(folder, tmp_path, run, caplog):
   (folder / 'cats' / '0.mp4').write_bytes(b'')
   with pytest.raises(UserError, match=r'2 of 10 videos are dead already, more than --max_dead=0\.1'):
     run('video_folder', folder, f'--data_dir={tmp_path}')
@@ -66,7 +66,7 @@ def test_too_many_dead_stop_it_with_a_summary_and_nothing_written(folder, tmp_pa
   assert len(datasets.open_split(tmp_path, 'my_videos', 'train')) == 6
 
 
-def test_a_csv_with_a_missing_file(folder, tmp_path, run):
+def test_missing_file_of_a_csv_is_reported(folder, tmp_path, run):
   rows = [f'My Videos/{c}/{i}.mp4,{c},{("train", "test")[i > 4]}' for i in range(9) for c in [('cats', 'dogs')[i % 2]]]
   (tmp_path / 'list.csv').write_text('\n'.join(['path,label,split', *rows, 'gone.mp4,dogs,train']))
   printed = run('video_folder', tmp_path / 'list.csv', f'--data_dir={tmp_path}', '--name=Pets', '--max_dead=0.2')
@@ -83,7 +83,7 @@ def test_a_negative_seed_is_refused_before_anything_is_written(tmp_path, run):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_class_of_dead_videos_alone_is_named_and_nothing_written(folder, tmp_path, run, caplog):
+def test_a_class_without_usable_videos_is_reported_before_writing(folder, tmp_path, run, caplog):
   for name in ('1', '2'):
     path = folder / 'newts' / f'{name}.mp4'
     path.parent.mkdir(exist_ok=True)
@@ -95,9 +95,9 @@ def test_a_class_of_dead_videos_alone_is_named_and_nothing_written(folder, tmp_p
 
 
 @pytest.mark.skipif(importlib.util.find_spec('apache_beam') is None, reason='Apache Beam is not installed')
-@pytest.mark.filterwarnings('default')  # Beam's own
-def test_on_beam_it_is_the_same_bytes(folder, tmp_path):
-  """On Beam's own worker processes."""
+@pytest.mark.filterwarnings('default')  # raised by Beam
+def test_beam_writes_the_same_bytes(folder, tmp_path):
+  """Runs on Beam's worker processes."""
   options = '--runner=DirectRunner --direct_running_mode=multi_processing --direct_num_workers=2'
   command = [sys.executable, '-m', 'mevit_jax', 'prepare', 'video_folder', folder]
   for arguments in ([f'--data_dir={tmp_path}/a', '--workers=2'], [f'--data_dir={tmp_path}/b', f'--beam={options}']):
@@ -109,14 +109,14 @@ def test_on_beam_it_is_the_same_bytes(folder, tmp_path):
   assert a == b
 
 
-def test_without_beam_it_says_what_to_install(tmp_path, run, monkeypatch):
+def test_missing_beam_error_names_the_requirements_file(tmp_path, run, monkeypatch):
   monkeypatch.setitem(sys.modules, 'apache_beam', None)
   with pytest.raises(UserError, match=r'Apache Beam is not installed .*: pip install -r requirements-beam\.txt'):
     run(*small_shapes(tmp_path), '--beam=--runner=DirectRunner')
 
 
 def test_kinetics_and_something_something(tmp_path, run):
-  """From their own lists, with some of the classes, a missing video and a split without labels."""
+  """From the official lists, with some of the classes, a missing video and a split without labels."""
   videos, lists = tmp_path / 'videos', tmp_path / 'lists'
   for path in (videos, lists):
     path.mkdir()
@@ -150,7 +150,7 @@ def test_kinetics_and_something_something(tmp_path, run):
     run(*arguments[:2], f'--annotations={lists}/labels.json', f'--data_dir={tmp_path}')
 
 
-def test_the_disk_is_asked_before_anything_is_written(folder, tmp_path, run, monkeypatch):
+def test_free_disk_space_is_checked_before_writing(folder, tmp_path, run, monkeypatch):
   usage = namedtuple('usage', 'free')
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(100))
   with pytest.raises(UserError, match=r'0\.0 MB free, but 0\.0 MB are needed; nothing was written'):
@@ -174,19 +174,19 @@ def test_the_disk_is_asked_before_anything_is_written(folder, tmp_path, run, mon
     (('kinetics400', 'videos'), 'kinetics400 takes one folder of videos, and --annotations='),
   ],
 )
-def test_what_a_user_can_get_wrong(tmp_path, run, arguments, message):
+def test_invalid_arguments_are_one_line_errors(tmp_path, run, arguments, message):
   with pytest.raises(UserError, match=message):
     run(*arguments, f'--data_dir={tmp_path}')
   assert not list(tmp_path.iterdir())
 
 
-def test_one_class_is_no_classifier(folder, tmp_path, run):
+def test_a_single_class_is_refused(folder, tmp_path, run):
   shutil.rmtree(folder / 'dogs')
   with pytest.raises(UserError, match=r'one class only \(cats\)'):
     run('video_folder', folder, f'--data_dir={tmp_path}')
 
 
-def test_an_error_is_one_line_and_a_status(tmp_path):
+def test_errors_are_one_line_with_a_nonzero_exit_status(tmp_path):
   command = [sys.executable, '-m', 'mevit_jax', 'prepare', 'video_folder', tmp_path, f'--data_dir={tmp_path}']
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   assert done.returncode == 1
@@ -194,7 +194,7 @@ def test_an_error_is_one_line_and_a_status(tmp_path):
   assert done.stderr.count('\n') == 1
 
 
-def test_progress_estimates_the_rest_from_this_run_alone(capsys, monkeypatch):
+def test_remaining_time_is_estimated_from_this_run_only(capsys, monkeypatch):
   now = iter([0.0, 0.0, 10.0, 20.0])
   monkeypatch.setattr(progress, 'time', types.SimpleNamespace(monotonic=lambda: next(now)))
   report = progress.Progress('videos')
@@ -207,7 +207,7 @@ def test_progress_estimates_the_rest_from_this_run_alone(capsys, monkeypatch):
   ]
 
 
-def test_datasets_are_prepared_where_they_are_opened(tmp_path, run):
+def test_prepared_dataset_opens_in_its_data_dir(tmp_path, run):
   run(*small_shapes(tmp_path))
   assert not (tmp_path / 'moving_shapes' / '1.0.0' / shards.IN_PROGRESS).exists()
   split = datasets.open_split(str(tmp_path), 'moving_shapes', 'validation')

@@ -1,4 +1,4 @@
-"""Preparing a dataset that exists: left alone, written again, or refused because arguments differ."""
+"""Preparing an existing dataset: kept, overwritten, or refused because arguments differ."""
 
 import shutil
 
@@ -9,7 +9,7 @@ from mevit_jax.errors import UserError
 from tests.helpers.commands import make_noise_video, small_shapes
 
 
-def test_preparing_again_does_nothing_unless_told_to(folder, tmp_path, run):
+def test_preparing_again_does_nothing_without_overwrite(folder, tmp_path, run):
   arguments = ('video_folder', folder, f'--data_dir={tmp_path}')
   run(*arguments)
   first = datasets.open_split(tmp_path, 'my_videos', 'train').fingerprint
@@ -20,7 +20,7 @@ def test_preparing_again_does_nothing_unless_told_to(folder, tmp_path, run):
   assert datasets.open_split(tmp_path, 'my_videos', 'train').fingerprint != first
 
 
-def test_shapes_of_other_arguments_are_not_taken_for_those_asked_for(tmp_path, run):
+def test_moving_shapes_of_different_arguments_are_refused(tmp_path, run):
   run(*small_shapes(tmp_path))
   assert 'nothing to do' in run(*small_shapes(tmp_path))
   message = r'train_videos 8 -> 16, seed 0 -> 3; give --data_dir or --overwrite'
@@ -31,7 +31,7 @@ def test_shapes_of_other_arguments_are_not_taken_for_those_asked_for(tmp_path, r
   assert 'nothing to do' in run(*small_shapes(tmp_path), '--train_videos=16', '--seed=3')
 
 
-def test_videos_of_another_source_are_not_taken_for_those_asked_for(folder, tmp_path, run, monkeypatch):
+def test_videos_of_a_different_source_are_refused(folder, tmp_path, run, monkeypatch):
   arguments = ('video_folder', folder, f'--data_dir={tmp_path}')
   run(*arguments)
   monkeypatch.chdir(folder.parent)
@@ -46,7 +46,7 @@ def test_videos_of_another_source_are_not_taken_for_those_asked_for(folder, tmp_
     run(*arguments, '--name=moving_shapes')
 
 
-def test_what_was_asked_for_is_said_as_flags_have_it(folder, tmp_path, run):
+def test_differing_arguments_are_printed_as_flags(folder, tmp_path, run):
   arguments = ('video_folder', folder, f'--data_dir={tmp_path}/a folder')
   assert f"--config.data.data_dir='{tmp_path}/a folder'" in run(*arguments)
   message = 'encoding keep -> kind=h264 short_side=320 keyframes=6 quality=20; give --name'
@@ -54,7 +54,7 @@ def test_what_was_asked_for_is_said_as_flags_have_it(folder, tmp_path, run):
     run(*arguments, '--encoding=h264', '--quality=20')
 
 
-def test_the_seed_of_a_split_that_was_given_does_not_matter(folder, tmp_path, run):
+def test_seed_does_not_matter_if_the_split_is_given(folder, tmp_path, run):
   for split in ('train', 'test'):
     shutil.copytree(folder, tmp_path / 'given' / split)
   arguments = ('video_folder', tmp_path / 'given', f'--data_dir={tmp_path}')
@@ -62,14 +62,14 @@ def test_the_seed_of_a_split_that_was_given_does_not_matter(folder, tmp_path, ru
   assert 'nothing to do' in run(*arguments, '--seed=5')
 
 
-def test_a_complete_dataset_whose_fingerprint_is_broken_is_one_line(tmp_path, run):
+def test_damaged_fingerprint_is_a_one_line_error(tmp_path, run):
   run(*small_shapes(tmp_path))
   (tmp_path / 'moving_shapes' / '1.0.0' / 'fingerprint.json').write_text('{')
   with pytest.raises(UserError, match=r'is damaged.*; prepare it again, with --overwrite'):
     run(*small_shapes(tmp_path))
 
 
-def test_a_lost_shard_is_made_again_without_being_asked_to(folder, tmp_path, run):
+def test_a_lost_shard_is_written_again(folder, tmp_path, run):
   arguments = ('video_folder', folder, f'--data_dir={tmp_path}')
   run(*arguments)
   directory = tmp_path / 'my_videos' / '1.0.0'

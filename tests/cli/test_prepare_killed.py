@@ -1,4 +1,4 @@
-"""Interrupted or concurrent preparation: it continues, and a complete dataset stays readable."""
+"""Interrupted and concurrent preparation: it resumes, and a complete dataset stays readable."""
 
 import fcntl
 import re
@@ -36,7 +36,7 @@ def broken(monkeypatch):
   return after
 
 
-def test_a_run_that_broke_off_goes_on(tmp_path, run, broken):
+def test_interrupted_preparation_resumes(tmp_path, run, broken):
   broken(12)
   with pytest.raises(KeyboardInterrupt):
     run(*small_shapes(tmp_path))
@@ -49,7 +49,7 @@ def test_a_run_that_broke_off_goes_on(tmp_path, run, broken):
   assert len(marks) == 1
 
 
-def test_a_command_that_is_killed_goes_on_where_it_was(tmp_path):
+def test_killed_command_resumes_at_the_first_missing_shard(tmp_path):
   """Complete shards are kept, and the result is the same as without the kill."""
   command = [
     sys.executable,
@@ -96,7 +96,7 @@ def content(directory):
   return {path.relative_to(directory): path.read_bytes() for path in directory.rglob('*') if path.is_file()}
 
 
-def test_the_old_one_is_there_until_the_new_one_is_whole(tmp_path, run, broken, capsys):
+def test_old_dataset_is_kept_until_the_new_one_is_complete(tmp_path, run, broken, capsys):
   directory, again = tmp_path / 'moving_shapes' / '1.0.0', (*small_shapes(tmp_path), '--seed=3', '--overwrite')
   run(*small_shapes(tmp_path))
   old = content(directory)
@@ -110,7 +110,7 @@ def test_the_old_one_is_there_until_the_new_one_is_whole(tmp_path, run, broken, 
   broken(0)
   assert 'nothing to do (--overwrite continues to prepare it again)' in run(*small_shapes(tmp_path))
   broken(8)
-  assert 'videos written: 8 of 16' in run(*again)  # the first shard was whole
+  assert 'videos written: 8 of 16' in run(*again)  # the first shard was complete
   broken(16)
   run(*small_shapes(tmp_path / 'other'), '--seed=3')
   assert content(directory.parent) == content(tmp_path / 'other' / 'moving_shapes')
@@ -118,8 +118,8 @@ def test_the_old_one_is_there_until_the_new_one_is_whole(tmp_path, run, broken, 
 
 
 @pytest.mark.parametrize(('moment', 'read'), [(0, 'old'), (1, 'old'), (2, 'new'), (3, 'new')])
-def test_killed_while_they_change_places(tmp_path, run, monkeypatch, moment, read):
-  """Killed before each change to the disk: one dataset is complete and readable; the same command continues."""
+def test_kill_during_replacement_leaves_one_complete_dataset(tmp_path, run, monkeypatch, moment, read):
+  """Killed before each change to the disk: one dataset is complete and readable; the same command resumes."""
   directory, again = (
     tmp_path / 'a' / 'moving_shapes' / '1.0.0',
     (*small_shapes(tmp_path / 'a'), '--seed=3', '--overwrite'),
@@ -157,7 +157,7 @@ def test_killed_while_they_change_places(tmp_path, run, monkeypatch, moment, rea
   assert [path.name for path in directory.parent.iterdir() if path.is_dir()] == ['1.0.0']
 
 
-def test_the_old_one_may_be_removed_to_make_room(tmp_path, run, broken):
+def test_old_dataset_can_be_removed_to_free_disk_space(tmp_path, run, broken):
   directory, again = tmp_path / 'moving_shapes' / '1.0.0', (*small_shapes(tmp_path), '--seed=3', '--overwrite')
   run(*small_shapes(tmp_path))
   broken(12)

@@ -1,4 +1,4 @@
-"""docs/configuration.md: every field with its current default."""
+"""docs/configuration.md lists every field with its current default."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Configs: every config file gives the paper's model, and every mistake in one is named in one line."""
+"""Config files build the paper's models, and every mistake in one is a one-line error."""
 
 import dataclasses
 import importlib
@@ -18,6 +18,7 @@ SIZES = ('Ti/16', 'S/16', 'B/16', 'L/16', 'H/14')
 ARGUMENTS = {
   **dict.fromkeys(('common', 'k400', 'k600', 'ssv2', 'timesformer', 'video_folder'), SIZES),
   'demo': (None,),
+  'small': (None,),
   'ablations/demo': ('0', '1', '2', '4'),
   'ablations/table1': ('1', '2', '3', '7', '14'),
   'ablations/table2': ('9+3', '10+2', '11+1', '12+1'),
@@ -40,13 +41,13 @@ def stages(model):
   return model.space_blocks, model.motion_blocks, model.class_blocks
 
 
-def test_all_config_files_are_known_here():
+def test_all_config_files_are_tested():
   files = (ROOT / 'configs').rglob('*.py')
   assert {file.relative_to(ROOT / 'configs').with_suffix('').as_posix() for file in files} == set(ARGUMENTS)
 
 
 @pytest.mark.parametrize(('name', 'argument'), CONFIGS)
-def test_a_config_gives_a_recipe_that_json_keeps(name, argument):
+def test_config_survives_json(name, argument):
   config = load(name, argument)
   again = from_dict(json.loads(json.dumps(experiment.to_dict(config))))
   assert again == config
@@ -54,7 +55,7 @@ def test_a_config_gives_a_recipe_that_json_keeps(name, argument):
 
 
 @pytest.mark.parametrize('name', ['common', 'k400', 'k600', 'ssv2', 'video_folder', 'timesformer'])
-def test_sizes(name):
+def test_variants_have_the_published_sizes(name):
   table = {  # width, heads, width of the MLP, blocks: Dosovitskiy et al. 2021, table 1; Touvron et al. 2021, table 1
     'Ti/16': (192, 3, 768, 12),
     'S/16': (384, 6, 1536, 12),
@@ -73,21 +74,21 @@ def test_sizes(name):
 @pytest.mark.parametrize(
   ('name', 'frames', 'sampling', 'stride'), [('k400', 8, 'dense', 32), ('k600', 16, 'dense', 16)]
 )
-def test_the_papers_model_on_kinetics(name, frames, sampling, stride):
+def test_k400_config_is_the_model_of_the_paper(name, frames, sampling, stride):
   config = load(name)
   assert (stages(config.model), config.model.block_size, config.model.frames) == ((4, 7, 1), 2, frames)
   assert (config.data.sampling, config.data.stride, config.clip.short_side) == (sampling, stride, (256, 320))
   assert (config.evaluation.clips, config.evaluation.crops, config.augment.flip) == (1, 3, True)
 
 
-def test_the_papers_model_on_something_something():
+def test_ssv2_config_is_the_model_of_the_paper():
   config = load('ssv2')
   assert (stages(config.model), config.model.block_size, config.model.frames) == ((4, 7, 1), 2, 16)
   assert (config.data.sampling, config.augment.flip) == ('uniform', False)
 
 
 @pytest.mark.parametrize('name', ['k400', 'k600', 'ssv2', 'timesformer'])
-def test_the_training_of_timesformer(name):
+def test_training_settings_are_those_of_timesformer(name):
   config = load(name)
   optimizer, training = config.optimizer, config.training
   assert (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ('sgd', 0.9, 1e-4)
@@ -97,7 +98,7 @@ def test_the_training_of_timesformer(name):
   assert config.model.drop_path == 0.1
 
 
-def test_timesformer_is_a_configuration():
+def test_timesformer_config_is_timesformer():
   model = load('timesformer').model
   assert (stages(model), model.block_size, model.attention_order) == ((0, 12, 0), 1, 'time_space')
   assert not model.class_token_in_motion
@@ -118,7 +119,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize(('table', 'argument'), ROWS)
-def test_a_row_of_a_table_changes_the_stages_and_nothing_else(table, argument):
+def test_ablation_configs_change_only_the_stages(table, argument):
   row, base = load(f'ablations/{table}', argument), load('demo' if table == 'demo' else 'k400')
   assert (stages(row.model), row.model.block_size) == ROWS[table, argument]
   stage = ('space_blocks', 'motion_blocks', 'class_blocks', 'block_size')
@@ -126,7 +127,7 @@ def test_a_row_of_a_table_changes_the_stages_and_nothing_else(table, argument):
   assert dataclasses.replace(row, model=dataclasses.replace(row.model, **same)) == base
 
 
-def test_the_whole_grid_of_the_demo_is_its_grid():
+def test_demo_ablation_block_size_is_the_grid():
   assert load('demo').model.grid == (4, 4)
 
 
@@ -184,19 +185,19 @@ def test_the_whole_grid_of_the_demo_is_its_grid():
   ],
   ids=str,
 )
-def test_a_mistake_is_one_line_that_says_where(values, message):
+def test_mistakes_are_one_line_errors_with_the_field(values, message):
   with pytest.raises(UserError, match=message) as raised:
     from_dict(values)
   assert '\n' not in str(raised.value)
 
 
-def test_an_integer_is_a_float_and_a_number_is_a_tuple_of_one():
+def test_integers_become_floats_and_numbers_become_tuples():
   config = from_dict({'training': {'epochs': 3}, 'model': {'image_size': 64}, 'data': {'short_side': [64]}})
   assert (config.training.epochs, type(config.training.epochs)) == (3.0, float)
   assert (config.model.image_size, config.clip.short_side) == ((64, 64), (64, 64))
 
 
-def test_differences():
+def test_differences_between_configs():
   one, other = (
     experiment.to_dict(from_dict({'model': {'block_size': m}, 'training': {'seed': s}})) for m, s in ((2, 0), (7, 1))
   )
@@ -205,7 +206,7 @@ def test_differences():
   assert experiment.differences({'a': (1, 2)}, {'a': [1, 2]}) == []
 
 
-# The command line: a process for each, all at once.
+# The command line: one process per case, all started at once.
 
 OWN = """
 from configs import demo
@@ -252,7 +253,7 @@ def commands(tmp_path_factory):
 
 
 @pytest.mark.parametrize('name', COMMANDS)
-def test_a_mistake_on_the_command_line(name, commands):
+def test_mistakes_on_the_command_line_are_one_line_errors(name, commands):
   names, ends = commands
   output, error, code = ends[name]
   assert code == 1

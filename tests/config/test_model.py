@@ -1,4 +1,4 @@
-"""Counts against other counts, and what a config refuses."""
+"""Parameter and FLOP counts against independent counts, and invalid model configs."""
 
 import collections
 import dataclasses
@@ -13,7 +13,7 @@ from mevit_jax.errors import UserError
 from mevit_jax.models.functional import build_model, count_parameters
 
 OURS = MEViTConfig(classes=400)  # B/16, 4+7+1 blocks, M=2, 8 frames
-EARLY = {'space_blocks': 0, 'motion_blocks': 12, 'class_blocks': 0}  # the class token from the input on
+EARLY = {'space_blocks': 0, 'motion_blocks': 12, 'class_blocks': 0}  # with the class token from the input on
 TIMESFORMER = MEViTConfig(classes=400, **EARLY, block_size=1, attention_order='time_space', class_token_in_motion=False)
 
 # Parameters.
@@ -23,7 +23,7 @@ def parameters(config):
   return count_parameters(build_model(config).abstract)
 
 
-def test_parameters_by_hand():
+def test_parameter_count_of_the_paper_model():
   d, f = 768, 3072
   norm = 2 * d
   attention = norm + 4 * (d * d + d)
@@ -34,7 +34,7 @@ def test_parameters_by_hand():
   assert parameters(TIMESFORMER) == ends + 12 * (2 * attention + mlp)
 
 
-def test_parameters_of_timesformer():
+def test_parameter_count_of_timesformer():
   assert round(parameters(TIMESFORMER) / 1e6, 1) == 114.5  # temporal_fc is folded into the output projection
 
 
@@ -42,7 +42,7 @@ def test_parameters_of_timesformer():
 
 
 def products(jaxpr):
-  """FLOPs of all matrix products that a program runs."""
+  """Returns the FLOPs of all matrix products that a program runs."""
   total = 0
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'dot_general':
@@ -69,13 +69,13 @@ def is_jaxpr(x):
   ],
   ids=['ours', 'TimeSformer', 'M=3', 'M divides neither side of 2x5', 'M is the grid'],
 )
-def test_flops_are_those_of_the_models_matrix_products(config):
-  model = build_model(dataclasses.replace(config, attention='plain'))  # else there are products of every platform's
+def test_flops_equal_those_of_the_matrix_products_in_the_program(config):
+  model = build_model(dataclasses.replace(config, attention='plain'))  # otherwise it has those of all platforms
   video = jax.ShapeDtypeStruct((1, config.frames, *config.image_size, 3), jnp.float32)
   assert count_flops(config) == products(jax.make_jaxpr(model.apply)(model.abstract, video).jaxpr)
 
 
-def test_flops_are_what_xla_counts():
+def test_flops_agree_with_xla_cost_analysis():
   config = MEViTConfig(
     classes=5, frames=2, image_size=6, patch_size=1, width=256, heads=2, mlp_dim=1024,
     space_blocks=1, motion_blocks=1, class_blocks=1, dtype='float32',
@@ -83,22 +83,22 @@ def test_flops_are_what_xla_counts():
   model = build_model(config)
   video = jax.ShapeDtypeStruct((1, 2, 6, 6, 3), jnp.float32)
   compiled = jax.jit(model.apply).lower(model.abstract, video).compile()
-  assert 1 < compiled.cost_analysis()['flops'] / count_flops(config) < 1.06  # and norms, GELU, ...
+  assert 1 < compiled.cost_analysis()['flops'] / count_flops(config) < 1.06  # XLA also counts norms, GELU, ...
 
 
-def test_flops_of_timesformer_by_hand():
+def test_flops_of_timesformer():
   d, patches = 768, 8 * 196
   space = 4 * d * d * (patches + 1) + 2 * d * 8 * 197**2
   time = 4 * d * d * patches + 2 * d * 196 * 8**2
   mlp = 2 * d * 4 * d * (patches + 1)
   macs = patches * 768 * d + 12 * (space + time + mlp) + d * 400
   assert count_flops(TIMESFORMER) == 2 * macs
-  # With temporal_fc, the 196 GFLOPs (multiply-adds) a view that its authors print.
+  # With temporal_fc, the 196 GFLOPs (multiply-adds) per view that its authors state.
   assert round((macs + 12 * d * d * patches) / 1e9) == 196
 
 
-def test_blocks_of_three_patches_cost_their_own_pairs_alone():
-  """Pairs counted patch by patch: M=3 on 14x14 leaves 2 rows and columns, which cost no more than they hold."""
+def test_flops_of_unequal_blocks_count_only_pairs_within_a_block():
+  """Counts pairs patch by patch: M=3 on 14x14 has a last row and column of smaller blocks."""
   cells = collections.Counter((row // 3, column // 3) for row in range(14) for column in range(14))
   pairs = {
     3: sum((8 * patches + 1) ** 2 for patches in cells.values()),
@@ -126,10 +126,10 @@ def test_variants_have_the_published_sizes(name, classes, published):
   sizes = variant(name)
   depth = sizes.pop('depth')
   config = MEViTConfig(classes=classes, frames=1, space_blocks=depth, motion_blocks=0, class_blocks=0, **sizes)
-  assert parameters(config) - config.width == published  # e_time is not a ViT's
+  assert parameters(config) - config.width == published  # a ViT has no e_time
 
 
-# What a config refuses.
+# Invalid configs.
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_variants_have_the_published_sizes(name, classes, published):
   ],
   ids=lambda x: str(x) if isinstance(x, dict) else '',
 )
-def test_a_bad_config_is_one_line_that_says_what(fields, words):
+def test_invalid_configs_are_one_line_errors(fields, words):
   with pytest.raises(UserError) as error:
     dataclasses.replace(OURS, **fields)
   message = str(error.value)
@@ -165,17 +165,17 @@ def test_a_bad_config_is_one_line_that_says_what(fields, words):
 
 
 @pytest.mark.parametrize('name', ['B', 'B16', 'X/16', 'B/', 'b/16', ''])
-def test_an_unknown_variant_is_one_line_that_names_the_known(name):
+def test_unknown_variant_error_lists_the_known_ones(name):
   with pytest.raises(UserError, match=r'^no variant .*Ti, S, B, L, H.*B/16'):
     variant(name)
 
 
-def test_blocks_may_be_larger_than_one_side():
+def test_block_size_can_exceed_one_side_of_the_grid():
   config = dataclasses.replace(OURS, image_size=(32, 80), block_size=5)
   assert config.blocks == ((1, 1, 2, 5),)
 
 
-def test_sides_may_be_numbers_or_lists():
+def test_sides_can_be_numbers_or_lists():
   fields = {'image_size': [64, 64], 'patch_size': [16]}
   config = dataclasses.replace(OURS, **fields)
   assert config == dataclasses.replace(OURS, image_size=64, patch_size=16)

@@ -21,7 +21,7 @@ def flat(values, path=''):
 
 
 def assert_reported(before, after, changes):
-  """The changes are exactly the differences."""
+  """Checks that the reported changes are exactly the differences."""
   old, new = dict(flat(to_dict(before))), dict(flat(to_dict(after)))
   assert {c.field: (c.before, c.after) for c in changes} == {
     name: (old[name], new[name]) for name in old if old[name] != new[name]
@@ -113,7 +113,7 @@ def test_weights_set_epsilon_and_normalization():
   assert kept.data == config.data
 
 
-def test_a_workdir_remembers_what_it_started_from():
+def test_resumed_run_keeps_its_init_from():
   trained = from_dict({'init_from': 'vit.npz', 'init_head': 'fresh', 'model': {'layer_norm_eps': 1e-12}})
   config = from_dict({})
   resolved, changes = resolve(config, source=Source('runs/a', 1e-12, trained.data.normalization, trained))
@@ -121,7 +121,7 @@ def test_a_workdir_remembers_what_it_started_from():
   assert_reported(config, resolved, changes)
 
 
-def test_evaluation_takes_the_model_of_the_checkpoint_but_for_its_dtype():
+def test_evaluation_uses_the_model_of_the_checkpoint_except_for_its_dtype():
   trained = from_dict(
     {'model': {'classes': 7, 'drop_path': 0.1, 'dtype': 'bfloat16'}, 'data': {'mean': (0.1, 0.2, 0.3)}}
   )

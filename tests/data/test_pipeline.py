@@ -20,7 +20,7 @@ REPEATED = {'repeats': 3, 'batch_size': 12, 'balance': 0.6, 'labels': LABELS}
 
 @dataclass(frozen=True)
 class Videos:
-  """Source whose examples share one video; `dead` ones are empty files, `broken` ones raise when read."""
+  """Source whose examples share one video; `dead` ones are empty files, and `broken` ones raise when read."""
 
   length: int = 7
   dead: tuple[int, ...] = ()
@@ -73,7 +73,7 @@ def column(batches, name):
   return np.concatenate([batch[name] for batch in batches])
 
 
-def test_train_batches():
+def test_every_epoch_has_every_video_in_a_new_order():
   batches = train(steps=14)
   for batch in batches:
     types = {name: (array.shape, array.dtype.name) for name, array in batch.items()}
@@ -143,7 +143,7 @@ def test_any_number_of_workers(workers, options):
 # Repeated augmentation and class balance.
 
 
-def test_repeats_are_adjacent_blocks_of_one_decoded_video(monkeypatch):
+def test_repeats_are_adjacent_and_decoded_once(monkeypatch):
   decoded = []
 
   def count(data, times):
@@ -181,7 +181,7 @@ def test_balanced_classes_are_drawn_equally_often():
   assert set(index.ravel()) == set(range(7))
 
 
-def test_a_dataset_smaller_than_a_batch():
+def test_a_dataset_can_be_smaller_than_a_batch():
   batches = train(6, Videos(length=2), batch_size=5)
   assert np.bincount(column(batches, 'index')).tolist() == [15, 15]
   assert train(1, Videos(length=1))[0]['index'].tolist() == [0] * 4
@@ -219,7 +219,7 @@ def test_errors_name_the_video(workers):
     (TypeError('two\nlines'), RuntimeError, "video 'clip0': TypeError: two lines"),
   ],
 )
-def test_other_failures_are_raised(monkeypatch, failure, raised, message):
+def test_other_exceptions_are_raised(monkeypatch, failure, raised, message):
   def fail(*_):
     raise failure
 

@@ -1,4 +1,4 @@
-"""Video files: present and missing files, examples, dead videos, and the path from a listing to a dataset."""
+"""Video files: present and missing files, examples, unusable videos, and the steps from a listing to a dataset."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ def video(seed: int, frames: int = 6) -> bytes:
 
 @pytest.fixture
 def root(tmp_path):
-  """Six training and four validation videos."""
+  """Folder with six training and four validation videos."""
   for i in range(10):
     (tmp_path / f'{i}.mp4').write_bytes(video(i))
   return tmp_path
@@ -57,7 +57,7 @@ def item(path: Path, **changes) -> files.VideoFile:
 made = functools.partial(files.make_example, encoding=Encoding('keep'))
 
 
-def test_what_is_there_and_what_is_not(root):
+def test_listing_counts_present_and_missing_files(root):
   gone = [ListedVideo('gone', str(root / 'gone.mp4'), 'cats', 'train'), ListedVideo('never', '', 'dogs', 'test')]
   what = Listing([*listing(root).videos, *gone, ListedVideo('in', str(root / '0.mp4' / 'x.mp4'), '', 'test')], NAMES)
   items, missing = files.find_files(what)
@@ -80,12 +80,12 @@ def test_what_is_there_and_what_is_not(root):
     ),
   ],
 )
-def test_a_listing_that_cannot_be(found, message):
+def test_invalid_listings_are_refused(found, message):
   with pytest.raises(UserError, match=message):
     files.find_files(Listing(found, NAMES))
 
 
-def test_every_file_is_made_an_example_or_dead(tmp_path):
+def test_every_file_becomes_an_example_or_is_reported_unusable(tmp_path):
   good = video(0)
   contents = {'good.mp4': good, 'truncated.mp4': good[: len(good) // 2], 'text.mp4': b'hello', 'empty.mp4': b''}
   for name, data in contents.items():
@@ -97,7 +97,7 @@ def test_every_file_is_made_an_example_or_dead(tmp_path):
   assert all(each['dead'] and '\n' not in each['dead'] for each in others)
 
 
-def test_a_video_that_takes_too_long_is_dead(root):
+def test_a_video_that_exceeds_the_time_limit_is_unusable(root):
   assert made(item(root / '0.mp4'), time_limit=1e-9)['dead'] == 'takes longer than 1e-09 s to decode'
 
 
@@ -108,7 +108,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
-def test_a_file_that_may_not_be_read_is_dead(root):
+def test_a_file_without_read_permission_is_unusable(root):
   (root / '1.mp4').chmod(0)
   assert made(item(root / '1.mp4'))['dead'] == 'Permission denied'
 
@@ -123,7 +123,7 @@ def test_a_file_that_changed_is_not_written(root):
       made(old)
 
 
-def test_a_video_that_was_examined_is_not_decoded_again(root, monkeypatch):
+def test_an_examined_video_is_not_decoded_again(root, monkeypatch):
   first = made(item(root / '0.mp4'))
   monkeypatch.setattr(files, 'reencode', lambda *_: pytest.fail('decoded'))
   assert made(item(root / '0.mp4', examined=first)) == first
@@ -193,7 +193,7 @@ def test_a_split_without_labels(root):
   assert summary['notes'] == []
 
 
-def test_too_many_missing_stop_it_before_anything_is_decoded(root, monkeypatch):
+def test_too_many_missing_files_stop_preparation_before_decoding(root, monkeypatch):
   for i in (0, 2, 4):
     (root / f'{i}.mp4').unlink()
   monkeypatch.setattr(files, 'make_example', lambda *_, **__: pytest.fail('decoded'))
@@ -207,10 +207,10 @@ def test_too_many_missing_stop_it_before_anything_is_decoded(root, monkeypatch):
   assert 'train has no usable video of: cats' in summary['notes']
 
 
-def test_too_many_dead_stop_it_and_nothing_is_lost(root, monkeypatch):
+def test_too_many_unusable_videos_stop_preparation_and_keep_examined_ones(root, monkeypatch):
   for i in (1, 3):
     (root / f'{i}.mp4').write_bytes(b'no video')
-  monkeypatch.setattr(files, 'SHARD_BYTES', (1, 1))  # a video a shard
+  monkeypatch.setattr(files, 'SHARD_BYTES', (1, 1))  # one video per shard
   seen, make = [], files.make_example
   monkeypatch.setattr(files, 'make_example', lambda item, **rest: seen.append(item.video.id) or make(item, **rest))
   with pytest.raises(UserError, match=r'2 of 10 videos are dead already, more than --max_dead=0\.1 allows'):
@@ -219,16 +219,16 @@ def test_too_many_dead_stop_it_and_nothing_is_lost(root, monkeypatch):
   with pytest.raises(UserError, match='not complete'):
     datasets.open_split(root / 'data', 'pets', 'train')
   summary = prepare(root, listing(root), max_dead=0.2)
-  assert seen == [f'v{i}' for i in range(10)]  # the rest
+  assert seen == [f'v{i}' for i in range(10)]  # the remaining videos
   assert list(summary['dead']) == ['v1', 'v3']
   train = datasets.open_split(root / 'data', 'pets', 'train')
   assert [train.source[i]['id'] for i in range(4)] == ['v0', 'v2', 'v4', 'v5']  # with empty shards between
-  (root / '3.mp4').write_bytes(video(3))  # mended
+  (root / '3.mp4').write_bytes(video(3))  # repaired
   assert list(prepare(root, listing(root))['dead']) == ['v1']
   assert seen[10:] == ['v3']
 
 
-def test_a_class_or_a_split_without_any_video(root):
+def test_a_class_or_split_without_videos_is_refused(root):
   with pytest.raises(UserError, match='all videos are dead or missing in: newts'):
     prepare(root, listing(root, names=(*NAMES, 'newts')))
   summary = prepare(root, listing(root, names=(*NAMES, 'newts')), all_classes=False)
@@ -246,14 +246,14 @@ def test_a_class_or_a_split_without_any_video(root):
 def test_a_test_split_without_files_is_left_out(root, caplog):
   caplog.set_level(logging.INFO)
   absent = [ListedVideo(f't{i}', '', '', 'test') for i in range(20)]
-  summary = prepare(root, Listing([*listing(root).videos, *absent], NAMES))  # else too many were missing
+  summary = prepare(root, Listing([*listing(root).videos, *absent], NAMES))  # otherwise too many are missing
   assert summary['notes'] == ['the test split is left out: all of its 20 videos are missing']
   assert (set(summary['counts']), summary['missing']) == ({'train', 'validation'}, [])
   assert '10 videos of 2 classes, 0 of them missing' in caplog.messages
 
 
-def test_a_decoder_that_crashes_or_hangs_costs_one_video(root):
-  """With real processes that end: the dead list names the video, and the others are complete."""
+def test_a_crash_or_hang_of_the_decoder_loses_one_video(root):
+  """Real worker processes crash: the list of unusable videos names the video, and the others are complete."""
   for name in ('crash', 'hang'):
     (root / f'{name}.mp4').write_bytes(video(0))
   found = [ListedVideo(name, str(root / f'{name}.mp4'), 'cats', '') for name in ('0', 'crash', '1', 'hang', '2')]
@@ -266,7 +266,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_video(root):
   assert dead == {'crash': 'the decoder crashed, or ran out of memory', 'hang': 'the decoder hangs'}
 
 
-def test_what_was_examined_is_remembered(root, monkeypatch):
+def test_examined_videos_are_recorded(root, monkeypatch):
   what = Listing([dataclasses.replace(each, split='') for each in listing(root).videos], NAMES)
   seen, make = [], files.make_example
   monkeypatch.setattr(files, 'make_example', lambda item, **rest: seen.append(item.video.id) or make(item, **rest))

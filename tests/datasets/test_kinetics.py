@@ -1,4 +1,4 @@
-"""Kinetics' CSV files as they are handed out, beside videos as people have them."""
+"""Kinetics: the official CSV files with videos in the folder layouts in use."""
 
 import random
 from pathlib import Path
@@ -10,7 +10,7 @@ from mevit_jax.errors import UserError
 from tests.helpers.trees import make_tree, shuffled_listing, write_lines
 
 HEAD = 'label,youtube_id,time_start,time_end,split,is_cc'
-# label, id, seconds: ids with - and _ at their ends and among digits, labels with brackets, a quote and a comma
+# label, id, seconds: ids with - and _ at their ends and between digits, labels with brackets, a quote and a comma
 TRAIN = [
   ('abseiling', '-3B32lodo2M', 59, 69),
   ('passing American football (in game)', '_4rY_0000_1', 8, 18),
@@ -32,7 +32,7 @@ def annotate(folder: Path, names=('train.csv', 'validate.csv', 'test.csv')) -> P
 
 
 def paths(layout) -> list[str]:
-  """Where a layout puts the videos: a function of split, label, id, start and end."""
+  """Returns the path of a video in a layout, a function of split, label, id, start and end."""
   rows = (('train', TRAIN), ('val', VALIDATION), ('test', TEST))
   return [layout(split, *clip) for split, clips in rows for clip in clips]
 
@@ -52,7 +52,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize('layout', LAYOUTS.values(), ids=LAYOUTS)
-def test_every_layout_is_the_same_dataset(tmp_path, layout):
+def test_every_layout_gives_the_same_dataset(tmp_path, layout):
   root = make_tree(tmp_path / 'videos', *paths(layout))
   listing = kinetics.find(root, [annotate(tmp_path / 'lists')], 400)
   assert [(each.id, each.label, each.split) for each in listing.videos] == [
@@ -78,8 +78,8 @@ def test_every_layout_is_the_same_dataset(tmp_path, layout):
     ('train/list.csv', 'val/list.csv', 'test/list.csv'),
   ],
 )
-def test_the_names_of_lists(tmp_path, names):
-  """Where there is no column for the split, the file's name says it, or its folder's."""
+def test_split_is_taken_from_the_name_of_the_list(tmp_path, names):
+  """Without a split column, the name of the file or of its folder states the split."""
   for rows, name in zip((TRAIN, VALIDATION, TEST), names, strict=True):
     table = [f'"{label}",{video},{start},{end}' for label, video, start, end in rows]
     write_lines(tmp_path / 'lists' / name, 'label,youtube_id,time_start,time_end', *table)
@@ -91,8 +91,8 @@ def test_the_names_of_lists(tmp_path, names):
 
 
 @pytest.mark.parametrize('classes', kinetics.CLASSES)
-def test_label_ids_are_the_datasets_own(tmp_path, classes, monkeypatch):
-  """Whatever classes, rows and files there are, and in whatever order."""
+def test_label_ids_are_the_official_ones(tmp_path, classes, monkeypatch):
+  """For any classes, rows and files, in any order."""
   names = kinetics.class_names(classes)
   assert len(set(names)) == classes
   assert list(names) == sorted(names)
@@ -110,7 +110,7 @@ def test_label_ids_are_the_datasets_own(tmp_path, classes, monkeypatch):
     assert kinetics.find(root, [tmp_path / 'a'], classes) == whole
 
 
-def test_lists_of_three_sizes_differ_as_published():
+def test_class_lists_of_three_versions_differ_as_published():
   """Kinetics-600 keeps 368 classes of 400 (arXiv 1808.01340), Kinetics-700 keeps 597 of 600 (arXiv 1907.06987)."""
   k400, k600, k700 = ({name.lower() for name in kinetics.class_names(classes)} for classes in kinetics.CLASSES)
   assert len(set(kinetics.class_names(400)) & set(kinetics.class_names(600))) == 368
@@ -119,8 +119,8 @@ def test_lists_of_three_sizes_differ_as_published():
   assert 'vault' in k400 - k600
 
 
-def test_spellings_of_a_label(tmp_path):
-  """Kinetics-600 and -700 spell a class in two ways; folders and copies of the lists write underscores."""
+def test_all_spellings_of_a_label_are_recognized(tmp_path):
+  """Kinetics-600 and -700 spell one class differently; folders and copies of the lists use underscores."""
   rows = [
     row('passing American football (not in game)', 'a' * 11, 0, 10, 'train'),
     row('Passing_american_football_(not_in_game)', 'b' * 11, 0, 10, 'val'),
@@ -131,14 +131,14 @@ def test_spellings_of_a_label(tmp_path):
     assert {each.label for each in kinetics.find(root, [tmp_path / 'lists'], classes).videos} == {name}
 
 
-def test_a_file_that_is_not_there_is_listed_without_a_path(tmp_path):
+def test_a_missing_file_is_listed_without_a_path(tmp_path):
   root = make_tree(tmp_path / 'videos', *paths(LAYOUTS['flat'])[1:], 'unlisted.mp4', 'notes.txt')
   listing = kinetics.find(root, [annotate(tmp_path / 'lists')], 400)
   assert [each.id for each in listing.videos if not each.path] == ['train/-3B32lodo2M_000059_000069']
   assert '1 videos are not listed and are left out: unlisted.mp4' in listing.notes
 
 
-def test_a_test_list_without_labels(tmp_path):
+def test_a_test_list_can_lack_labels(tmp_path):
   write_lines(tmp_path / 'lists' / 'train.csv', HEAD, row(*TRAIN[0], 'train'))
   write_lines(tmp_path / 'lists' / 'test.csv', 'youtube_id,time_start,time_end,split', '9kiOa5pNbQE,5,15,test')
   root = make_tree(tmp_path / 'videos', '-3B32lodo2M.mp4', '9kiOa5pNbQE.mp4')
@@ -147,7 +147,7 @@ def test_a_test_list_without_labels(tmp_path):
     ('test', '', True),
     ('train', 'abseiling', True),
   ]
-  # Its answers in another list win, whichever is read first.
+  # A list with labels takes precedence, whichever is read first.
   for name in ('answers_test.csv', 'zz_test.csv'):
     answers = write_lines(tmp_path / name, HEAD, row('zumba', '9kiOa5pNbQE', 5, 15, 'test'))
     found = kinetics.find(root, [tmp_path / 'lists', answers], 400).videos
@@ -166,7 +166,7 @@ def test_a_test_list_without_labels(tmp_path):
     (('a/-3B32lodo2M.webm', 'a/-3B32lodo2M.mp4'), 1),
   ],
 )
-def test_of_several_files_one_is_taken_and_named(tmp_path, monkeypatch, files, best):
+def test_one_of_several_files_of_a_clip_is_used_and_reported(tmp_path, monkeypatch, files, best):
   root = make_tree(tmp_path / 'videos', *files)
   table = write_lines(tmp_path / 'train.csv', HEAD, row(*TRAIN[0], 'train'))
   for seed in range(3):
@@ -176,7 +176,7 @@ def test_of_several_files_one_is_taken_and_named(tmp_path, monkeypatch, files, b
     assert f'1 videos have several files; used: {files[best]}, not {files[1 - best]}' in listing.notes
 
 
-def test_an_id_alone_does_not_say_which_of_two_clips_a_file_is(tmp_path):
+def test_a_file_name_that_matches_two_clips_belongs_to_neither(tmp_path):
   table = write_lines(
     tmp_path / 'train.csv', HEAD, *(row('zumba', 'abcdefghijk', at, at + 10, 'train') for at in (0, 30))
   )
@@ -185,8 +185,8 @@ def test_an_id_alone_does_not_say_which_of_two_clips_a_file_is(tmp_path):
   assert [Path(each.path).name for each in found] == ['', 'abcdefghijk_30.mp4']
 
 
-def test_files_as_other_programs_write_them(tmp_path):
-  """A byte order mark, CRLF, commas at the end, capitals, spaces, empty lines, seconds with a point."""
+def test_csv_variants_of_other_programs_are_read(tmp_path):
+  """Byte order mark, CRLF, trailing commas, capitals, spaces, empty lines, seconds with decimals."""
   text = '\ufeffLabel, YouTube_ID,time_start,time_end,split,\r\nzumba , abcdefghijk,3.0,13.0,Validate,\r\n\r\n'
   (tmp_path / 'k.csv').write_bytes(text.encode())
   root = make_tree(tmp_path / 'videos', 'abcdefghijk.mp4')
@@ -194,7 +194,7 @@ def test_files_as_other_programs_write_them(tmp_path):
   assert (each.id, each.label) == ('validation/abcdefghijk_000003_000013', 'zumba')
 
 
-def test_rows_listed_twice(tmp_path):
+def test_duplicate_rows_are_merged_or_refused(tmp_path):
   rows = [row(*TRAIN[0], 'train'), row(*TRAIN[0], 'train'), row(*TRAIN[0], 'val')]
   table = write_lines(tmp_path / 'k.csv', HEAD, *rows)
   listing = kinetics.find(make_tree(tmp_path / 'videos', '-3B32lodo2M.mp4'), [table], 400)
@@ -231,7 +231,7 @@ GOOD = row(*TRAIN[0], 'train')
     ),
   ],
 )
-def test_lists_that_cannot_be_understood(tmp_path, lines, message):
+def test_invalid_lists_are_refused(tmp_path, lines, message):
   (tmp_path / 'k.csv').write_text('\n'.join(lines))
   with pytest.raises(UserError, match=message) as caught:
     kinetics.find(make_tree(tmp_path / 'videos', '-3B32lodo2M.mp4'), [tmp_path / 'k.csv'], 400)
@@ -246,13 +246,13 @@ def test_lists_that_cannot_be_understood(tmp_path, lines, message):
     (('x/some.mp4',), r'none of the 7 listed videos.* files like x/some\.mp4, .* like test/9kiOa5pNbQE_000005'),
   ],
 )
-def test_folders_that_cannot_be_understood(tmp_path, files, message):
+def test_invalid_folders_are_refused(tmp_path, files, message):
   make_tree(tmp_path / 'videos', *files)
   with pytest.raises(UserError, match=message):
     kinetics.find(tmp_path / 'videos', [annotate(tmp_path / 'lists')], 400)
 
 
-def test_lists_that_are_not_there(tmp_path):
+def test_missing_lists_are_reported(tmp_path):
   root = make_tree(tmp_path / 'videos', 'a.mp4')
   with pytest.raises(UserError, match='no does not exist; expected: the CSV files of Kinetics'):
     kinetics.find(root, [tmp_path / 'no'], 400)

@@ -1,4 +1,4 @@
-"""Moving shapes: a pair is one clip played both ways, and nothing but the order tells which."""
+"""Moving shapes: a pair of classes is one clip played forwards and backwards; only the order of frames differs."""
 
 import dataclasses
 import io
@@ -22,7 +22,7 @@ def _items(count: int, seed: int = 0, split: str = 'train') -> list[moving_shape
 
 
 def _center(video: np.ndarray) -> np.ndarray:
-  """Each frame's center of what is not black, in pixels: `t 2` (x, y)."""
+  """Returns each frame's center of the non-black pixels: `t 2` (x, y), in pixels."""
   weight = video.sum(-1, dtype=float)  # t h w
   grid = np.arange(video.shape[1])
   sides = [weight.sum(1) @ grid, weight.sum(2) @ grid]
@@ -30,7 +30,7 @@ def _center(video: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(('pair', 'names'), PAIRS)
-def test_a_pair_is_one_clip_played_both_ways(pair, names):
+def test_a_pair_is_one_clip_played_forwards_and_backwards(pair, names):
   rng = np.random.default_rng(0)
   for _ in range(5):
     params = moving_shapes.draw(pair, rng)
@@ -40,15 +40,15 @@ def test_a_pair_is_one_clip_played_both_ways(pair, names):
 
 
 @pytest.mark.parametrize(('pair', 'names'), PAIRS)
-def test_the_codec_leaves_no_trace_of_the_order(pair, names):
+def test_encoding_does_not_reveal_the_order(pair, names):
   params = moving_shapes.draw(pair, np.random.default_rng(1))
   videos = (moving_shapes.encode(moving_shapes.render(name, params, 6, 48)) for name in names)
   forwards, backwards = map(_decode, videos)
   np.testing.assert_array_equal(forwards, backwards[::-1])
 
 
-def test_what_is_drawn_does_not_depend_on_the_way_it_is_played():
-  """All that a video shows is drawn before its class is looked at: swap the class, it stays."""
+def test_the_drawing_does_not_depend_on_the_direction():
+  """The random draws do not depend on the class: with the opposite class they stay the same."""
   for index in range(0, 8, 2):
     pair, (forwards, backwards) = PAIRS[index // 2]
     item = _items(8)[index]
@@ -58,8 +58,8 @@ def test_what_is_drawn_does_not_depend_on_the_way_it_is_played():
     assert moving_shapes.clip(other)[1] == moving_shapes.draw(pair, moving_shapes.make_rng(other))
 
 
-def test_the_same_frames_without_their_order():
-  """Means over many videos of what a frame shows agree between a pair's classes, end to end."""
+def test_frame_statistics_do_not_depend_on_the_class():
+  """Mean frame statistics over many videos agree between the two classes of a pair."""
   rng = np.random.default_rng(0)
   for pair, names in PAIRS:
     frames = [
@@ -72,7 +72,7 @@ def test_the_same_frames_without_their_order():
 @pytest.mark.parametrize(
   ('name', 'axis', 'sign'), [('moves_left', 0, -1), ('moves_right', 0, 1), ('moves_up', 1, -1), ('moves_down', 1, 1)]
 )
-def test_moves_go_where_their_name_says(name, axis, sign):
+def test_moves_have_the_direction_of_their_name(name, axis, sign):
   pair = next(pair for pair, names in PAIRS if name in names)
   rng = np.random.default_rng(2)
   for _ in range(10):
@@ -82,7 +82,7 @@ def test_moves_go_where_their_name_says(name, axis, sign):
     assert abs(way[1 - axis]) < 0.2 * 48
 
 
-def test_grows_covers_more_and_more():
+def test_grows_covers_an_increasing_area():
   rng = np.random.default_rng(3)
   for _ in range(10):
     params = dataclasses.replace(moving_shapes.draw('size', rng), background=((0.0,) * 3,) * 2, color=(1.0,) * 3)
@@ -90,8 +90,8 @@ def test_grows_covers_more_and_more():
     assert (np.diff(area) > 0).all()
 
 
-def test_clockwise_is_clockwise_on_the_screen():
-  """A bar that points right points further down (y grows downwards) a moment later."""
+def test_clockwise_is_clockwise_on_the_display():
+  """A bar that points right points further down (y increases downwards) in a later frame."""
   pose = moving_shapes.Pose(0.0, 0.0, 1.8, 0.1)
   params = moving_shapes.Params('bar', pose, dataclasses.replace(pose, angle=1.4), (1.0,) * 3, ((0.0,) * 3,) * 2, 0.0)
   video = moving_shapes.render('turns_clockwise', params, 2, 32)
@@ -100,14 +100,14 @@ def test_clockwise_is_clockwise_on_the_screen():
   assert last[1] < first[1]  # x
 
 
-def test_a_video_depends_on_its_seed_split_and_index_alone():
+def test_a_video_depends_only_on_its_seed_split_and_index():
   make = moving_shapes.MovingShapes.make
   videos = {make(item)['video'] for item in [*_items(16), *_items(8, seed=1), *_items(8, split='validation')]}
   assert len(videos) == 32
   assert make(_items(16)[9]) == make(_items(10)[9])
 
 
-def test_an_example_says_what_the_file_holds():
+def test_metadata_of_an_example_matches_its_video():
   example = moving_shapes.MovingShapes.make(moving_shapes.Item(0, 'train', 3, 12, 40))
   video = _decode(example['video'])
   assert video.shape == (example['num_frames'], example['height'], example['width'], 3) == (12, 40, 40, 3)

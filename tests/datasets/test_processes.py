@@ -1,4 +1,4 @@
-"""Worker processes: results are returned, dead processes are replaced, none outlives its parent."""
+"""Worker processes: results are returned, crashed processes are replaced, none outlives its parent."""
 
 import os
 import signal
@@ -34,14 +34,14 @@ def test_without_workers_calls_run_in_this_process():
   assert results(calls(1, 2, 3), 0) == [(i, (i, os.getpid())) for i in (1, 2, 3)]
 
 
-def test_a_process_that_dies_loses_only_its_call():
+def test_a_crashed_process_loses_only_its_call():
   done = dict(results(calls(1, 'crash', 2, 3, 4, 5), 2))
   assert done.pop('crash') == CRASHED
   assert {action: result[0] for action, result in done.items()} == {i: i for i in range(1, 6)}
   assert not any(alive(result[1]) for result in done.values())
 
 
-def test_calls_may_be_added_and_an_error_ends_the_run():
+def test_calls_can_be_added_and_an_error_ends_the_run():
   todo = calls('crash')
   seen = []
 
@@ -83,7 +83,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
 
 
 def test_a_progress_file_that_is_still_empty_counts_nothing(tmp_path):
-  """A shard that has just been started, read by the process that reports progress."""
+  """A shard that has just been started is read by the process that reports progress."""
   (tmp_path / 'begun.current').touch()
   (tmp_path / 'further.current').write_text(f'{3:9} {0:20.3f}')
   assert tasks._count_items_done(tmp_path) == 3

@@ -48,13 +48,13 @@ def test_a_report_counts_everything_and_names_duplicates_and_absent_classes():
   assert 'and 1 more' in report.text({**made, 'dead': {'p': 'q', 'r': 's'}}, max_entries=1)
 
 
-def test_bytes_whose_digests_agree_only_in_part_are_not_duplicates():
+def test_digests_that_agree_in_part_are_not_duplicates():
   rows = [('train', row('a', 'a', 1)), ('test', row('b', 'a', 1 + 2**64))]  # the first eight bytes are the same
   made = report.make(lambda: iter(rows))
   assert made['duplicates_across_splits'] == []
 
 
-def test_four_hundred_classes_are_shortened_on_a_terminal_and_complete_in_the_file():
+def test_report_of_400_classes_is_short_on_a_terminal_and_complete_in_the_file():
   rows = [('train', row(f'v{i}', f'class {i % 400:03d}', i)) for i in range(4000)]
   rows += [('train', dead(f'd{i}', f'class {i % 7:03d}', f'{i} of 300 packets do not decode')) for i in range(70)]
   made = report.make(lambda: iter(rows))

@@ -1,4 +1,4 @@
-"""Shards: written and read back, continued after an interruption, refused when incomplete."""
+"""Shards: written and read back, resumed after an interruption, refused when incomplete."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ NAMES = ('cat', 'dog')
 
 
 class Toys(builders.VideoBuilder):
-  """Bytes in place of videos: these tests do not decode them."""
+  """Builder with random bytes as videos, which these tests do not decode."""
 
   made: ClassVar[list[int]] = []
   breaks_at: int | None = None
@@ -56,7 +56,7 @@ def toys(data_dir, train=10, validation=3, name='toys', class_names=NAMES):
   )
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_written_examples_are_read_back(tmp_path):
   progress = []
   mark = shards.write(toys(tmp_path), progress=lambda *at: progress.append(at))
   split = datasets.open_split(tmp_path, 'toys', 'train')
@@ -71,14 +71,14 @@ def test_what_is_written_is_read_back(tmp_path):
   assert len(datasets.open_split(tmp_path, 'toys', 'validation')) == 3
 
 
-def test_a_source_can_be_sent_to_another_process(tmp_path):
+def test_a_source_can_be_pickled(tmp_path):
   shards.write(toys(tmp_path))
   source = datasets.open_split(tmp_path, 'toys', 'train').source
-  source[0]  # files that are open stay here
+  source[0]  # open files are not pickled
   assert pickle.loads(pickle.dumps(source))[7] == source[7]
 
 
-def test_writing_again_goes_on_where_it_broke(tmp_path):
+def test_writing_resumes_at_the_first_missing_shard(tmp_path):
   Toys.breaks_at = 9
   with pytest.raises(UserError, match='toy 9 broke'):
     shards.write(toys(tmp_path))
@@ -86,7 +86,7 @@ def test_writing_again_goes_on_where_it_broke(tmp_path):
     datasets.open_split(tmp_path, 'toys', 'train')
   Toys.breaks_at, Toys.made = None, []
   mark = shards.write(toys(tmp_path))
-  assert sorted(Toys.made) == [8, 9, 100, 101, 102]  # 0-3 and 4-7 were whole
+  assert sorted(Toys.made) == [8, 9, 100, 101, 102]  # 0-3 and 4-7 were complete
   assert mark == shards.write(toys(tmp_path / 'other'))
   again, fresh = (
     sorted(path.name for path in (d / 'toys' / '1.0.0').iterdir()) for d in (tmp_path, tmp_path / 'other')
@@ -94,7 +94,7 @@ def test_writing_again_goes_on_where_it_broke(tmp_path):
   assert again == fresh
 
 
-def test_a_truncated_shard_and_one_of_another_plan_are_written_again(tmp_path):
+def test_truncated_shards_and_those_of_another_plan_are_written_again(tmp_path):
   Toys.breaks_at = 102
   with pytest.raises(UserError):
     shards.write(toys(tmp_path))
@@ -112,7 +112,7 @@ def test_a_truncated_shard_and_one_of_another_plan_are_written_again(tmp_path):
   assert [e['num_frames'] for e in datasets.open_split(tmp_path, 'toys', 'train').source] == [0, 1, 2, 3, 4]
 
 
-def test_labels_of_a_half_written_dataset_are_not_kept_when_classes_change(tmp_path):
+def test_labels_of_a_partial_dataset_are_replaced_when_classes_change(tmp_path):
   Toys.breaks_at = 102
   with pytest.raises(UserError):
     shards.write(toys(tmp_path))
@@ -122,8 +122,8 @@ def test_labels_of_a_half_written_dataset_are_not_kept_when_classes_change(tmp_p
   assert [split.class_names[e['label']] for e in split.source] == [NAMES[i % 2] for i in range(10)]
 
 
-def test_shards_do_not_depend_on_how_many_processes_write_them(tmp_path):
-  """Spawned processes import the builder by name: the real one, since a test cannot be imported."""
+def test_shards_do_not_depend_on_the_number_of_processes(tmp_path):
+  """Uses a builder of the package: spawned processes cannot import test modules."""
   from mevit_jax.datasets.builders import moving_shapes
 
   written = []
@@ -134,7 +134,7 @@ def test_shards_do_not_depend_on_how_many_processes_write_them(tmp_path):
   assert written[0] == written[1]
 
 
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+def test_full_disk_is_a_one_line_error(tmp_path, monkeypatch):
   class Full(tasks.ArrayRecordWriter):
     def close(self):
       super().close()
@@ -146,8 +146,8 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
   assert not list((tmp_path / 'toys' / '1.0.0').glob('*.tmp'))
 
 
-def test_what_is_drawn_is_never_dead_but_an_error(tmp_path, monkeypatch):
-  """If a process dies while it draws a video, the next process of the shard raises an error."""
+def test_a_crash_while_drawing_is_an_error(tmp_path, monkeypatch):
+  """If a process crashes while it draws a video, the next process of the shard raises an error."""
   died = iter([True])
 
   def run_in_processes(function, calls, workers):
@@ -164,7 +164,7 @@ def test_what_is_drawn_is_never_dead_but_an_error(tmp_path, monkeypatch):
     shards.write(toys(tmp_path))
 
 
-def test_a_process_that_dies_over_no_item_is_one_line(tmp_path, monkeypatch):
+def test_a_crash_outside_of_an_example_is_a_one_line_error(tmp_path, monkeypatch):
   def run_in_processes(function, calls, workers):
     yield calls.popleft(), tasks.CRASHED
 
@@ -173,7 +173,7 @@ def test_a_process_that_dies_over_no_item_is_one_line(tmp_path, monkeypatch):
     shards.write(toys(tmp_path))
 
 
-def test_a_shard_that_is_lost_later_is_known_and_alone_made_again(tmp_path):
+def test_only_the_lost_shard_is_written_again(tmp_path):
   mark = shards.write(toys(tmp_path))
   directory = tmp_path / 'toys' / '1.0.0'
   before = {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
@@ -196,7 +196,7 @@ def test_a_shard_that_is_lost_later_is_known_and_alone_made_again(tmp_path):
   assert {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()} == before
 
 
-def test_labels_are_read_without_the_records(tmp_path):
+def test_labels_are_read_without_reading_records(tmp_path):
   shards.write(toys(tmp_path))
   directory = tmp_path / 'toys' / '1.0.0'
   split = datasets.open_split(tmp_path, 'toys', 'train')
@@ -218,7 +218,7 @@ def test_labels_are_read_without_the_records(tmp_path):
 
 
 @pytest.mark.parametrize('text', ['{"fingerprint": "x", "videos": {}}', '{"format": 99}', '{'])
-def test_a_dataset_of_another_format_is_one_line(tmp_path, text):
+def test_dataset_of_another_format_version_is_refused(tmp_path, text):
   shards.write(toys(tmp_path))
   (tmp_path / 'toys' / '1.0.0' / 'fingerprint.json').write_text(text)
   with pytest.raises(
@@ -227,7 +227,7 @@ def test_a_dataset_of_another_format_is_one_line(tmp_path, text):
     datasets.open_split(tmp_path, 'toys', 'train')
 
 
-def test_differences_show_the_first():
+def test_the_first_difference_of_fingerprints_is_shown():
   before = {'class_names': list('abcdefg'), 'fingerprint': 'f' * 64, 'videos': {'train': 5, 'test': 2}}
   assert datasets.differences(before, before) == []
   now = {'class_names': list('abxyzw'), 'fingerprint': 'e' * 64, 'videos': {'train': 5, 'validation': 1}}
@@ -241,11 +241,11 @@ def test_differences_show_the_first():
     'validation videos: 0 -> 1',
     'dataset fingerprint: ffffffffffff -> eeeeeeeeeeee',
   ]
-  del before['videos']  # as older checkpoints have it
+  del before['videos']  # as in older checkpoints
   assert len(datasets.differences(before, now)) == 6
 
 
-def test_a_fingerprint_knows_names_ids_labels_bytes_and_encoding():
+def test_fingerprint_covers_names_ids_labels_bytes_and_encoding():
   rows = {'train': [('a', 0, 'x'), ('b', 1, 'y')], 'test': [('c', 0, 'z')]}
   mark = shards.fingerprint(NAMES, rows)
   assert mark == shards.fingerprint(list(NAMES), {'test': iter(rows['test']), 'train': iter(rows['train'])}, {})
@@ -261,7 +261,7 @@ def test_a_fingerprint_knows_names_ids_labels_bytes_and_encoding():
   assert len({mark, *encoded, *(shards.fingerprint(*other) for other in others)}) == 8
 
 
-def test_the_fingerprint_is_read_without_the_data(tmp_path):
+def test_fingerprint_is_read_without_the_data(tmp_path):
   mark = shards.write(toys(tmp_path), arguments={'seed': 3})
   directory = tmp_path / 'toys' / '1.0.0'
   assert datasets.read_arguments(directory) == {'seed': 3}
@@ -276,7 +276,7 @@ def test_the_fingerprint_is_read_without_the_data(tmp_path):
     datasets.open_split(tmp_path, 'toys', 'train')
 
 
-def test_what_is_not_there_is_named_with_what_is(tmp_path):
+def test_missing_datasets_and_splits_are_errors_that_list_the_existing_ones(tmp_path):
   with pytest.raises(UserError, match=r"has no dataset 'toys'; it has: none"):
     datasets.open_split(tmp_path, 'toys', 'train')
   shards.write(toys(tmp_path))
@@ -301,7 +301,7 @@ def test_the_newest_complete_version_is_read(tmp_path):
   for path in old.iterdir():
     if path.is_file():
       (new / path.name).write_bytes(path.read_bytes().replace(b'"1.0.0"', b'"1.10.0"'))
-  (tmp_path / 'toys' / '1.9.0').mkdir()  # never finished
+  (tmp_path / 'toys' / '1.9.0').mkdir()  # incomplete
   assert '1.10.0' in str(datasets._newest_version(tmp_path, 'toys'))
   assert len(datasets.open_split(tmp_path, 'toys', 'train')) == 5
 

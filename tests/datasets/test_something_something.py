@@ -1,4 +1,4 @@
-"""Something-Something-v2's lists as they are handed out, beside numbered files."""
+"""Something-Something-v2: the official lists with numbered video files."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from mevit_jax.datasets.builders import something_something
 from mevit_jax.errors import UserError
 from tests.helpers.trees import make_tree, shuffled_listing, write_lines
 
-# All 174, in the order of labels.json.
+# All 174 class names, in the order of labels.json.
 TEMPLATES = (Path(__file__).parent / 'something_something_v2.txt').read_text().splitlines()
 
 TRAIN = [
@@ -28,7 +28,7 @@ def entry(number, template):
 
 
 def annotate(folder: Path, prefix: str = '', order: int = 0) -> Path:
-  """The lists, their entries in another order for another `order`."""
+  """Writes the lists; `order` is the seed of the order of their entries."""
   rng = random.Random(order)
   labels = [(name, str(i)) for i, name in enumerate(TEMPLATES)]
   train, validation, test = ([entry(*row) for row in rows] for rows in (TRAIN, VALIDATION, [(n, '') for n in TEST]))
@@ -51,7 +51,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize('prefix', ['', 'something-something-v2-'])
 @pytest.mark.parametrize('layout', LAYOUTS.values(), ids=LAYOUTS)
-def test_every_layout_is_the_same_dataset(tmp_path, layout, prefix, monkeypatch):
+def test_every_layout_gives_the_same_dataset(tmp_path, layout, prefix, monkeypatch):
   root = make_tree(tmp_path / 'videos', *map(layout, NUMBERS))
   with shuffled_listing(monkeypatch, seed=len(prefix)):
     listing = something_something.find(root, [annotate(tmp_path / 'lists', prefix, order=len(prefix))])
@@ -81,7 +81,7 @@ def test_label_ids_are_those_of_labels_json(tmp_path):
   assert listing.notes == []
 
 
-def test_answers_label_the_test_split(tmp_path):
+def test_answer_file_labels_the_test_split(tmp_path):
   lists = annotate(tmp_path / 'lists')
   write_lines(lists / 'test-answers.csv', '1420;Opening something', '3;Holding something next to something', '')
   root = make_tree(tmp_path / 'videos', *map(LAYOUTS['flat'], NUMBERS))
@@ -92,7 +92,7 @@ def test_answers_label_the_test_split(tmp_path):
   }
 
 
-def test_files_missing_unlisted_and_twice(tmp_path):
+def test_missing_unlisted_and_duplicate_files_are_reported(tmp_path):
   lists = annotate(tmp_path / 'lists')
   write_lines(lists / 'notes.json', '{}')
   root = make_tree(tmp_path / 'videos', *map(LAYOUTS['flat'], NUMBERS[1:]), 'b/1000.mp4', '5.webm')
@@ -133,7 +133,7 @@ def test_files_missing_unlisted_and_twice(tmp_path):
     ('train.json', '[{"id": "1",\n]', r'train\.json, line 2: not valid JSON'),
   ],
 )
-def test_lists_that_cannot_be_understood(tmp_path, name, content, message):
+def test_invalid_lists_are_refused(tmp_path, name, content, message):
   annotate(tmp_path / 'lists')
   write_lines(tmp_path / 'lists' / name, content if isinstance(content, str) else json.dumps(content))
   with pytest.raises(UserError, match=message) as caught:
@@ -141,7 +141,7 @@ def test_lists_that_cannot_be_understood(tmp_path, name, content, message):
   assert '\n' not in str(caught.value)
 
 
-def test_lists_that_are_not_there(tmp_path):
+def test_missing_lists_are_reported(tmp_path):
   lists, root = annotate(tmp_path / 'lists'), make_tree(tmp_path / 'videos', '999.webm')
   with pytest.raises(UserError, match=r'contains none of the . listed videos.* files like 999'):
     something_something.find(root, [lists])
@@ -155,7 +155,7 @@ def test_lists_that_are_not_there(tmp_path):
 
 
 def test_a_directional_class_maps_to_its_mirror_image():
-  """No class is swapped because of a word that only resembles a direction."""
+  """Words that only resemble a direction swap no class."""
   mirrored = dict(enumerate(mirror_labels(TEMPLATES)))
   pairs = (
     ('Pulling something from left to right', 'Pulling something from right to left'),
@@ -166,5 +166,5 @@ def test_a_directional_class_maps_to_its_mirror_image():
     assert mirrored.pop(TEMPLATES.index(one)) == TEMPLATES.index(other)
     assert mirrored.pop(TEMPLATES.index(other)) == TEMPLATES.index(one)
   out = TEMPLATES.index('Plugging something into something but pulling it right out as you remove your hand')
-  assert mirrored.pop(out) in (out, -1)  # never flipped is safe too
+  assert mirrored.pop(out) in (out, -1)  # never flipping is safe too
   assert all(label == mirror for label, mirror in mirrored.items())

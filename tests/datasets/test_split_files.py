@@ -1,4 +1,4 @@
-"""UCF101's and HMDB51's official split files, which `video_folder` reads."""
+"""Official split files of UCF101 and HMDB51, which `video_folder` reads."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from mevit_jax.datasets.builders import video_folder
 from mevit_jax.errors import UserError
 from tests.helpers.trees import make_tree, shuffled_listing, write_lines
 
-UCF = ('ApplyLipstick', 'HandstandPushups', 'Archery')  # not in the order of the alphabet
+UCF = ('ApplyLipstick', 'HandstandPushups', 'Archery')  # not in alphabetical order
 UCF_TRAIN = [f'{name}/v_{name}_g{group:02d}_c01.avi {i + 1}' for i, name in enumerate(UCF) for group in (8, 9)]
 UCF_TEST = [f'{name}/v_{name}_g01_c01.avi' for name in UCF]
 
 
 def ucf(folder: Path) -> Path:
-  """UCF101's split files: those of the second fold have train and test exchanged."""
+  """Writes UCF101's split files; the second fold exchanges train and test."""
   write_lines(folder / 'classInd.txt', *(f'{i + 1} {name}' for i, name in enumerate(UCF)))
   for kind, lines in (('train', UCF_TRAIN), ('test', UCF_TEST)):
     write_lines(folder / f'{kind}list01.txt', *lines)
@@ -35,7 +35,7 @@ UCF_VIDEOS = [line.split()[0] for line in UCF_TRAIN + UCF_TEST]
     [video.replace('.avi', '.mp4') for video in UCF_VIDEOS],
   ],
 )
-def test_ucf101(tmp_path, videos, monkeypatch):
+def test_ucf101_split_files_are_read(tmp_path, videos, monkeypatch):
   root, folder = make_tree(tmp_path / 'videos', *videos), ucf(tmp_path / 'ucfTrainTestlist')
   listing = video_folder.find(root, folder)
   assert listing.class_names == UCF
@@ -68,7 +68,7 @@ def hmdb(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize('where', ['{label}/{name}', 'hmdb51_org/{label}/{name}', '{name}'])
-def test_hmdb51(tmp_path, where):
+def test_hmdb51_split_files_are_read(tmp_path, where):
   videos = [where.format(label=label, name=name) for label, rows in HMDB.items() for name in rows]
   root, folder = make_tree(tmp_path / 'videos', *videos), hmdb(tmp_path / 'testTrainMulti_7030_splits')
   listing = video_folder.find(root, folder, fold=1)
@@ -80,12 +80,12 @@ def test_hmdb51(tmp_path, where):
     'wave/e_wave_u_cm_np1_fr_med_2': ('wave', 'train'),
   }
   assert {each.path for each in listing.videos} == {str(root / video) for video in videos if 'c&d' not in video}
-  assert listing.notes == ['the test list of official split 1 is the validation split']  # no word of the unused one
+  assert listing.notes == ['the test list of official split 1 is the validation split']  # not the unused video
   second = {each.id: each.split for each in video_folder.find(root, folder, fold=2).videos}
   assert second['wave/a.b_wave_u_cm_np1_fr_med_0'] == 'train'
 
 
-def test_split_files_of_missing_and_unlisted_videos(tmp_path):
+def test_missing_and_unlisted_videos_of_split_files_are_reported(tmp_path):
   root = make_tree(tmp_path / 'videos', *UCF_VIDEOS[1:], 'Archery/v_Archery_g77_c01.avi')
   listing = video_folder.find(root, ucf(tmp_path / 'lists'))
   assert [each.id for each in listing.videos if not each.path] == ['ApplyLipstick/v_ApplyLipstick_g08_c01']
@@ -110,14 +110,14 @@ def test_split_files_of_missing_and_unlisted_videos(tmp_path):
     ('classInd.txt', '0 Archery', r'line 1: expected 1 CLASS, got: 0 Archery'),
   ],
 )
-def test_split_files_of_ucf101_that_cannot_be_understood(tmp_path, name, line, message):
+def test_invalid_ucf101_split_files_are_refused(tmp_path, name, line, message):
   root, folder = make_tree(tmp_path / 'videos', *UCF_VIDEOS), ucf(tmp_path / 'lists')
   write_lines(folder / name, line)
   with pytest.raises(UserError, match=message):
     video_folder.find(root, folder)
 
 
-def test_split_files_that_are_not_there_or_of_hmdb51_that_cannot_be_understood(tmp_path):
+def test_missing_and_invalid_split_files_are_refused(tmp_path):
   root = make_tree(tmp_path / 'videos', *UCF_VIDEOS)
   with pytest.raises(UserError, match=r'has no trainlist04\.txt; it has: classInd\.txt, testlist01\.txt'):
     video_folder.find(root, ucf(tmp_path / 'ucf'), fold=4)

@@ -1,4 +1,4 @@
-"""A user's videos: what is found, what it is split into, what is dead, damaged or there twice."""
+"""Video folders: which videos are listed, how they are split, and unusable, damaged and duplicate ones."""
 
 import dataclasses
 import random
@@ -20,7 +20,7 @@ def many(count: int = 40, classes: int = 3) -> list[files.VideoFile]:
   return [item(f'v{i:03d}', f'class {i % classes}', f'bytes {i}') for i in range(count)]
 
 
-def test_class_folders(tmp_path):
+def test_class_folders_are_listed(tmp_path):
   root = make_tree(tmp_path, 'b/2.MP4', 'b/deep/er/1.avi', 'a/x.webm', 'a/notes.txt', 'a/.hidden.mp4', 'stray.mov')
   listing = video_folder.find(root)
   found, notes = listing.videos, listing.notes
@@ -34,7 +34,7 @@ def test_class_folders(tmp_path):
   assert listing.class_names == ('a', 'b')
 
 
-def test_split_folders(tmp_path):
+def test_split_folders_are_listed(tmp_path):
   root = make_tree(tmp_path, 'train/a/1.mp4', 'val/a/2.mp4', 'Test/b/3.mkv', 'annotations/list.txt')
   found = video_folder.find(root).videos
   assert {video.id: (video.split, video.label) for video in found} == {
@@ -44,7 +44,7 @@ def test_split_folders(tmp_path):
   }
 
 
-def test_a_train_split_alone_is_split(tmp_path):
+def test_validation_is_split_off_if_there_is_only_a_train_folder(tmp_path):
   listing = video_folder.find(make_tree(tmp_path, 'train/a/1.mp4', 'train/b/2.mp4'))
   found, notes = listing.videos, listing.notes
   assert {video.split for video in found} == {''}
@@ -52,7 +52,7 @@ def test_a_train_split_alone_is_split(tmp_path):
   assert 'validation split is taken from it' in notes[0]
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path):
+def test_links_are_followed_except_in_cycles(tmp_path):
   make_tree(tmp_path / 'elsewhere', '1.mp4')
   root = make_tree(tmp_path / 'root', 'b/2.mp4')
   (root / 'a').symlink_to(tmp_path / 'elsewhere')
@@ -60,8 +60,8 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
   assert [video.id for video in video_folder.find(root).videos] == ['a/1.mp4', 'b/2.mp4']
 
 
-def test_names_are_the_same_on_every_machine(tmp_path):
-  decomposed = make_tree(tmp_path / 'mac', 'cafe\u0301  noir/1.mp4')  # as macOS spells it
+def test_class_names_do_not_depend_on_unicode_normalization(tmp_path):
+  decomposed = make_tree(tmp_path / 'mac', 'cafe\u0301  noir/1.mp4')  # decomposed, as on macOS
   composed = make_tree(tmp_path / 'linux', 'caf\u00e9 noir/1.mp4')
   labels = {video_folder.find(root).videos[0].label for root in (decomposed, composed)}
   assert labels == {'caf\u00e9 noir'}
@@ -77,17 +77,17 @@ def test_names_are_the_same_on_every_machine(tmp_path):
     (('train/a/1.mp4', 'bus/1.mp4'), r'split folders \(train\) and others \(bus\)'),
   ],
 )
-def test_a_folder_that_cannot_be_understood(tmp_path, names, message):
+def test_invalid_folders_are_refused(tmp_path, names, message):
   with pytest.raises(UserError, match=message):
     video_folder.find(make_tree(tmp_path, *names))
 
 
-def test_a_source_that_is_not_there(tmp_path):
+def test_missing_source_is_reported(tmp_path):
   with pytest.raises(UserError, match='does not exist; give a folder'):
     video_folder.find(tmp_path / 'no.csv')
 
 
-def test_csv(tmp_path):
+def test_csv_is_read(tmp_path):
   table = tmp_path / 'v.csv'
   table.write_text('\ufeffpath,label,split\nd/1.mp4, "two, words" ,val\n2.mp4,b,TRAIN\n', 'utf-8')
   table.write_text('\ufefflabel,path,split\n"two,  words",d/1.mp4,val\nb,2.mp4,TRAIN\n', 'utf-8')
@@ -98,7 +98,7 @@ def test_csv(tmp_path):
   ]
 
 
-def test_labels_that_are_numbers_are_sorted_as_numbers(tmp_path):
+def test_numeric_labels_are_sorted_by_value(tmp_path):
   (tmp_path / 'v.csv').write_text('path,label\n1.mp4,10\n2.mp4,2\n3.mp4,0\n')
   assert video_folder.find(tmp_path / 'v.csv').class_names == ('0', '2', '10')
 
@@ -118,13 +118,13 @@ def test_labels_that_are_numbers_are_sorted_as_numbers(tmp_path):
     ('path,label,split\n1.mp4,a,train\n2.mp4,a,\n', 'give every row a split, or none'),
   ],
 )
-def test_a_csv_that_cannot_be_understood(tmp_path, text, message):
+def test_invalid_csv_is_refused(tmp_path, text, message):
   (tmp_path / 'v.csv').write_text(text)
   with pytest.raises(UserError, match=message):
     video_folder.find(tmp_path / 'v.csv')
 
 
-def test_a_file_that_is_not_a_csv(tmp_path):
+def test_binary_file_is_not_a_csv(tmp_path):
   (tmp_path / 'v.csv').write_bytes(b'\xff\xfe\x00\x80')
   with pytest.raises(UserError, match='not a CSV file in UTF-8'):
     video_folder.find(tmp_path / 'v.csv')
@@ -142,7 +142,7 @@ def test_a_split_is_stratified_and_contains_every_video_once():
   assert Counter(i.video.label for i in full['train']) == {f'class {c}': 1 for c in range(3)}
 
 
-def test_a_split_depends_on_the_seed_and_the_bytes_alone():
+def test_split_depends_only_on_seed_and_bytes():
   items = many()
   shuffled = random.Random(0).sample(items, len(items))
   renamed = [dataclasses.replace(i, video=dataclasses.replace(i.video, id='z' + i.video.id)) for i in shuffled]
@@ -153,7 +153,7 @@ def test_a_split_depends_on_the_seed_and_the_bytes_alone():
   assert video_folder.split(items, 0.3, seed=1) != splits
 
 
-def test_copies_of_a_video_stay_on_one_side():
+def test_copies_of_a_video_are_in_the_same_split():
   for seed in range(20):
     items = [item(f'v{i}', 'a', f'bytes {i // 4}') for i in range(20)]
     splits = video_folder.split(items, 0.3, seed)
@@ -162,6 +162,6 @@ def test_copies_of_a_video_stay_on_one_side():
     assert not sides[0] & sides[1]
 
 
-def test_a_class_that_cannot_be_split_is_named():
+def test_a_class_that_cannot_be_split_is_reported():
   with pytest.raises(UserError, match=r'too few usable videos to split.* in: lonely;'):
     video_folder.split([*many(), item('z', 'lonely', 'q')], 0.2, 0)

@@ -1,4 +1,4 @@
-"""Attention maps: against the model's own attention, and against matrices over all tokens."""
+"""Attention maps against the model's attention and against matrices over all tokens."""
 
 import math
 
@@ -15,7 +15,7 @@ from tests.helpers.naive import random_params, random_video
 
 
 def tiny(grid, frames, stages, block_size, **fields):
-  """A config of a grid of patches of one pixel."""
+  """Config of a grid of patches of one pixel."""
   space, motion, classify = stages
   sizes = {'classes': 3, 'width': 8, 'heads': 2, 'mlp_dim': 12, 'dtype': 'float32', 'patch_size': 1}
   blocks = {'space_blocks': space, 'motion_blocks': motion, 'class_blocks': classify, 'block_size': block_size}
@@ -32,12 +32,12 @@ CONFIGS = {
 
 
 def attention_layers(config, blocks):
-  """Every block, with the name of each of its attentions."""
+  """Returns every block with the name of each of its attentions."""
   return [(block, name) for block in blocks for name in attention_maps.attention_names(block, config)]
 
 
 def added(block, name, config):
-  """What a block's attention gives to its output projection, of patches in raster order and of the class token."""
+  """Returns the input of a block's output projection, for patches in raster order and for the class token."""
   patches, token = block[name]
   if name == 'class':
     return None, attend(*patches)[:, 0]
@@ -48,7 +48,7 @@ def added(block, name, config):
 
 @pytest.fixture(scope='module', params=CONFIGS.values(), ids=CONFIGS.keys())
 def traced(request, exact_and_fast):
-  """Of random params and two clips: a config, what its blocks read, their groups, what they add, and the maps."""
+  """Returns, for random params and two clips: config, inputs of the blocks, groups, updates, and the maps."""
   config, model = request.param, build_model(request.param)
   params, video = random_params(model), random_video(config, seed=1)
 
@@ -89,7 +89,7 @@ def test_weights_sum_to_one_and_reproduce_the_attention_output(traced):
 
 
 def matrix(config, block, name, clip):
-  """An attention over all tokens, `tokens tokens`, the mean of its heads: eqs. 6, 8 and 10 place by place."""
+  """Returns an attention over all tokens, `tokens tokens`, averaged over heads: eqs. 6, 8 and 10 token by token."""
   patches, token = jax.tree.map(lambda x: np.asarray(x[clip], np.float64), block[name])
   places = list(np.ndindex(config.frames, *config.grid))
   last, size = len(places), config.block_size
@@ -99,14 +99,14 @@ def matrix(config, block, name, clip):
     'class': lambda t, row, column: 'all',
   }[name]
 
-  def listed(which):  # each place's `h k`
+  def listed(which):  # `h k` by position
     flat = patches[which].reshape(config.frames, -1, config.width).astype(np.float32)
     raster = np.asarray(from_block_order(flat, config)).reshape(last, config.heads, -1)
     return np.concatenate([raster, np.zeros_like(raster[:1]) if token is None else token[which][None]])
 
   k = listed(1)
   q = np.concatenate([np.zeros_like(k[:-1]), patches[0]]) if name == 'class' else listed(0)
-  found = np.eye(last + 1)  # what is no query stays itself
+  found = np.eye(last + 1)  # a token that is not a query keeps its value
   groups = {group(*x) for x in places}
   members = {g: [i for i, x in enumerate(places) if group(*x) == g] + [last] * (token is not None) for g in groups}
 
@@ -125,7 +125,7 @@ def matrix(config, block, name, clip):
   return found
 
 
-def test_propagation_is_the_matrix_over_all_tokens_and_rollout_their_product(traced):
+def test_propagation_equals_the_full_matrix_and_rollout_their_product(traced):
   config, blocks, attentions, _, rollout, class_attention = traced
   tokens, clip = attention_maps.count_tokens(config), 1
   one_by_one = jax.jit(jax.vmap(attention_maps.propagate_relevance, (0, None)))

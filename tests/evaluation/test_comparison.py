@@ -1,4 +1,4 @@
-"""Comparison of two evaluations, and the command."""
+"""Comparison of two evaluations, and the compare command."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def shuffled(given):
   return dataclasses.replace(given, **columns)
 
 
-def test_the_numbers_are_those_of_each_evaluation():
+def test_accuracies_equal_those_of_each_evaluation():
   one, other = predictions(seed=1), predictions(seed=2, skill=3.0)
   found = comparison.compare(one, shuffled(other), NAMES)
   for name in ('top1', 'top5', 'mean_class'):
@@ -41,8 +41,8 @@ def test_the_numbers_are_those_of_each_evaluation():
   assert (found['videos'], found['excluded']) == (300, 0)
 
 
-def test_the_interval_is_of_pairs():
-  """As wide as that of the mean of the differences, which is narrower than that of two sets of videos."""
+def test_confidence_interval_is_paired():
+  """Its width is that of the mean difference, which is narrower than for two independent sets of videos."""
   one = predictions(videos=1000, seed=1)
   logits = one.logits + 0.4 * np.random.default_rng(5).normal(size=one.logits.shape).astype(np.float32)
   found = comparison.compare(one, dataclasses.replace(one, logits=logits), NAMES)['top1']
@@ -56,7 +56,7 @@ def test_the_interval_is_of_pairs():
   assert high - low < 0.6 * 2 * 1.96 * np.hypot(hits[0].std(), hits[1].std()) / np.sqrt(1000)
 
 
-def test_a_model_and_itself():
+def test_a_model_does_not_differ_from_itself():
   found = comparison.compare(predictions(), predictions(), NAMES)
   assert found['top1']['interval'] == (0.0, 0.0)
   assert found['mcnemar_top1'] == {'correct_to_wrong': 0, 'wrong_to_correct': 0, 'p': 1.0}
@@ -64,7 +64,7 @@ def test_a_model_and_itself():
   assert found['ensemble'] == {name: found[name]['a'] for name in ('top1', 'top5', 'mean_class')}
 
 
-def test_videos_that_changed_are_named():
+def test_videos_with_changed_predictions_are_listed():
   one, other = predictions(seed=1), predictions(seed=2)
   found = comparison.compare(one, other, NAMES)
   right = [of.ranked(1)[:, 0] == of.labels for of in (one, other)]
@@ -88,7 +88,7 @@ def test_an_ensemble_is_the_mean_of_probabilities():
   assert found['ensemble']['top1'] == together.mean() > max(found['top1']['a'], found['top1']['b'])
 
 
-def test_what_one_could_not_read_or_has_no_label_is_excluded():
+def test_unreadable_and_unlabeled_videos_are_excluded():
   one, other = predictions(seed=1, dead=(3, 4), unlabeled=(9,)), predictions(seed=2, dead=(4, 5), unlabeled=(9,))
   found = comparison.compare(one, other, NAMES)
   assert (found['videos'], found['excluded']) == (296, 4)
@@ -103,14 +103,14 @@ def test_what_one_could_not_read_or_has_no_label_is_excluded():
     (predictions(dead=range(300)), 'nothing to compare'),
   ],
 )
-def test_what_cannot_be_compared(other, match):
+def test_evaluations_of_different_videos_are_refused(other, match):
   with pytest.raises(UserError, match=match):
     comparison.compare(predictions(), other, NAMES)
 
 
 @pytest.fixture
 def workdirs(tmp_path):
-  """Two runs with another seed and block size, evaluated alike, and the second in another way too."""
+  """Two runs of different seeds and block sizes with the same protocol, the second with another protocol too."""
   for seed, name in enumerate(('a', 'b')):
     config = experiment.to_dict(experiment.Config())
     config['training']['seed'] = seed
@@ -123,7 +123,7 @@ def folders(workdirs):
   return [workdirs / name / 'evaluation/validation-2x1' for name in ('a', 'b')]
 
 
-def test_the_command(workdirs):
+def test_compare_prints_writes_and_plots(workdirs):
   command = [sys.executable, '-m', 'mevit_jax', 'compare', workdirs / 'a', workdirs / 'b', '--videos=2']
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
   assert (done.returncode, done.stderr) == (0, '')
@@ -131,7 +131,7 @@ def test_the_command(workdirs):
   assert done.stdout == format_comparison(found, 2) + '\n'
 
 
-def test_in_words(workdirs):
+def test_text_output(workdirs):
   found = comparison.compare_evaluations(*folders(workdirs))
   lines = format_comparison(found, 2).splitlines()
   assert '300 videos of made_up/validation, fingerprint ffffffffffff; 0 excluded' in lines[2]
@@ -143,21 +143,21 @@ def test_in_words(workdirs):
   assert not any('Correct only in' in line for line in format_comparison(found, 0).splitlines() if line.endswith(':'))
 
 
-def test_all_of_it_is_json(workdirs):
+def test_result_is_json_serializable(workdirs):
   found = comparison.compare_evaluations(*folders(workdirs))
   stored = json.loads(json.dumps(found, allow_nan=False))
   assert len(stored['correct_to_wrong']) == stored['mcnemar_top1']['correct_to_wrong'] > 2
   assert stored['differences'] == ['config.training.seed: 0 -> 1']
 
 
-def test_another_average_needs_no_second_run(workdirs):
+def test_another_average_needs_no_second_evaluation(workdirs):
   found = comparison.compare_evaluations(*folders(workdirs), average='logits')
   assert (
     found['top1']['a'] == json.loads((folders(workdirs)[0] / 'results.json').read_text())['averages']['logits']['top1']
   )
 
 
-def test_which_evaluation(workdirs):
+def test_evaluation_is_selected_by_protocol(workdirs):
   assert comparison.find_evaluation(workdirs / 'a', None).name == 'validation-2x1'
   write_results(workdirs / 'a/evaluation/test-1x1', predictions(), NAMES, ABOUT)
   with pytest.raises(UserError, match='several evaluations, choose one with --name: test-1x1, validation-2x1'):
@@ -167,14 +167,14 @@ def test_which_evaluation(workdirs):
     comparison.find_evaluation(workdirs / 'a', 'test-9x9')
 
 
-def test_another_dataset_is_refused(workdirs):
+def test_different_datasets_are_refused(workdirs):
   other = {**ABOUT, 'dataset': {**ABOUT['dataset'], 'fingerprint': 'e' * 64}}
   write_results(folders(workdirs)[0], predictions(), NAMES, other)
   with pytest.raises(UserError, match='different datasets or splits: fingerprint: eee'):
     comparison.compare_evaluations(*folders(workdirs))
 
 
-def test_what_the_command_refuses(workdirs):
+def test_invalid_arguments_are_one_line_errors(workdirs):
   with pytest.raises(UserError, match='two workdirs or evaluation folders, not 1'):
     compare.main(['compare', str(workdirs / 'a')])
   with pytest.raises(UserError, match=r'nothing has no evaluation; run: mevit evaluate'):

@@ -1,4 +1,4 @@
-"""Metrics: against scipy, their definitions and their properties."""
+"""Metrics against scipy, their definitions and their properties."""
 
 import numpy as np
 import pytest
@@ -16,11 +16,11 @@ def test_wilson_interval_follows_the_formula(correct, total):
   np.testing.assert_allclose(metrics.wilson_interval(correct, total), expected, rtol=1e-6, atol=1e-12)
 
 
-def test_wilson_interval_without_videos():
+def test_wilson_interval_of_no_videos():
   assert metrics.wilson_interval(0, 0) == (0.0, 1.0)
 
 
-def test_a_bootstrap_of_a_mean_is_as_wide_as_theory_says():
+def test_bootstrap_interval_of_a_mean_has_the_theoretical_width():
   values = np.random.default_rng(1).random(400)
   low, high = metrics.bootstrap_interval(lambda times: np.average(values, weights=times), 400)
   error = values.std() / 20
@@ -51,7 +51,7 @@ def test_a_constant_predictor_has_an_interval_with_a_width():
 
 
 def test_the_interval_of_the_mean_class_accuracy_covers_it():
-  """At least 92 of 100 samples of classes of different size and difficulty, and no wider than twice what theory says."""
+  """At least 92 of 100 samples of unequal classes, and no wider than twice what theory says."""
   rng = np.random.default_rng(0)
   labels, true = np.repeat(np.arange(4), (15, 30, 60, 120)), np.array([0.9, 0.5, 0.7, 0.2])
   width = 2 * 1.96 * np.sqrt((true * (1 - true) / np.bincount(labels)).sum()) / 4
@@ -73,7 +73,7 @@ def test_cross_entropy():
 def test_calibration_error_follows_guo_et_al():
   rng = np.random.default_rng(0)
   confidence = np.concatenate([rng.random(60), np.arange(1, 16) / 15])
-  right = rng.random(75) < 0.5  # some bins too sure, some not sure enough
+  right = rng.random(75) < 0.5  # some bins overconfident, some underconfident
   error = 0.0
   for m in range(1, 16):  # bin m is ((m - 1) / 15, m / 15]
     inside = (confidence > (m - 1) / 15) & (confidence <= m / 15)
@@ -83,24 +83,24 @@ def test_calibration_error_follows_guo_et_al():
   assert found.counts.sum() == 75
 
 
-def test_calibration_of_nothing():
+def test_calibration_error_of_no_videos():
   assert metrics.calibrate(np.zeros(0), np.zeros(0, bool)).error == 0
 
 
-def test_a_tie_that_rounding_broke_is_a_tie():
+def test_probabilities_that_differ_by_rounding_are_ties():
   even = np.array([[0.2, 0.3, 0.3, 0.2]])
   for broken in (even, even * [[1 - 2e-6, 1, 1 + 2e-6, 1]], even * [[1, 1 - 2e-6, 1, 1 + 2e-6]]):
     assert metrics.ranked(broken, 4).tolist() == [[1, 2, 0, 3]]
   assert metrics.ranked(even * [[1, 1 - 2e-5, 1, 1]], 2).tolist() == [[2, 1]]
 
 
-def test_confusion_matrix():
+def test_confusion_matrix_counts_label_and_prediction():
   found = metrics.confusion_matrix(np.array([0, 0, 2, 1]), np.array([1, 1, 2, 0]), 3)
   assert found.tolist() == [[0, 2, 0], [1, 0, 0], [0, 0, 1]]
 
 
-def test_confused_classes_are_neighbors():
-  """Three groups of four, shuffled: the order puts each group in one run."""
+def test_confused_classes_are_adjacent():
+  """Three shuffled groups of four: the order makes each group contiguous."""
   groups = np.random.default_rng(0).permutation(np.repeat(np.arange(3), 4))
   labels = np.repeat(np.arange(12), 5)
   scores = np.exp(3.0 * (groups[labels][:, None] == groups[None]) + np.random.default_rng(1).random((60, 12)))
@@ -110,6 +110,6 @@ def test_confused_classes_are_neighbors():
 
 
 @pytest.mark.parametrize('classes', [1, 2, 3])
-def test_few_classes_have_an_order(classes):
+def test_order_of_one_and_two_classes(classes):
   found = metrics.cluster_classes(np.zeros(4, int), np.full((4, classes), 1 / classes))
   assert sorted(found) == list(range(classes))

@@ -27,14 +27,14 @@ WEIGHTS = np.random.default_rng(0).normal(size=(2 * 8 * 8 * 3, 8)).astype(np.flo
 
 
 def step(params, video):
-  """A model that any change of a pixel changes."""
+  """Step function whose logits depend on every pixel."""
   pixels = video.reshape(*video.shape[:2], -1) / 255 - 0.5  # b v thwc
   return pixels @ params  # b v c
 
 
 @dataclasses.dataclass(frozen=True)
 class Some:
-  """The first videos of another source; the `dead` ones are unreadable."""
+  """Source with the first videos of another one; the `dead` ones are unreadable."""
 
   source: object
   count: int
@@ -68,7 +68,7 @@ def predict(source, batch_size, devices=1, report=lambda done: None):
   ('count', 'batch_size', 'devices'),
   [(11, 4, 1), (11, 7, 1), (11, 64, 1), (11, 8, 8), (11, 64, 8), (8, 8, 8), (1, 8, 4)],
 )
-def test_every_video_once(source, count, batch_size, devices):
+def test_every_video_is_evaluated_once(source, count, batch_size, devices):
   predictions = predict(Some(source, count), batch_size, devices)
   assert collections.Counter(predictions.ids.tolist()) == {source[i]['id']: 1 for i in range(count)}
   assert predictions.labels.tolist() == [source[i]['label'] for i in range(count)]
@@ -82,21 +82,21 @@ def test_every_video_once(source, count, batch_size, devices):
 
 
 @pytest.mark.parametrize(('devices', 'batch_size'), [(4, 8), (8, 16)])
-def test_the_same_bits_where_a_device_has_as_many_rows(source, devices, batch_size):
-  """The last batch is padded, never shrunk."""
+def test_logits_are_bitwise_equal_for_equal_batches_per_device(source, devices, batch_size):
+  """The last batch is padded to the full size."""
   some = Some(source, 11)
   one, many = predict(some, 2), predict(some, batch_size, devices)
   assert one.logits.tobytes() == many.logits.tobytes()
   assert one.probabilities.tobytes() == many.probabilities.tobytes()
 
 
-def test_progress(source):
+def test_progress_counts_videos(source):
   done = []
   predict(Some(source, 11), 4, report=done.append)
   assert done == [4, 8, 11]
 
 
-def test_an_unreadable_video_is_named_with_the_reason(source):
+def test_unreadable_videos_are_listed_with_the_reason(source):
   predictions = predict(Some(source, 6, dead=(1, 5)), 4)
   assert predictions.readable.tolist() == [True, False, True, True, True, False]
   for i in (1, 5):
@@ -109,7 +109,7 @@ def test_an_unreadable_video_is_named_with_the_reason(source):
   )
 
 
-def test_nothing_that_can_be_read(source):
+def test_only_unreadable_videos_is_an_error(source):
   predictions = predict(Some(source, 3, dead=(0, 1, 2)), 4)
   assert not predictions.readable.any()
   assert predictions.logits.shape == (3, 4, 8)
@@ -128,14 +128,14 @@ def test_ties_go_to_the_lowest_class():
   assert predictions.ranked(9).shape == (3, 4)
 
 
-def test_ranked_is_a_stable_sort():
+def test_ranking_is_a_stable_sort():
   predictions = of(np.random.default_rng(0).integers(0, 4, (300, 1, 9)))
   expected = np.argsort(-predictions.probabilities, axis=1, kind='stable')
   np.testing.assert_array_equal(predictions.ranked(9), expected)
 
 
 def test_averages_of_views():
-  """Of probabilities and of logits, read from their definitions; many videos, and large logits."""
+  """Averages of probabilities and of logits against their definitions; many videos, and large logits."""
   logits = 30 * np.random.default_rng(0).normal(size=(1500, 3, 5)).astype(np.float32)
   views = np.exp(np.float64(logits))
   views /= views.sum(-1, keepdims=True)
@@ -147,13 +147,13 @@ def test_averages_of_views():
   assert np.isfinite(of(1e4 * logits).probabilities).all()
 
 
-def test_name():
+def test_protocol_names():
   assert EvaluationConfig().name == 'validation-1x3'
   assert EvaluationConfig(split='test', clips=4, crops=1).name == 'test-4x1'
   assert EvaluationConfig(views='10x3', average='logits').name == 'validation-10x3-logits'
 
 
-def test_a_protocol_by_its_name_is_the_same_config():
+def test_config_is_parsed_from_a_protocol_name():
   assert EvaluationConfig(views='4x3') == EvaluationConfig(clips=4, crops=3)
   assert EvaluationConfig(clips=7, views='2x1') == EvaluationConfig(clips=2, crops=1)
 
@@ -174,7 +174,7 @@ def test_a_batch_size_that_is_not_divisible_by_the_devices_is_rounded_up():
     ({'average': 'votes'}, r"evaluation\.average must be one of \['probabilities', 'logits'\], not 'votes'"),
   ],
 )
-def test_invalid_protocols(fields, match):
+def test_invalid_protocols_are_refused(fields, match):
   with pytest.raises(UserError, match=match):
     EvaluationConfig(**fields)
 

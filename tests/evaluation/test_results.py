@@ -1,4 +1,4 @@
-"""Files of an evaluation, and its example videos."""
+"""Files of an evaluation, and its film strips."""
 
 import csv
 import dataclasses
@@ -20,7 +20,7 @@ NAMES = ('a', 'b', 'ça, "c"', '$d$ \\frac', 'e', 'f')
 
 @pytest.fixture
 def predictions():
-  """Of six videos: right, third, sixth, unreadable, right, and without a label."""
+  """Predictions of six videos: label ranked first, third, sixth, unreadable, first, and without a label."""
   probabilities = [
     [0.5, 0.1, 0.1, 0.1, 0.1, 0.1],
     [0.4, 0.3, 0.2, 0.05, 0.03, 0.02],
@@ -41,7 +41,7 @@ def without_labels(predictions):
   return dataclasses.replace(predictions, labels=np.full(6, -1))
 
 
-def test_unreadable_videos_are_counted_both_ways_and_unlabeled_ones_in_neither(predictions):
+def test_unreadable_videos_count_as_wrong_or_are_excluded_and_unlabeled_ones_are_excluded(predictions):
   found = summarize(predictions)
   assert {name: found[name] for name in found if not name.startswith(('mean', 'inter', 'calib', 'aver'))} == {
     'videos': 6,
@@ -65,11 +65,11 @@ def test_unreadable_videos_are_counted_both_ways_and_unlabeled_ones_in_neither(p
   assert 0 <= low < 0.5 < high <= 1
   assert found['averages'] == {average: {'top1': 0.5, 'top5': 0.75} for average in ('probabilities', 'logits')}
   assert found['calibration']['mean_confidence'] == pytest.approx((0.5 + 0.4 + 0.4 + 0.9) / 4)
-  # Bins of their own: 0.5 and 0.9 are right, 0.4 is wrong twice.
+  # Separate bins: 0.5 and 0.9 are right, 0.4 is wrong twice.
   assert found['calibration']['ece'] == pytest.approx((0.5 + 2 * 0.4 + 0.1) / 4)
 
 
-def test_no_labels_is_no_accuracy(predictions):
+def test_accuracy_is_undefined_without_labels(predictions):
   assert summarize(without_labels(predictions)) == {
     'videos': 6,
     'unlabeled': 6,
@@ -78,8 +78,8 @@ def test_no_labels_is_no_accuracy(predictions):
   }
 
 
-def test_a_submission(predictions, tmp_path):
-  """As the dataset's own baseline writes it: number and five class ids, semicolons, no header."""
+def test_submission_file_has_the_official_format(predictions, tmp_path):
+  """The format of the dataset's baseline: number and five class ids, semicolons, no header."""
   ids = np.asarray([f'test/{100 + i}' for i in range(6)])
   unlabeled = dataclasses.replace(without_labels(predictions), ids=ids)
   write_results(tmp_path, unlabeled, NAMES, {})
@@ -87,7 +87,7 @@ def test_a_submission(predictions, tmp_path):
     '100;0;1;2;3;4',
     '101;0;1;2;3;4',
     '102;0;1;2;3;4',
-    '104;3;4;0;1;2',  # 103 cannot be read
+    '104;3;4;0;1;2',  # 103 is unreadable
     '105;0;1;2;3;4',
   ]
   with (tmp_path / 'predictions.csv').open(newline='') as file:
@@ -95,7 +95,7 @@ def test_a_submission(predictions, tmp_path):
   assert {(row['label'], row['correct']) for row in rows} == {('', '')}
 
 
-def test_nothing_readable_is_no_accuracy(predictions):
+def test_accuracy_is_undefined_without_readable_videos(predictions):
   errors = np.asarray(['gone'] * 6)
   nothing = dataclasses.replace(predictions, logits=0 * predictions.logits, errors=errors)
   summary = summarize(nothing)
@@ -104,7 +104,7 @@ def test_nothing_readable_is_no_accuracy(predictions):
   json.dumps(summary, allow_nan=False)
 
 
-def test_what_was_written_is_read(predictions, tmp_path):
+def test_written_evaluation_is_read_back(predictions, tmp_path):
   several = dataclasses.replace(predictions, logits=np.repeat(predictions.logits, 3, axis=1), average='logits')
   results = write_results(tmp_path, several, NAMES, {'checkpoint': {'step': 3}})
   found, read, names = read_results(tmp_path)
@@ -115,7 +115,7 @@ def test_what_was_written_is_read(predictions, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['results.json', 'logits.npz'])
-def test_an_evaluation_that_is_not_whole(predictions, tmp_path, name):
+def test_incomplete_evaluation_is_refused(predictions, tmp_path, name):
   write_results(tmp_path, predictions, NAMES, {})
   whole = (tmp_path / name).read_bytes()
   (tmp_path / name).write_bytes(whole[: len(whole) // 2])
@@ -126,7 +126,7 @@ def test_an_evaluation_that_is_not_whole(predictions, tmp_path, name):
     read_results(tmp_path)
 
 
-def test_an_evaluation_that_is_killed_leaves_no_results_of_the_one_before(predictions, tmp_path, monkeypatch):
+def test_killed_evaluation_leaves_no_results_of_the_previous_one(predictions, tmp_path, monkeypatch):
   write_results(tmp_path, predictions, NAMES, {})
   monkeypatch.setattr(results_module, '_write_csv', lambda *arguments: 1 / 0)
   (tmp_path / 'report.html').write_text('of the one before')
@@ -136,11 +136,11 @@ def test_an_evaluation_that_is_killed_leaves_no_results_of_the_one_before(predic
   assert not (tmp_path / 'report.html').exists()
 
 
-def test_files(predictions, tmp_path):
+def test_files_of_an_evaluation(predictions, tmp_path):
   results = write_results(tmp_path / 'new/folder', predictions, NAMES, {'checkpoint': {'step': 3}, 'size': (2, 2)})
   folder = tmp_path / 'new/folder'
   assert {path.name for path in folder.iterdir()} == {
-    'results.json', 'predictions.csv', 'logits.npz', 'submission.csv',  # of the one without a label
+    'results.json', 'predictions.csv', 'logits.npz', 'submission.csv',  # of the video without a label
   }  # fmt: skip
   stored = json.loads((folder / 'results.json').read_text())
   assert stored == json.loads(json.dumps(results))
@@ -161,16 +161,16 @@ def test_files(predictions, tmp_path):
     assert tuple(arrays['class_names']) == NAMES
 
 
-def test_mistakes_and_right_ones_are_shown(predictions):
+def test_film_strips_show_mistakes_and_correct_predictions(predictions):
   shown = choose_examples(predictions, 4)
-  assert sorted(shown) == [0, 1, 2, 4]  # the mistakes, and one of each class that is right
+  assert sorted(shown) == [0, 1, 2, 4]  # the mistakes, and one correct prediction per class
   assert 3 not in choose_examples(predictions, 8)
   assert len(set(choose_examples(predictions, 8))) == len(choose_examples(predictions, 8))
 
 
-def test_what_has_no_label_is_shown_by_what_is_said_of_it(predictions):
+def test_film_strips_of_unlabeled_videos_show_one_per_predicted_class(predictions):
   assert choose_examples(without_labels(predictions), 2) == [0, 4]  # one of class 0, one of class 3
-  assert choose_examples(predictions, 8)[-2:] == [1, 2]  # v5 has no label: it is no mistake
+  assert choose_examples(predictions, 8)[-2:] == [1, 2]  # v5 has no label: it is not a mistake
 
 
 def colors(path):
@@ -178,7 +178,7 @@ def colors(path):
     return set(map(tuple, np.asarray(image.convert('RGB')).reshape(-1, 3).tolist()))
 
 
-def test_a_strip_without_a_label_is_neither_right_nor_wrong(tmp_path):
+def test_unlabeled_film_strip_is_marked_neither_right_nor_wrong(tmp_path):
   frames = np.zeros((2, 8, 8, 3), np.uint8)
   green, red = (0x1A, 0x7F, 0x37), (0xCF, 0x22, 0x2E)
   for label, shown in (('', set()), ('b', {green, red})):
@@ -187,7 +187,7 @@ def test_a_strip_without_a_label_is_neither_right_nor_wrong(tmp_path):
 
 
 @pytest.mark.parametrize(('frames', 'height', 'width'), [(2, 16, 16), (20, 12, 24)])
-def test_film_strips(tmp_path, frames, height, width):
+def test_film_strips_contain_the_frames(tmp_path, frames, height, width):
   rng = np.random.default_rng(0)
   strips = [
     Example(rng.integers(0, 256, (frames, height, width, 3), np.uint8), label, [(NAMES[3], 0.7), (NAMES[2], 0.2)])
@@ -198,10 +198,10 @@ def test_film_strips(tmp_path, frames, height, width):
     pixels = np.asarray(image.convert('RGB')).astype(int)
   columns = min(frames, 8)
   assert image.format == 'PNG'
-  # 1.1 inches a frame, 3.6 for the labels and a margin of 0.12, at 150 dots an inch.
+  # 1.1 inches per frame, 3.6 for the labels and a margin of 0.12, at 150 dots per inch.
   assert abs(image.width - 150 * (0.12 + 1.1 * columns + 3.6)) < 2
   assert abs(image.height - 150 * (3 * (1.1 * height / width + 0.08) + 0.5 + 0.12)) < 2
-  # Every frame's own pixels are in it, in its place: the first of the last strip, and the last of the first.
+  # Frames are at their positions: the first frame of the last strip, and the last frame of the first.
   down, across = 150 * (1.1 * height / width + 0.08), 165
   for row, column in ((2, 0), (0, columns - 1)):
     frame = strips[row].frames[0 if column == 0 else -1]

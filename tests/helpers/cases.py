@@ -32,7 +32,7 @@ def case(**fields):
 
 
 def edited(params, path, change):
-  """Applies `change` to the params at a path, which may name a subtree."""
+  """Applies `change` to the params at a path, which can be a subtree."""
   name, _, rest = path.partition('/')
   new = edited(params[name], rest, change) if rest else jax.tree.map(change, params[name])
   return {**params, name: new}

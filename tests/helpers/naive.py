@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 
-CLASS = 'class token'  # the paper's (0, 0); the key of a patch is (row, column, frame)
+CLASS = 'class token'  # the paper's (0, 0); a patch is (row, column, frame)
 
 
 def forward(config, params, video, traces=None):

@@ -1,4 +1,4 @@
-"""Random predictions."""
+"""Random predictions of an evaluation."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Trees of empty files, for tests that only read names."""
+"""Folders of empty files, for tests that only read names."""
 
 import contextlib
 import os

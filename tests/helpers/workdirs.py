@@ -1,4 +1,4 @@
-"""Runs, and workdirs as they leave them: what tests of whole commands share."""
+"""Training runs and their workdirs, for tests of complete commands."""
 
 import contextlib
 import dataclasses
@@ -22,14 +22,14 @@ from mevit_jax.evaluation.results import read_results
 from mevit_jax.models.functional import parameter_shapes
 from mevit_jax.training.state import TrainState
 
-MEASURED = ('train/clips_per_second', 'train/data_wait')  # differ from run to run
+MEASURED = ('train/clips_per_second', 'train/data_wait')  # these differ between runs
 NAME = 'validation-1x1'
 # An evaluation with two clips of two crops, on one device, of EMA parameters.
 VIEWS = {'mesh.data': 1, 'evaluation.clips': 2, 'evaluation.crops': 2, 'training.ema': 0.9}
 
 
 def after(step: int, workdir: Path, to: Path) -> Path:
-  """A copy of a workdir as a run that ended with this checkpoint leaves it at the worst: evaluated nothing since."""
+  """Copies a workdir in the state of a run killed right after this checkpoint, before any evaluation."""
   shutil.copytree(workdir, to, ignore=shutil.ignore_patterns('evaluation'))
   for path in (to / 'checkpoints').iterdir():
     if int(path.name) > step:
@@ -38,7 +38,7 @@ def after(step: int, workdir: Path, to: Path) -> Path:
 
 
 def of_format_1(workdir: Path, to: Path) -> Path:
-  """A copy of a workdir as an older version of this package would have written it."""
+  """Copies a workdir in the format of an older version of this package."""
   shutil.copytree(workdir, to, ignore=shutil.ignore_patterns('evaluation'))
   about = json.loads((to / 'config.json').read_text())
   (to / 'config.json').write_text(json.dumps({**about, 'format': 1}))
@@ -46,14 +46,14 @@ def of_format_1(workdir: Path, to: Path) -> Path:
 
 
 def with_checkpoint(run: runs.Run, state: TrainState) -> None:
-  """Writes the run's workdir with this state as its only checkpoint."""
+  """Writes a workdir with this state as its only checkpoint."""
   runs.create_workdir(run)
   with contextlib.closing(CheckpointManager(run.workdir, 1)) as checkpoints:
     checkpoints.save(state, run.metadata)
 
 
 def random_run(config: Config, folder: Path) -> Path:
-  """A run whose params are random enough for classes to differ, and whose EMA parameters differ."""
+  """Writes a workdir of random params, large enough for predictions to differ, and different EMA parameters."""
   run = runs.prepare_run(config, folder)
   state = runs.initial_state(run)
   rng = np.random.default_rng(0)
@@ -71,7 +71,7 @@ class KilledError(Exception):
 
 
 class Recorder:
-  """Batches for the trainer, each noted in `seen`; the one of step `stop` ends it."""
+  """Iterator of training batches that records each in `seen` and raises at step `stop`."""
 
   def __init__(self, made, step, seen, stop=None):
     self.made, self.step, self.seen, self.stop = made, step, seen, stop
@@ -89,7 +89,7 @@ class Recorder:
 
 
 def recorded(config, workdir, stop=None):
-  """Trains; returns the batches, as (step, index, label, pixels)."""
+  """Trains and returns the batches, as (step, index, label, pixels)."""
   original, seen = pipeline.train_batches, []
 
   def train_batches(*arguments, start_step, **options):
@@ -105,7 +105,7 @@ def recorded(config, workdir, stop=None):
 
 
 def stored(workdir):
-  """The newest checkpoint's step, and its parameters by name."""
+  """Returns the newest checkpoint's step and its parameters by name."""
   saved = load_checkpoint(workdir, weights='raw')
   params = saved.params
   return saved.step, {
@@ -135,13 +135,13 @@ def probabilities(workdir, name=NAME):
 
 
 def validation_videos(data_dir: Path) -> dict[str, bytes]:
-  """The bytes of the videos that are evaluated, by id."""
+  """Returns the bytes of the evaluated videos by id."""
   source = datasets.open_split(data_dir, 'moving_shapes', 'validation').source
   return {example['id']: example['video'] for example in source}
 
 
 def without_labels(monkeypatch):
-  """Splits that have no labels, as a benchmark's test split."""
+  """Removes the labels of all splits, like a benchmark's test split."""
   opened = datasets.open_split
 
   def open_split(*arguments):
@@ -153,7 +153,7 @@ def without_labels(monkeypatch):
 
 
 def refused(config, workdir, match):
-  """Training must end before it begins, in one line."""
+  """Checks that training is refused before it starts, with a one-line error."""
   with pytest.raises(UserError, match=match) as raised:
     train.train(config, str(workdir))
   assert '\n' not in str(raised.value)

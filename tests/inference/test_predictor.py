@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures('compile_once')
 
 @pytest.fixture(scope='module')
 def config(tiny, compile_once):
-  """A config that averages the logits of the views."""
+  """Config that averages the logits of the views."""
   return tiny(**VIEWS, **{'evaluation.average': 'logits'})
 
 
@@ -40,7 +40,7 @@ def videos(shapes_dir):
 
 @pytest.fixture(scope='module')
 def evaluated(config, workdir):
-  """Probabilities and logits of evaluation by id."""
+  """Returns the probabilities and logits of evaluation by id."""
   results = evaluate.evaluate(config, str(workdir))
   _, predictions, _ = read_results(workdir / 'evaluation' / results['protocol']['name'])
   return {
@@ -53,7 +53,7 @@ def close(prediction, probabilities):
   np.testing.assert_allclose(prediction.probabilities, probabilities, atol=1e-5, rtol=0)
 
 
-def test_predictions_are_those_of_evaluation(predictor, videos, evaluated):
+def test_predictions_equal_those_of_evaluation(predictor, videos, evaluated):
   found = list(predictor.predict_each(list(videos.values())))
   assert [one.index for one in found] == list(range(len(videos)))
   for video, one in zip(videos, found, strict=True):
@@ -67,7 +67,7 @@ def test_predictions_are_those_of_evaluation(predictor, videos, evaluated):
   assert spread > 0.1  # otherwise swapped videos would go unnoticed
 
 
-def test_every_kind_of_input(predictor, videos, evaluated, tmp_path):
+def test_all_kinds_of_input_give_equal_predictions(predictor, videos, evaluated, tmp_path):
   name, data = next(iter(videos.items()))
   (tmp_path / 'video.mp4').write_bytes(data)
   info = inspect(data)
@@ -79,8 +79,8 @@ def test_every_kind_of_input(predictor, videos, evaluated, tmp_path):
     predictor.predict(frames)
 
 
-def test_threads_share_a_predictor(workdir, videos, evaluated):
-  """Also in the first call, which compiles."""
+def test_threads_can_share_a_predictor(workdir, videos, evaluated):
+  """Includes the first call, which compiles."""
   predictor = Predictor(workdir)
   asked = [*videos] * 3
   with ThreadPoolExecutor(8) as pool:
@@ -88,7 +88,7 @@ def test_threads_share_a_predictor(workdir, videos, evaluated):
       close(found, evaluated[name][0])
 
 
-def test_windows(predictor, videos):
+def test_windows_equal_predictions_of_separate_videos(predictor, videos):
   """Each window equals the prediction of a video of its frames, independently of the rest of the batch."""
   names = list(videos)[:3]
   frames = np.concatenate([decode(videos[name], (np.arange(8) + 0.5) / 30) for name in names])
@@ -112,7 +112,7 @@ def test_windows(predictor, videos):
   ('asked', 'what'),
   [({'window': 0}, 'window must be'), ({'every': -1}, 'every must be'), ({'window': 0.01}, 'shorter than a clip')],
 )
-def test_invalid_windows(predictor, videos, asked, what):
+def test_invalid_windows_are_refused(predictor, videos, asked, what):
   with pytest.raises(UserError, match=what):
     next(predictor.predict_each([*videos.values()], **asked))
 
@@ -151,14 +151,14 @@ def test_closing_the_generator_ends_its_threads(predictor, videos):
   assert threading.active_count() == before
 
 
-def test_raw_and_ema_parameters(workdir, videos, evaluated):
+def test_raw_and_ema_parameters_can_be_selected(workdir, videos, evaluated):
   raw = Predictor(workdir, weights='raw')
   assert (raw.weights, Predictor(workdir).weights) == ('raw', 'ema')
   name, data = next(iter(videos.items()))
   assert np.abs(raw.predict(data).probabilities - evaluated[name][0]).max() > 1e-3
 
 
-def test_bad_workdirs(workdir, tmp_path):
+def test_invalid_workdirs_are_refused(workdir, tmp_path):
   with pytest.raises(UserError, match=r'is no(t a)? workdir'):
     Predictor(tmp_path / 'nowhere')
   with pytest.raises(UserError, match='no checkpoint 7'):

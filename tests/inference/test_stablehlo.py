@@ -1,4 +1,4 @@
-"""The exported model equals the model for any batch size, and computes in float32 whatever it was trained in."""
+"""The exported model equals the model for any batch size, and computes in float32 for any training dtype."""
 
 import dataclasses
 import json
@@ -39,21 +39,21 @@ def exported(params, compile_once):
   return export.deserialize(stablehlo.export_model(params, config, NORMALIZATION).serialize())
 
 
-def test_it_equals_the_model_for_any_batch_size(params, exported):
+def test_exported_model_equals_the_model_for_any_batch_size(params, exported):
   colors = np.random.default_rng(1).integers(0, 256, (7, 3, 3, 2, 3), np.uint8)
-  video = colors.repeat(8, axis=2).repeat(8, axis=3)  # one color per patch: noise would be alike in all rows
+  video = colors.repeat(8, axis=2).repeat(8, axis=3)  # one color per patch; noise has equal means
   step = jax.jit(make_evaluation_step(build_model(CONFIG), NORMALIZATION))
   expected = jax.nn.softmax(step(params, video[:, None])[:, 0])  # b classes
   apart = np.abs(expected[:, None] - expected).max(axis=-1)  # b b
-  assert apart[~np.eye(7, dtype=bool)].min() > 1e-4  # otherwise swapped rows would go unnoticed
+  assert apart[~np.eye(7, dtype=bool)].min() > 1e-4  # otherwise swapped examples would go unnoticed
   for size in (1, 7):
     probabilities = np.asarray(exported.call(video[:size]))
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities, expected[:size], atol=1e-6, rtol=0)
 
 
-def test_content(exported):
-  """No bfloat16, no product below the highest precision, no kernel; frames are the only input."""
+def test_program_is_float32_plain_xla_with_frames_as_input(exported):
+  """No bfloat16, no product below the highest precision, no custom kernel; frames are the only input."""
   assert exported.platforms == ('cpu', 'cuda', 'tpu')
   module = exported.mlir_module()
   assert 'bf16' not in module
@@ -72,7 +72,7 @@ def write(folder, params):
   return stablehlo.write_model(folder, params, Config(model=CONFIG, data=data), {'class_names': list('abcde')})
 
 
-def test_metadata(params, tmp_path):
+def test_metadata_describes_the_input(params, tmp_path):
   path = write(tmp_path / 'new', params)
   assert {file.name for file in path.parent.iterdir()} == {'model.jax_export', 'model.json'}
   metadata = json.loads((path.parent / 'model.json').read_text())
@@ -86,7 +86,7 @@ def test_metadata(params, tmp_path):
   assert min(stablehlo.time_startup(path)) > 0
 
 
-def test_errors(params, tmp_path, monkeypatch):
+def test_invalid_files_are_refused(params, tmp_path, monkeypatch):
   (tmp_path / 'file').touch()
   with pytest.raises(UserError, match='is not empty'):
     write(tmp_path, params)

@@ -1,8 +1,8 @@
-"""What the tests of the model share."""
+"""Settings of the model's tests."""
 
 import pytest
 
 
 @pytest.fixture(scope='module', autouse=True)
 def always(exact_and_fast):
-  """Exact and fast."""
+  """Applies `exact_and_fast` to every test."""

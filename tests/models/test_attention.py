@@ -1,4 +1,4 @@
-"""Motion attention: what it is joint attention of, and what it does not read; and the softmax of any."""
+"""Motion attention: limits of the block size, equivariance, masking; softmax in float32."""
 
 import dataclasses
 
@@ -18,20 +18,20 @@ def random_heads(*shape):
 
 
 def motion(grid, block_size, frames=3, token=True):
-  """A config, and heads of its patches and of a class token."""
+  """Returns a config with random heads of its patches and of a class token."""
   config = dataclasses.replace(TINY, image_size=grid, block_size=block_size)
   patches = random_heads(2, frames, grid[0] * grid[1])
   return config, patches, random_heads(2) if token else None
 
 
 def joint(queries, keys, values, b):
-  """What each of a list of places reads of them all, one example in float64: eqs. 3 and 4."""
+  """Returns the attention output of each token of a list over all of them, for one example in float64: eqs. 3 and 4."""
   places = range(len(queries))
   k, v = ({x: np.float64(part[x][b]) for x in places} for part in (keys, values))
   return np.stack([naive.attend(np.float64(queries[x][b]), k, v, places) for x in places])
 
 
-def test_the_whole_grid_as_block_is_joint_space_time_attention():
+def test_a_block_of_the_full_grid_is_joint_space_time_attention():
   config, patches, token = motion((2, 3), 3)
   output, token_output = motion_attention(patches, token, config)
   flat = (x.reshape(2, -1, 2, 4).swapaxes(0, 1) for x in patches)  # t·n b h k
@@ -51,7 +51,7 @@ def test_blocks_of_one_patch_are_time_attention():
 
 
 @pytest.mark.parametrize('what', ['equal blocks', 'patches within each block'])
-def test_motion_attention_follows_a_permutation(what):
+def test_motion_attention_is_equivariant_to_permutations_within_blocks(what):
   config, patches, token = motion((5, 4), 2)  # four blocks of 2x2 patches, then two of 1x2
   rng = np.random.default_rng(1)
   blocks = np.split(np.arange(20), [4, 8, 12, 16, 18])
@@ -68,7 +68,7 @@ def test_motion_attention_follows_a_permutation(what):
   assert_close(moved, (permuted(output), token_output), 1e-6)
 
 
-def test_motion_attention_reads_its_own_block_only():
+def test_motion_attention_reads_only_its_own_block():
   config, patches, _ = motion((5, 4), 2, token=False)
   change = np.zeros((2, 3, 20, 2, 4), np.float32)
   change[:, 1, 16] = 1  # the first patch of the first of the two smaller blocks, in one frame
@@ -80,7 +80,7 @@ def test_motion_attention_reads_its_own_block_only():
 
 
 def test_softmax_of_bfloat16_heads_is_float32():
-  heads = [2 * x for x in random_heads(2, 16)]  # bfloat16 would move such logits by a few per cent
+  heads = [2 * x for x in random_heads(2, 16)]  # bfloat16 changes such logits by a few percent
   heads = Heads(*(jnp.asarray(x, jnp.bfloat16) for x in heads))
   output = attend(*heads)  # b s h k
   for b in range(2):

@@ -1,4 +1,4 @@
-"""The model against the paper's equations, read token by token in float64."""
+"""The model against the paper's equations, evaluated token by token in float64."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from tests.helpers.naive import assert_close, forward, random_params, random_vid
 
 
 def tiny(grid, frames, stages, block_size, **fields):
-  """A config of a grid of patches, each 2x1 pixels: (space, motion, class) blocks, and M."""
+  """Config with (space, motion, class) blocks, block size M, and patches of 2x1 pixels."""
   space, motion, class_blocks = stages
   sizes = {'classes': 5, 'width': 8, 'heads': 2, 'mlp_dim': 12, 'dtype': 'float32'}
   return MEViTConfig(
@@ -40,8 +40,8 @@ READINGS = {
 
 
 @pytest.mark.parametrize('config', READINGS.values(), ids=READINGS.keys())
-def test_model_is_the_papers_equations(config):
-  # Without a key nothing is dropped, whatever the rate.
+def test_model_equals_the_equations_of_the_paper(config):
+  # Without a key nothing is dropped, for any rate.
   model = build_model(config)
   params, video = random_params(model), random_video(config)
   (patches, token), logits = jax.jit(lambda *x: (model.tokens(*x), model.apply(*x)))(params, video)

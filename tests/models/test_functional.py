@@ -31,7 +31,7 @@ MODEL = build_model(CONFIG)
 VIDEO = random_video(CONFIG)
 
 
-def test_params_are_plain_dicts_of_float32_as_promised():
+def test_params_are_nested_dicts_of_float32_with_the_abstract_shapes():
   params = jax.jit(MODEL.init)(jax.random.key(0))
   assert jax.tree.structure(params) == jax.tree.structure(MODEL.abstract)
   assert parameter_shapes(params) == parameter_shapes(MODEL.abstract)
@@ -41,13 +41,13 @@ def test_params_are_plain_dicts_of_float32_as_promised():
   for branch in branches:
     assert type(branch) is dict
     branches += [one for one in branch.values() if not isinstance(one, jax.Array)]
-  # As the config says, motion attention adds nothing yet.
+  # With the default motion_init the output projection is zero.
   assert not np.any(params['motion']['blocks']['motion_attention']['out']['kernel'])
 
 
 @pytest.mark.parametrize('unroll', [0, 1])
-def test_blocks_may_lie_apart(unroll):
-  """Params whose blocks are unstacked are the same model; where blocks are a loop they stay stacked."""
+def test_unstacked_blocks_are_accepted(unroll):
+  """Params with unstacked blocks give the same model; they stay stacked where blocks run as a loop."""
   model = build_model(dataclasses.replace(CONFIG, unroll=unroll))
   params = random_params(MODEL)
   apart = model.unstack(params)
@@ -60,7 +60,7 @@ def test_blocks_may_lie_apart(unroll):
     model.apply(apart, VIDEO)
 
 
-def test_a_stage_without_blocks_has_no_params():
+def test_an_empty_stage_has_no_params():
   def stages(**blocks):
     fields = {'space_blocks': 0, 'motion_blocks': 0, 'class_blocks': 0, **blocks}
     return set(build_model(MEViTConfig(classes=5, **fields)).abstract) & {'space', 'motion', 'class'}
@@ -74,14 +74,14 @@ def test_a_model_without_classes_is_an_error():
     build_model(dataclasses.replace(CONFIG, classes=0))
 
 
-def test_names_and_counts():
+def test_parameter_names_and_counts():
   names = parameter_shapes(MODEL.abstract)
   assert names['motion/blocks/motion_attention/query/kernel'] == (2, 8, 2, 4)
   assert count_parameters(MODEL.abstract) == sum(map(np.prod, names.values()))
 
 
 def spoiled(how):
-  """Params of the same leaves in the same order, or nearly: by position they would all merge."""
+  """Returns invalid params with nearly the same leaves in the same order, which merging by position would accept."""
   params = random_params(MODEL)
   head = params.pop('head')
   if how == 'misnamed':
@@ -103,7 +103,7 @@ def spoiled(how):
   ],
 )
 @pytest.mark.parametrize('function', [MODEL.apply, MODEL.tokens], ids=['apply', 'tokens'])
-def test_params_of_another_model_are_refused_by_name(function, how, words):
+def test_params_of_a_different_model_are_refused_by_name(function, how, words):
   with pytest.raises(ValueError, match='the params do not match the model') as error:
     function(spoiled(how), VIDEO)
   assert all(word in str(error.value) for word in words), str(error.value)
@@ -119,7 +119,7 @@ def test_params_of_another_model_are_refused_by_name(function, how, words):
   ],
   ids=['one clip', 'frames', 'sides swapped', 'uint8'],
 )
-def test_another_video_is_refused(video, words):
+def test_video_of_a_different_shape_is_refused(video, words):
   with pytest.raises(ValueError, match=r'the video must (have shape|be normalized)') as error:
     MODEL.apply(random_params(MODEL), video)
   assert all(word in str(error.value) for word in words), str(error.value)
@@ -152,7 +152,7 @@ assert 'jax' not in sys.modules
 """
 
 
-@pytest.mark.parametrize('code', [ONLY_JAX_AND_FLAX, LAZY], ids=['jax and flax alone', 'lazy'])
-def test_imports(code):
+@pytest.mark.parametrize('code', [ONLY_JAX_AND_FLAX, LAZY], ids=['only jax and flax', 'lazy'])
+def test_models_import_only_jax_and_flax_and_the_package_is_lazy(code):
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The fused attention against the plain path, step by step on this machine, and compiled for TPUs that are not here."""
+"""Fused attention against plain XLA: in interpret mode on the CPU, and compiled ahead of time for TPUs."""
 
 import importlib.util
 import os
@@ -25,7 +25,7 @@ def config_of(grid, frames, width, heads, block_size):
 
 
 def inputs(config, token, dtype='float32', examples=2):
-  """Queries, keys, values and the class token's, and gradients of the two outputs."""
+  """Returns queries, keys and values of patches and class token, and gradients of the two outputs."""
   rng = np.random.default_rng(0)
   n = config.grid[0] * config.grid[1]
   patches = [jnp.asarray(rng.standard_normal((examples, config.frames, n, config.width)), dtype) for _ in range(4)]
@@ -53,7 +53,7 @@ def plain(config, kind):
 
 
 def run(function, primals, gradients, changed=lambda both: both):
-  """The outputs, and the gradients of all inputs, of a changed program where one is asked for."""
+  """Returns the outputs and the gradients of all inputs; `change` transforms the function first."""
 
   def both(primals, gradients):
     outputs, pull = jax.vjp(function, *primals)
@@ -65,30 +65,30 @@ def run(function, primals, gradients, changed=lambda both: both):
 @pytest.mark.parametrize(
   ('kind', 'grid', 'frames', 'width', 'heads', 'block_size', 'token'),
   [
-    ('space', (3, 6), 9, 128, 2, 1, True),  # 18 patches: the class token in padding's place; a loop, and a rest
-    ('space', (4, 4), 2, 160, 2, 1, True),  # 16: it takes registers of its own; heads of 80 share one
+    ('space', (3, 6), 9, 128, 2, 1, True),  # 18 patches: the class token replaces padding; a loop and a remainder
+    ('space', (4, 4), 2, 160, 2, 1, True),  # 16: the class token needs another vector register; heads of 80 share one
     ('motion', (6, 6), 2, 192, 3, 2, True),  # 36 patches in windows of 8, the last half empty; an odd number of heads
-    ('motion', (5, 3), 3, 64, 2, 2, True),  # a ragged grid, an odd number of frames
-    ('motion', (5, 7), 2, 128, 1, 3, True),  # blocks that overlap their neighbours' windows
+    ('motion', (5, 3), 3, 64, 2, 2, True),  # unequal blocks, an odd number of frames
+    ('motion', (5, 7), 2, 128, 1, 3, True),  # blocks that overlap their neighbors' windows
     ('motion', (3, 4), 2, 96, 3, 1, False),
-    ('motion', (4, 5), 2, 256, 4, 5, True),  # the whole grid, two programs an example
+    ('motion', (4, 5), 2, 256, 4, 5, True),  # the full grid, two programs per example
   ],
 )
-def test_equals_the_plain_path(kind, grid, frames, width, heads, block_size, token):
+def test_fused_attention_equals_plain_xla(kind, grid, frames, width, heads, block_size, token):
   config = config_of(grid, frames, width, heads, block_size)
   arguments = inputs(config, token)
   assert_close(run(fused(config, kind), *arguments), run(plain(config, kind), *arguments), 1e-5)
 
 
 def on_matrix_units(function):
-  """The function with every product's operands rounded to bfloat16, which is what a TPU multiplies by default."""
+  """Rounds the operands of every matrix product to bfloat16, like a TPU by default."""
 
   def rounded(*arguments):
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     names = [*closed.jaxpr.constvars, *closed.jaxpr.invars]
     values = dict(zip(names, [*closed.consts, *jax.tree.leaves(arguments)], strict=True))
     for step in closed.jaxpr.eqns:
-      assert 'jaxpr' not in step.params  # it could hide products
+      assert 'jaxpr' not in step.params  # products inside it would be missed
       read = [x.val if isinstance(x, Literal) else values[x] for x in step.invars]
       if step.primitive is jax.lax.dot_general_p:
         read = [jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7) for x in read]
@@ -99,14 +99,14 @@ def on_matrix_units(function):
   return rounded
 
 
-# The kernel's error over the plain path's with nothing rounded but factors and results. That rounds each query's
-# weights for the outputs, as the kernel does, but its gradients divided by their sum: a rounding more.
+# Largest ratio of the kernel's error to that of plain XLA which rounds only operands and results. Both round each
+# query's weights for the outputs; for the gradients plain XLA rounds once more, after dividing them by their sum.
 AT_MOST = {'patches': 1.001, 'token': 1.001, 'query': 0.85, 'key': 0.85, 'value': 0.95}
-AT_MOST |= {'token query': 0.9, 'token key': 0.9, 'token value': 0.99}  # of fewer numbers
+AT_MOST |= {'token query': 0.9, 'token key': 0.9, 'token value': 0.99}  # fewer numbers
 
 
 @pytest.mark.parametrize('kind', ['space', 'motion'])
-def test_bfloat16_is_as_exact_as_the_plain_path(kind):
+def test_bfloat16_error_is_at_most_that_of_plain_xla(kind):
   config = config_of((6, 6), 2, 128, 2, 2)
   arguments = inputs(config, True, 'bfloat16', examples=20)
   with jax.enable_x64(True):
@@ -126,12 +126,12 @@ def _pairs(one, other):
 
 
 def _errors(found, exact):
-  """The root of the mean square in each of ten parts of the examples."""
+  """Returns the root mean square of each of ten parts of the examples."""
   return np.sqrt(np.mean(np.square(np.float64(found) - exact).reshape(10, -1), axis=1))
 
 
 def test_keys_of_other_groups_and_padding_change_nothing():
-  # Logits as large as float32 allows without their maximum taken away, and values that would show.
+  # Logits as large as float32 allows without subtracting the maximum, and values that would be visible.
   config = config_of((6, 2), 2, 64, 1, 2)
   (query, key, value, _), _ = inputs(config, False)
   first = fused(config, 'motion')(100 * query, key, value, None)[0]
@@ -141,7 +141,7 @@ def test_keys_of_other_groups_and_padding_change_nothing():
   np.testing.assert_array_equal(first[:, :, :4], second[:, :, :4])
 
 
-def test_says_what_it_takes_and_costs():
+def test_cost_estimate_and_supported_shapes():
   shape, base = (8, 8, 196, 768), {'heads': 12, 'token': True, 'dtype': 'bfloat16'}
 
   def blocks(block_size, frames=8):
@@ -155,10 +155,10 @@ def test_says_what_it_takes_and_costs():
   array = 2 * 8 * 8 * 196 * 768
   assert 4 * array < forward.bytes < 4.01 * array
   assert 7 * array < backward.bytes < 7.01 * array
-  # 25 windows of 80 rows, 80 x 64 x 80 and 64 x 80 x 80 in whole tiles; 12 heads of 8 examples.
+  # 25 windows of 80 rows, 80 x 64 x 80 and 64 x 80 x 80 in padded tiles; 12 heads of 8 examples.
   assert forward.flops == 2 * 128**2 * (80 + 64) * 25 * 12 * 8
   assert backward.flops == 2 * 128**2 * (2 * 80 + 3 * 64) * 25 * 12 * 8
-  assert fused_cost(shape, blocks=blocks(1), **base) == (forward, backward)  # M = 1 costs what M = 2 does
+  assert fused_cost(shape, blocks=blocks(1), **base) == (forward, backward)  # M = 1 costs as much as M = 2
 
 
 COMPILE = """

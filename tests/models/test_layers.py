@@ -1,4 +1,4 @@
-"""Own layers against the library's, values and gradients."""
+"""Layers against those of flax: values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def values_and_gradients(function, arguments, dtype):
 
 @pytest.mark.parametrize(('dtype', 'tolerance'), [('float64', 1e-13), ('float32', 3e-6), ('bfloat16', 2e-2)])
 @pytest.mark.parametrize('name', PAIRS)
-def test_layers_are_the_librarys(name, dtype, tolerance):
+def test_layers_equal_those_of_flax(name, dtype, tolerance):
   ours, theirs, arguments = PAIRS[name]
   with jax.enable_x64():
     found, expected = values_and_gradients(ours, arguments, dtype), values_and_gradients(theirs, arguments, 'float64')

@@ -1,4 +1,4 @@
-"""What holds of a MEViT, whatever its weights."""
+"""Properties of the model for any weights."""
 
 import dataclasses
 import functools
@@ -22,12 +22,12 @@ def value_and_grad(model, params, video, key=None):
   return jax.value_and_grad(loss, has_aux=True)(params)
 
 
-# One loop, however it is compiled.
+# Equal results for every way of compiling the loop over blocks.
 
 
 @functools.cache
 def gradients(**fields):
-  """Gradients of all but key biases, whose own is nothing but rounding."""
+  """Returns the gradients except for key biases, whose exact gradient is zero."""
   model, params, video = case(space_blocks=2, motion_blocks=0, class_blocks=0, **fields)
   _, gradients = jax.jit(functools.partial(value_and_grad, model))(params, video)
   named = zip(parameter_shapes(gradients), jax.tree.leaves(gradients), strict=True)
@@ -35,12 +35,12 @@ def gradients(**fields):
 
 
 @pytest.mark.parametrize('fields', [{'unroll': 1}, {'remat': 'block'}, {'remat': 'residuals'}], ids=str)
-def test_unroll_and_remat_leave_gradients_as_they_are(fields):
+def test_unroll_and_remat_do_not_change_gradients(fields):
   assert_close(gradients(**fields), gradients(), 2e-6)
 
 
 @pytest.mark.parametrize(('depths', 'unroll'), [((0, 2, 2), 1), ((3, 0, 0), 2)])
-def test_a_scan_is_the_loop(depths, unroll):
+def test_scan_equals_the_unrolled_loop(depths, unroll):
   fields = dict(zip(('space_blocks', 'motion_blocks', 'class_blocks'), depths, strict=True))
   loop, params, video = case(**fields, drop_path=0.5)
   scan, _, _ = case(**fields, drop_path=0.5, unroll=unroll)
@@ -48,7 +48,7 @@ def test_a_scan_is_the_loop(depths, unroll):
   assert_close(*outputs, 2e-6)
 
 
-def test_remat_keeps_less_for_the_backward_pass():
+def test_remat_stores_less_for_the_backward_pass():
   def kept(remat):
     model, params, video = case(motion_blocks=2, remat=remat)
     backward = jax.eval_shape(lambda p: jax.vjp(lambda p: model.apply(p, video), p)[1], params)
@@ -57,16 +57,16 @@ def test_remat_keeps_less_for_the_backward_pass():
   assert kept('block') < kept('residuals') < kept('none')
 
 
-def test_jit_is_eager():
+def test_jit_equals_eager():
   model, params, video = case(space_blocks=0, motion_blocks=0)
   assert_close(jax.jit(model.apply)(params, video), model.apply(params, video), 1e-6)
 
 
-# The start of training.
+# Initialization.
 
 
 def without_motion(params):
-  """The blocks of space and motion as blocks of space alone, with the same weights."""
+  """Returns space and motion blocks as space blocks with the same weights."""
   blocks = {**params['motion']['blocks']}
   del blocks['motion_attention']
   both = jax.tree.map(lambda *x: np.concatenate(x), params['space']['blocks'], blocks)
@@ -84,7 +84,7 @@ def test_motion_attention_adds_nothing_at_first(start):
   assert distance < 1e-5 if start == 'zero' else distance > 0.1
 
 
-def test_motion_attention_starts_from_space_attention():
+def test_motion_attention_is_initialized_from_space_attention():
   zero, copy, random = (init_motion(case()[1], start)['motion']['blocks'] for start in ('zero', 'copy', 'random'))
   space = random['space_attention']
   jax.tree.map(np.testing.assert_array_equal, copy['motion_attention'], space)
@@ -94,7 +94,7 @@ def test_motion_attention_starts_from_space_attention():
   assert np.any(random['motion_attention']['query']['kernel'] != space['query']['kernel'])
 
 
-def test_every_kernel_is_a_draw_of_its_own():
+def test_kernels_are_initialized_independently():
   model, _, _ = case(motion_init='random', space_blocks=2, motion_blocks=2, class_blocks=2)
   params = jax.jit(model.init)(jax.random.key(0))
   kernels = [
@@ -107,7 +107,7 @@ def test_every_kernel_is_a_draw_of_its_own():
   assert len({kernel.tobytes() for kernel in kernels}) == len(kernels) == 2 * (6 + 10 + 6)
 
 
-def test_positions_start_at_the_scale_of_the_patches():
+def test_positions_are_initialized_at_the_scale_of_the_patches():
   config = dataclasses.replace(TINY, width=256, heads=8, image_size=(24, 24), patch_size=8)
   model = build_model(config)
   embedding = jax.jit(lambda key: model.init(key)['embedding'])(jax.random.key(0))
@@ -117,10 +117,10 @@ def test_positions_start_at_the_scale_of_the_patches():
     np.testing.assert_allclose(np.std(position), np.std(patches), rtol=0.15)
 
 
-# What reaches what.
+# Dependencies between tokens.
 
 
-def test_class_blocks_leave_the_patches_as_they_are():
+def test_class_blocks_do_not_change_patch_tokens():
   model, params, video = case()
   tokens = jax.jit(model.tokens)
   patches, token = tokens(params, video)
@@ -129,7 +129,7 @@ def test_class_blocks_leave_the_patches_as_they_are():
   assert np.abs(token - other_token).max() > 0.1
 
 
-def test_order_matters():
+def test_the_order_of_frames_matters():
   first, params, video = case(motion_blocks=3)
   second, _, _ = case(motion_blocks=3, attention_order='time_space')
   assert parameter_shapes(first.abstract) == parameter_shapes(second.abstract)
@@ -138,20 +138,20 @@ def test_order_matters():
 
 
 @pytest.mark.parametrize('class_blocks', [0, 1])
-def test_every_parameter_has_a_gradient_but_key_biases(class_blocks):
+def test_every_parameter_except_key_biases_has_a_gradient(class_blocks):
   model, params, video = case(class_blocks=class_blocks)
   _, gradients = jax.jit(functools.partial(value_and_grad, model))(params, video)
   names = parameter_shapes(gradients)
   for name, gradient in zip(names, jax.tree.leaves(gradients), strict=True):
     assert np.all(np.isfinite(gradient)), name
-    # A bias of all keys alike moves all logits of a softmax alike.
+    # A bias shared by all keys shifts all logits of a softmax equally.
     assert (np.abs(gradient).max() > 1e-3) != name.endswith('key/bias'), name
 
 
-# Precision.
+# Numerical precision.
 
 
-def test_bfloat16_is_for_the_computation_alone():
+def test_bfloat16_is_used_only_for_computation():
   exact, params, video = case(drop_path=0.1)
   model, _, _ = case(drop_path=0.1, dtype='bfloat16')
   assert {leaf.dtype for leaf in jax.tree.leaves(model.abstract)} == {jnp.dtype('float32')}
@@ -162,7 +162,7 @@ def test_bfloat16_is_for_the_computation_alone():
   assert 0 < np.abs(logits - expected).max() < 0.03 * np.abs(expected).max()
 
 
-# The paper's models.
+# Models of the paper.
 
 ROWS = {
   **{f'table 1, M={size}': (0, 12, 0, size, 8) for size in (1, 2, 3, 7, 14)},
@@ -174,7 +174,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize('row', ROWS.values(), ids=ROWS.keys())
-def test_every_row_of_the_papers_tables_builds(row):
+def test_every_model_of_the_papers_tables_builds(row):
   space, motion, class_blocks, size, frames = row
   config = MEViTConfig(
     classes=400,

@@ -1,4 +1,4 @@
-"""The fast paths against plain XLA, in whole models: TPU's kernel step by step (interpret mode) on this machine."""
+"""Fast paths against plain XLA in complete models; the TPU kernel runs in interpret mode on the CPU."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 @pytest.fixture(autouse=True)
 def kernel_here(monkeypatch):
-  """What TPUs have, on this machine."""
+  """Enables the TPU kernel in interpret mode."""
   for what, table in platforms.DEFAULT_KERNELS.items():
     interpreted = {'interpret': True} if what == 'attention' else {}
     monkeypatch.setitem(table, 'cpu', functools.partial(table['tpu'], **interpreted))
@@ -80,7 +80,7 @@ def logits_and_gradients(config, params, video, *places):
 
 
 def errors(found, expected):
-  """Of every tensor, as a share of its largest; key biases have no gradient in exact arithmetic."""
+  """Returns every tensor's error relative to its largest value; key biases have no gradient in exact arithmetic."""
   return {
     name: np.abs(np.float64(found[name]) - np.float64(x)).max() / np.abs(np.float64(x)).max()
     for name, x in expected.items() if not str(name).endswith('key/bias')
@@ -93,7 +93,7 @@ def uses_kernel(config):
 
 
 @pytest.mark.parametrize('name', [*list(CONFIGS)[:2], *map(slow, list(CONFIGS)[2:])])
-def test_fast_is_plain(name):
+def test_fast_paths_equal_plain_xla(name):
   config = dataclasses.replace(CONFIG, **CONFIGS[name])
   plain = dataclasses.replace(config, attention='plain')
   assert (uses_kernel(config), uses_kernel(plain)) == (True, False)
@@ -103,7 +103,7 @@ def test_fast_is_plain(name):
 
 
 def attended(config, name, dtype, token):
-  """One attention's outputs, and the gradients of what it reads."""
+  """Returns the outputs of an attention and the gradients of its inputs."""
   rng, n = np.random.default_rng(0), config.grid[0] * config.grid[1]
   patches = Heads(*jnp.asarray(rng.normal(size=(3, 2, config.frames, n, config.width)), dtype))
   one = Heads(*jnp.asarray(rng.normal(size=(3, 2, config.width)), dtype)) if token else None
@@ -119,14 +119,14 @@ def attended(config, name, dtype, token):
 @pytest.mark.parametrize(
   ('name', 'image_size', 'frames', 'token'),
   [
-    ('space', (10, 15), 2, True),  # 7 tokens, the class token among them
+    ('space', (10, 15), 2, True),  # 7 tokens including the class token
     ('space', (5, 15), 1, False),
     ('motion', (25, 15), 2, True),  # blocks of 4, 2, 2 and 1 patches of a frame
     ('motion', (25, 15), 3, False),
   ],
 )
-def test_cudnn_is_plain(name, image_size, frames, token, monkeypatch):
-  """With XLA's implementation of what JAX gives to cuDNN: groups, the class token, and lengths that are made even."""
+def test_cudnn_layout_equals_plain_xla(name, image_size, frames, token, monkeypatch):
+  """With the XLA implementation of the cuDNN call: groups, the class token, and padding to even lengths."""
   by_cudnn = platforms.OPTIONAL_KERNELS['cudnn']['cuda']
   monkeypatch.setitem(platforms.OPTIONAL_KERNELS['cudnn'], 'cpu', functools.partial(by_cudnn, implementation='xla'))
   calls, dpa = [], jax.nn.dot_product_attention
@@ -190,8 +190,8 @@ def test_cudnn_compiles_for_gpus():
   assert 'compiled' in done.stdout, done.stderr[-3000:]
 
 
-def test_what_has_no_room_on_the_chip_is_plain():
-  """Joint attention over 16 frames has 3,136 tokens: their logits do not stay on the chip."""
+def test_attention_that_exceeds_on_chip_memory_uses_plain_xla():
+  """Joint attention over 16 frames has 3,136 tokens, whose logits exceed the on-chip memory."""
   sizes = {'image_size': 224, 'patch_size': 16, 'frames': 16, 'width': 128, 'heads': 2}
   config = dataclasses.replace(CONFIG, **sizes, space_blocks=0)
   model = build_model(dataclasses.replace(config, block_size=14))
@@ -199,11 +199,11 @@ def test_what_has_no_room_on_the_chip_is_plain():
     str(jax.make_jaxpr(model.apply)(model.abstract, video_of(model.config))).count('pallas_call')
     for model in (model, build_model(config))
   ]
-  assert kernels[0] == kernels[1] / 2 > 0  # space attention alone
+  assert kernels[0] == kernels[1] / 2 > 0  # space attention only
 
 
 def multiplied(jaxpr):
-  """FLOPs of a kernel's matrix products with whole tiles: 128 deep and wide, eight rows at a time."""
+  """Returns the FLOPs of a kernel's matrix products, padded to tiles: 128 deep and wide, eight rows."""
   total = 0
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'dot_general':
@@ -217,7 +217,7 @@ def multiplied(jaxpr):
 
 
 def calls_of(jaxpr):
-  """Every kernel of a program, once."""
+  """Returns every kernel of a program, once."""
   found = {}
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'pallas_call':
@@ -229,15 +229,15 @@ def calls_of(jaxpr):
 
 
 @pytest.mark.parametrize(('block_size', 'heads'), [(2, 12), (3, 12), slow(7, 12), slow(2, 3)])
-def test_kernels_say_what_they_multiply(block_size, heads):
-  """The plan counts a kernel by its own estimate: it is what its program has, tiles padded, and all its bytes."""
+def test_cost_estimates_of_kernels_equal_their_products(block_size, heads):
+  """`mevit plan` uses these estimates: the padded products of the program, and all bytes it moves."""
   config = MEViTConfig(
     classes=5, width=64 * heads, heads=heads, space_blocks=0, motion_blocks=1, class_blocks=0, block_size=block_size
   )
   model = build_model(config)
   video = jax.ShapeDtypeStruct((2, 8, 224, 224, 3), jnp.bfloat16)
   calls = calls_of(jax.make_jaxpr(jax.grad(lambda *args: model.apply(*args).sum()))(model.abstract, video).jaxpr)
-  assert len(calls) == 4  # space and motion, forwards and backwards
+  assert len(calls) == 4  # space and motion, forward and backward
   for name, call in calls.items():
     programs = np.prod(call.params['grid_mapping'].grid)
     said = call.params['cost_estimate']
@@ -247,7 +247,7 @@ def test_kernels_say_what_they_multiply(block_size, heads):
 
 
 @pytest.mark.parametrize('remat', [slow('block'), 'residuals'])
-def test_fast_with_remat(remat):
+def test_fast_paths_with_remat(remat):
   config = dataclasses.replace(CONFIG, remat=remat)
   inputs = params_of(config), video_of(config)
   plain = dataclasses.replace(CONFIG, attention='plain')
@@ -256,8 +256,8 @@ def test_fast_with_remat(remat):
 
 
 @pytest.mark.slow
-def test_bfloat16_is_no_worse_than_plain():
-  """Over many draws of the parameters: of one alone the ratio is between 0.88 and 1.17."""
+def test_bfloat16_error_of_fast_paths_is_at_most_that_of_plain_xla():
+  """Averages over many random parameters: for a single draw the ratio is between 0.88 and 1.17."""
   config = dataclasses.replace(CONFIG, image_size=(25, 15), frames=4)
   video, draws = video_of(config), [params_of(config, seed) for seed in range(24)]
   with jax.enable_x64():
@@ -269,11 +269,11 @@ def test_bfloat16_is_no_worse_than_plain():
     return np.sqrt(np.mean([_squares(run(params, video), e) for params, e in zip(draws, exact, strict=True)]))
 
   fast, plain = error('auto'), error('plain')
-  assert 1e-3 < fast < 1.1 * plain  # rounded, and the same rounding
+  assert 1e-3 < fast < 1.1 * plain  # rounded in the same way
 
 
 def _squares(found, exact):
-  """The mean square of every tensor's error, as a share of its own; key biases have none in exact arithmetic."""
+  """Returns every tensor's mean square error relative to its mean square; the exact gradient of key biases is zero."""
   return [
     np.mean(np.square(np.float64(found[name]) - x)) / np.mean(np.square(x))
     for name, x in exact.items() if not str(name).endswith('key/bias')
@@ -281,8 +281,8 @@ def _squares(found, exact):
 
 
 @pytest.mark.parametrize('sizes', [{'data': 2, 'fsdp': 2, 'tensor': 2}, slow({'tensor': 4})])
-def test_fast_on_many_devices(sizes):
-  """Every device computes its rows and heads, and none sends what attention reads or makes."""
+def test_fast_paths_on_several_devices(sizes):
+  """Every device computes its examples and heads; inputs and outputs of attention are not communicated."""
   mesh = make_mesh(MeshConfig(**{'data': 1, **sizes}))
   params, video = params_of(CONFIG), video_of(CONFIG, 4)
   expected = logits_and_gradients(CONFIG, params, video)

@@ -1,4 +1,4 @@
-"""Model.trace against the paper's equations, read token by token in float64."""
+"""Model.trace against the paper's equations, evaluated token by token in float64."""
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ NAMES = [
 
 
 def by_place(traced, kind, config):
-  """Queries, keys and values of the first clip as the naive reading has them: {place: `h k`}."""
+  """Returns queries, keys and values of the first clip in the format of `naive`: {position: `h k`}."""
   patches, token = traced[kind]
   shape = config.frames, *config.grid, config.heads, config.width // config.heads
   found = []
@@ -35,7 +35,7 @@ def by_place(traced, kind, config):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_every_block_is_traced_as_the_papers_equations_have_it(name):
+def test_traces_of_every_block_equal_the_equations_of_the_paper(name):
   config = READINGS[name]
   model = build_model(config)
   params, video = random_params(model), random_video(config)
@@ -47,13 +47,13 @@ def test_every_block_is_traced_as_the_papers_equations_have_it(name):
     assert ours.keys() == naive.keys()
     for kind in ours:
       for found, expected in zip(by_place(ours, kind, config), naive[kind], strict=True):
-        # Class attention has no queries of the patches, and no key of the class token.
+        # Patches are not queries of class attention, and the class token is not a key.
         assert found.keys() == expected.keys() or kind == 'class'
         places = list(found)
         assert_close(np.stack([found[x] for x in places]), np.stack([expected[x] for x in places]), 1e-5)
 
 
-def test_a_block_is_named_from_either_end():
+def test_block_indices_can_be_negative():
   config = READINGS[NAMES[0]]
   model = build_model(config)
   params, video = random_params(model), random_video(config)

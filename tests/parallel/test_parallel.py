@@ -54,7 +54,7 @@ def test_mesh_that_does_not_fit_the_devices_is_refused(fields, message):
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """A fake device."""
+  """Fake device."""
 
   id: int
   process_index: int

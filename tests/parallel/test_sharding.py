@@ -60,7 +60,7 @@ def video_and_labels():
 
 
 def first_params(config):
-  """Returns random parameters: every one has a gradient."""
+  """Returns random parameters, so that every one has a gradient."""
   rng = np.random.default_rng(1)
   return jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(config.dtype), build_model(config).abstract)
 

@@ -15,7 +15,7 @@ V5E = chips.CHIPS['v5e']
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """A fake device."""
+  """Fake device."""
 
   coords: tuple[int, int, int]
   process_index: int = 0

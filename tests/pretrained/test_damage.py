@@ -42,11 +42,11 @@ def changed(weights, change):
   return weights
 
 
-def test_missing_path(tmp_path):
+def test_missing_path_is_reported(tmp_path):
   assert 'no weights at' in refused(tmp_path / 'nowhere')
 
 
-def test_files_without_weights(tmp_path):
+def test_files_without_weights_are_refused(tmp_path):
   (tmp_path / 'text').write_text('weights, honestly')
   assert 'is not a weight file' in refused(tmp_path / 'text')
   assert 'has no weights' in refused(tmp_path)
@@ -55,19 +55,19 @@ def test_files_without_weights(tmp_path):
 
 
 @pytest.mark.parametrize('cut', [1, 1000, 30_000])
-def test_truncated_safetensors(weights, cut):
+def test_truncated_safetensors_is_reported(weights, cut):
   weights.write_bytes(weights.read_bytes()[:-cut])
   assert 'is damaged' in refused(weights)
 
 
 @pytest.mark.parametrize('cut', [1, 1000, 30_000])
-def test_truncated_npz(weights, tmp_path, cut):
+def test_truncated_npz_is_reported(weights, tmp_path, cut):
   np.savez(tmp_path / 'whole.npz', **load_file(weights))
   (tmp_path / 'cut').write_bytes((tmp_path / 'whole.npz').read_bytes()[:-cut])
   assert 'is damaged' in refused(tmp_path / 'cut')
 
 
-def test_flipped_byte_in_an_npz(weights, tmp_path):
+def test_flipped_byte_in_an_npz_is_reported(weights, tmp_path):
   np.savez(tmp_path / 'flipped.npz', **load_file(weights))
   content = bytearray((tmp_path / 'flipped.npz').read_bytes())
   content[len(content) // 2] ^= 1
@@ -76,7 +76,7 @@ def test_flipped_byte_in_an_npz(weights, tmp_path):
 
 
 @pytest.mark.parametrize('zipped', [True, False])
-def test_truncated_pickle(weights, tmp_path, torch, zipped):
+def test_truncated_pickle_is_reported(weights, tmp_path, torch, zipped):
   state = {name: torch.tensor(array) for name, array in load_file(weights).items()}
   torch.save(state, tmp_path / 'whole', _use_new_zipfile_serialization=zipped)
   for cut in (1, 1000, 30_000):
@@ -85,7 +85,7 @@ def test_truncated_pickle(weights, tmp_path, torch, zipped):
 
 
 class Code:
-  """A malicious object: unpickling it would create a file."""
+  """Malicious object: unpickling it would create a file."""
 
   def __init__(self, trace):
     self.trace = trace
@@ -105,7 +105,7 @@ def test_a_pickle_with_code_is_refused(tmp_path, torch, how):
   assert not (tmp_path / 'trace').exists()
 
 
-def test_a_pickle_without_weights(tmp_path, torch):
+def test_a_pickle_without_weights_is_refused(tmp_path, torch):
   torch.save({'epoch': 3, 'lr': [0.1]}, tmp_path / 'weights')
   assert 'no dict of weights' in refused(tmp_path / 'weights')
 
@@ -115,43 +115,43 @@ def test_an_npz_with_objects_is_refused(tmp_path):
   assert refused(tmp_path / 'weights.npz')
 
 
-def test_a_missing_block(weights):
+def test_missing_block_is_reported(weights):
   message = refused(changed(weights, lambda x: [x.pop(name) for name in list(x) if name.startswith('blocks.1.')]))
   assert "'blocks.1." in message
   assert 'missing' in message
 
 
-def test_the_last_block_is_missing(weights):
+def test_missing_last_block_is_reported(weights):
   message = refused(changed(weights, lambda x: [x.pop(name) for name in list(x) if name.startswith('blocks.2.')]))
   assert '2 blocks -> 3 (config.model.space_blocks' in message
 
 
-def test_a_renamed_key(weights):
+def test_renamed_key_is_reported(weights):
   message = refused(changed(weights, lambda x: x.update({'blocks.1.norm3.bias': x.pop('blocks.1.norm2.bias')})))
   assert message.endswith("'blocks.1.norm3.bias'; the nearest known name is 'blocks.1.norm2.bias', which is missing")
 
 
-def test_an_unknown_key(weights):
+def test_unknown_key_is_refused(weights):
   assert "'blocks.1.ls1.gamma'" in refused(changed(weights, lambda x: x.update({'blocks.1.ls1.gamma': x['norm.bias']})))
 
 
-def test_two_sets_of_weights(weights):
-  """Raw and averaged weights, for example: which of them would be read is undefined."""
+def test_two_sets_of_weights_are_refused(weights):
+  """For example raw and EMA weights: the choice between them would be undefined."""
   message = refused(changed(weights, lambda x: x.update({'model.cls_token': x['cls_token']})))
   assert "'cls_token' and 'model.cls_token' differ only in their prefix" in message
 
 
-def test_a_head_without_bias(weights):
+def test_head_without_bias_is_refused(weights):
   assert "'head.bias'" in refused(changed(weights, lambda x: x.pop('head.bias')))
 
 
 @pytest.mark.parametrize('name', ['blocks.1.mlp.fc2.weight', 'blocks.2.attn.qkv.weight', 'head.weight'])
-def test_a_transposed_matrix(weights, name):
+def test_transposed_matrix_is_refused(weights, name):
   message = refused(changed(weights, lambda x: x.update({name: x[name].T})))
   assert name in message
 
 
-def test_values_that_are_not_finite(weights):
+def test_non_finite_values_are_refused(weights):
   changed(weights, lambda x: x['blocks.0.mlp.fc1.bias'].__setitem__(3, np.nan))
   assert 'blocks.0.mlp.fc1.bias has values that are not finite' in refused(weights)
 
@@ -164,15 +164,15 @@ def test_values_that_are_not_finite(weights):
     ({'mlp_dim': 128}, 'mlp_dim 64 -> 128 (config.model.mlp_dim)'),
   ],
 )
-def test_different_size(weights, change, message):
+def test_different_width_is_refused(weights, change, message):
   assert message in refused(weights, config_of(3, 0, frames=1, **change))
 
 
-def test_different_eps(weights):
+def test_different_layer_norm_eps_is_refused(weights):
   assert '--config.model.layer_norm_eps=1e-06' in refused(weights, config_of(3, 0, frames=1, layer_norm_eps=1e-12))
 
 
-def test_different_number_of_classes(weights):
+def test_different_number_of_classes_is_refused(weights):
   assert 'has 5 classes and the model has 6' in refused(weights, config_of(3, 0, frames=1, classes=6))
 
 
@@ -186,7 +186,7 @@ def test_half_precision_is_read(weights):
     assert loaded.params['norm']['bias'].dtype == np.float32
 
 
-def test_a_shard_is_missing(weights, tmp_path):
+def test_missing_shard_is_reported(weights, tmp_path):
   tensors = load_file(weights)
   folder = tmp_path / 'folder'
   folder.mkdir()
@@ -216,7 +216,7 @@ def beside(weights, tmp_path):
   return write
 
 
-def test_config_fields_that_are_empty(beside):
+def test_empty_config_fields_are_ignored(beside):
   """Nulls and labels without ids are ignored."""
   assert open_source(beside(pretrained_cfg=None, model_args=None, id2label=None)).info.normalization is None
   assert open_source(beside(id2label={'cat': 0, 'dog': 1})).info.class_names is None
@@ -235,7 +235,7 @@ def test_the_grid_follows_the_config(beside):
 
 
 def test_pytorch_files_need_torch(tmp_path, monkeypatch):
-  """Only these need torch."""
+  """Other formats do not need torch."""
   monkeypatch.setitem(sys.modules, 'torch', None)
   (tmp_path / 'old').write_bytes(pickle.dumps({}, protocol=2))
   assert 'pip install torch' in refused(tmp_path / 'old')

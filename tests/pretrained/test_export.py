@@ -35,7 +35,7 @@ def images(rng):
 
 
 @pytest.mark.parametrize('eps', [1e-6, 1e-12])
-def test_to_hugging_face(transformers, torch, rng, tmp_path, eps):
+def test_export_to_hugging_face(transformers, torch, rng, tmp_path, eps):
   config = config_of(DEPTH, 0, layer_norm_eps=eps)
   params, frames = random_params(config, rng, still=True), images(rng)
   export(tmp_path, params, config, 'hf_vit', **METADATA)
@@ -48,7 +48,7 @@ def test_to_hugging_face(transformers, torch, rng, tmp_path, eps):
   assert tuple(processor.image_mean) == NORMALIZATION.mean
 
 
-def test_to_timm(timm, torch, rng, tmp_path):
+def test_export_to_timm(timm, torch, rng, tmp_path):
   params, frames = random_params(SPACE, rng, still=True), images(rng)
   export(tmp_path, params, SPACE, 'timm', **METADATA)
   theirs = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
@@ -58,7 +58,7 @@ def test_to_timm(timm, torch, rng, tmp_path):
 
 
 @pytest.mark.parametrize('frames', [8, 16])
-def test_to_timesformer(transformers, torch, rng, tmp_path, frames):
+def test_export_to_timesformer(transformers, torch, rng, tmp_path, frames):
   """The second of the folded projections is written as an identity."""
   config = timesformer_config(frames)
   params = random_params(config, rng, still=False)
@@ -80,8 +80,8 @@ def test_to_timesformer(transformers, torch, rng, tmp_path, frames):
     ('hf_vit', config_of(DEPTH, 0, side=(64, 32))),
   ],
 )
-def test_export_and_load(rng, tmp_path, to, config):
-  """Bit for bit, with the head by class name; a ViT's positions include those of time."""
+def test_exported_weights_load_bitwise(rng, tmp_path, to, config):
+  """With the head by class name; the positions of a ViT include those of time."""
   params = random_params(config, rng, still=True)
   export(tmp_path, params, config, to, **METADATA)
   loaded = load(tmp_path, model_of(config)[0], class_names=NAMES)
@@ -93,7 +93,7 @@ def test_export_and_load(rng, tmp_path, to, config):
   assert (info.normalization, info.class_names) == (NORMALIZATION, NAMES)
 
 
-def test_load_and_export(hf_vit, hf_timesformer, transformers, tmp_path):
+def test_loaded_weights_are_exported_bitwise(hf_vit, hf_timesformer, transformers, tmp_path):
   """Every tensor is the same except for TimeSformer's folded pair."""
   pairs = [
     (hf_vit(), transformers.ViTForImageClassification, config_of(DEPTH, 0, layer_norm_eps=1e-12), 'hf_vit'),
@@ -122,7 +122,7 @@ def test_load_and_export(hf_vit, hf_timesformer, transformers, tmp_path):
     ),
   ],
 )
-def test_models_that_the_library_cannot_represent(rng, tmp_path, to, config, message):
+def test_models_that_the_library_cannot_represent_are_refused(rng, tmp_path, to, config, message):
   with pytest.raises(UserError, match=message):
     export(tmp_path, random_params(config, rng, still=False), config, to, **METADATA)
   assert not list(tmp_path.iterdir())
@@ -141,7 +141,7 @@ def test_existing_files_are_not_overwritten(rng, tmp_path, content):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob('*')} == before
 
 
-def test_a_full_disk_leaves_nothing(rng, tmp_path, monkeypatch):
+def test_full_disk_leaves_no_files(rng, tmp_path, monkeypatch):
   def full(tensors, path, metadata):
     path.write_bytes(b'half')
     raise SafetensorError('I/O error: No space left on device (os error 28)')
@@ -158,7 +158,7 @@ def test_files_have_the_permissions_of_the_folder(rng, tmp_path):
   assert {path.stat().st_mode & 0o777 for path in (tmp_path / 'new').iterdir()} == {0o640}
 
 
-def test_a_file_instead_of_a_folder(rng, tmp_path):
+def test_output_path_that_is_a_file_is_refused(rng, tmp_path):
   (tmp_path / 'file').touch()
   with pytest.raises(UserError, match='cannot be written'):
     export(tmp_path / 'file', random_params(SPACE, rng, still=True), SPACE, 'timm', **METADATA)

@@ -64,10 +64,10 @@ def loaded(path, arrays, **options):
   return load(path, model_of(CONFIG)[0], **{'head': 'keep', **options})
 
 
-def test_google(params, tmp_path):
+def test_google_npz_is_loaded(params, tmp_path):
   result = loaded(tmp_path / 'weights.npz', google(params))
   jax.tree.map(np.testing.assert_array_equal, result.params, params)
-  assert {row.status for row in result.table} == {'loaded', 'fresh'}  # fresh: the position in time
+  assert {row.status for row in result.table} == {'loaded', 'fresh'}  # initialized: the position in time
   info = open_source(tmp_path / 'weights.npz').info
   assert info == result.info
   assert (info.kind, info.heads, info.classes, info.normalization.mean) == (
@@ -78,7 +78,7 @@ def test_google(params, tmp_path):
   )
 
 
-def test_google_without_a_head(params, tmp_path):
+def test_google_npz_without_a_head(params, tmp_path):
   arrays = {name: array for name, array in google(params).items() if not name.startswith('head')}
   result = loaded(tmp_path / 'weights.npz', arrays, head='auto')
   assert not np.any(result.params['head']['kernel'])
@@ -86,7 +86,7 @@ def test_google_without_a_head(params, tmp_path):
     loaded(tmp_path / 'weights.npz', arrays)
 
 
-def test_google_with_pre_logits(params, tmp_path, rng):
+def test_google_npz_with_pre_logits(params, tmp_path, rng):
   """The head follows a layer that MEViT does not have: it is initialized, and both are listed as unused."""
   pre_logits = {'pre_logits/kernel': np.eye(WIDTH), 'pre_logits/bias': np.zeros(WIDTH)}
   result = loaded(tmp_path / 'weights.npz', google(params) | pre_logits, head='auto')
@@ -98,7 +98,7 @@ def test_google_with_pre_logits(params, tmp_path, rng):
 
 
 @pytest.mark.parametrize('prefix', ['', 'params/', 'opt/target/'])
-def test_big_vision(params, tmp_path, prefix):
+def test_big_vision_npz_is_loaded(params, tmp_path, prefix):
   """With or without optimizer state; its class token has no position."""
   arrays = {f'{prefix}{name}': array for name, array in big_vision(params).items()}
   if prefix:

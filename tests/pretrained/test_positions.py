@@ -1,4 +1,4 @@
-"""Resized positions, against jax's and torch's own kernels."""
+"""Resized position embeddings against jax's and torch's own resizing."""
 
 import jax
 import numpy as np
@@ -16,13 +16,13 @@ def grid(rng):
 
 
 @pytest.mark.parametrize('size', SIZES)
-def test_antialiased_as_jax(grid, size):
+def test_antialiased_resize_equals_jax(grid, size):
   assert_close(resize_space(grid, size, antialias=True), jax.image.resize(grid, (*size, 8), 'cubic'))
 
 
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('antialias', [True, False])
-def test_as_torch(grid, torch, size, antialias):
+def test_resize_equals_torch(grid, torch, size, antialias):
   theirs = torch.nn.functional.interpolate(
     torch.tensor(grid).permute(2, 0, 1)[None], size=size, mode='bicubic', antialias=antialias, align_corners=False
   )
@@ -30,15 +30,15 @@ def test_as_torch(grid, torch, size, antialias):
 
 
 @pytest.mark.parametrize('frames', [1, 4, 5, 16, 33])
-def test_time_as_torch(rng, torch, frames):
+def test_resize_in_time_equals_torch(rng, torch, frames):
   times = rng.normal(size=(8, 4)).astype(np.float32)
   theirs = torch.nn.functional.interpolate(torch.tensor(times).T[None], size=frames, mode='linear')[0].T
   assert_close(resize_time(times, frames), theirs)
 
 
 @pytest.mark.parametrize('antialias', [True, False])
-def test_what_holds_for_every_kernel(grid, rng, antialias):
-  """The same size changes nothing, a constant stays one, and the axes are alike."""
+def test_resize_keeps_equal_sizes_and_constants(grid, rng, antialias):
+  """The same size changes nothing, constants stay constant, and both axes are treated alike."""
   assert resize_space(grid, (14, 14), antialias=antialias) is grid
   ones = np.ones_like(grid)
   np.testing.assert_allclose(resize_space(ones, (9, 31), antialias=antialias), 1, rtol=1e-6)

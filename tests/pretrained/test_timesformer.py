@@ -49,7 +49,7 @@ def statuses(loaded):
 
 
 @pytest.mark.parametrize('frames', [8, 16])
-def test_same_logits(hf_timesformer, rng, tmp_path, torch, frames):
+def test_logits_equal_those_of_hugging_face(hf_timesformer, rng, tmp_path, torch, frames):
   theirs = hf_timesformer(frames)
   theirs.save_pretrained(tmp_path)
   config = timesformer_config(frames)
@@ -61,8 +61,8 @@ def test_same_logits(hf_timesformer, rng, tmp_path, torch, frames):
     assert_close(logits_of(config, loaded.params, video), theirs(to_torch(video)).logits)
 
 
-def test_the_original_is_the_same(hf_timesformer, tmp_path, torch):
-  """Its checkpoints have different names, and also hold the optimizer state."""
+def test_original_checkpoints_load_like_those_of_hugging_face(hf_timesformer, tmp_path, torch):
+  """Original checkpoints have different names, and also contain the optimizer state."""
   import jax
 
   theirs = hf_timesformer(8)
@@ -84,7 +84,7 @@ def test_the_original_is_the_same(hf_timesformer, tmp_path, torch):
   jax.tree.map(np.testing.assert_array_equal, original.params, converted(tmp_path, config).params)
 
 
-def test_as_a_start_for_mevit(hf_timesformer, tmp_path):
+def test_timesformer_initializes_mevit(hf_timesformer, tmp_path):
   """With space and class blocks, M > 1 and other frames: motion blocks load their time attention."""
   theirs = hf_timesformer(8)
   theirs.save_pretrained(tmp_path)
@@ -100,13 +100,13 @@ def test_as_a_start_for_mevit(hf_timesformer, tmp_path):
   assert open_source(tmp_path).info.frames == 8
 
 
-def test_joint_attention_is_refused(hf_timesformer, tmp_path):
+def test_joint_space_time_timesformer_is_refused(hf_timesformer, tmp_path):
   hf_timesformer(8, attention_type='joint_space_time').save_pretrained(tmp_path)
   with pytest.raises(UserError, match="attention_type = 'joint_space_time'"):
     converted(tmp_path, timesformer_config())
 
 
-def test_blocks_of_the_source_must_suffice(hf_timesformer, tmp_path):
+def test_a_source_with_too_few_blocks_is_refused(hf_timesformer, tmp_path):
   hf_timesformer(8).save_pretrained(tmp_path)
   with pytest.raises(UserError, match=rf'{DEPTH} blocks -> 4 \(config\.model\.space_blocks'):
     converted(tmp_path, config_of(2, 2))

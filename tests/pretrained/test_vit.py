@@ -41,15 +41,15 @@ def rows_of(loaded, status):
 
 
 def check_logits(path, config, images, theirs):
-  """Checks that the MEViT has, on clips of one repeated frame, the source's logits of that frame."""
+  """Checks that MEViT's logits of clips of one repeated frame equal the source's logits of that frame."""
   loaded = converted(path, config)
   assert_close(logits_of(config, loaded.params, repeated(images, config.frames)), theirs)
   return loaded
 
 
 @pytest.mark.parametrize(('native', 'side', 'patch'), [(224, 224, 16), (224, 288, 16), (SIDE, 24, PATCH)])
-def test_hf_classifier(hf_vit, rng, tmp_path, torch, native, side, patch):
-  """Tokens and logits, at their own grid and resized ones; motion attention adds nothing yet."""
+def test_hugging_face_classifier(hf_vit, rng, tmp_path, torch, native, side, patch):
+  """Tokens and logits at the source's grid and resized ones; motion attention is initialized to add nothing."""
   theirs = hf_vit(image_size=native, patch_size=patch)
   theirs.save_pretrained(tmp_path)
   config = config_of(1, 2, side=side, patch_size=patch, layer_norm_eps=1e-12)
@@ -60,13 +60,13 @@ def test_hf_classifier(hf_vit, rng, tmp_path, torch, native, side, patch):
     tokens = theirs.vit(to_torch(images), **resized).last_hidden_state
     loaded = check_logits(tmp_path, config, images, logits)
     ours = tokens_of(config, loaded.params, repeated(images, config.frames))
-    ours = theirs.vit.layernorm(torch.tensor(ours))  # theirs are normed
+    ours = theirs.vit.layernorm(torch.tensor(ours))  # the source's are normalized
   for frame in range(config.frames):
     assert_close(ours[:, frame], tokens)
   assert ('embedding/space' in rows_of(loaded, 'resized')) == (side != native)
 
 
-def test_hf_without_a_head(hf_vit, images, tmp_path, torch):
+def test_hugging_face_model_without_a_head(hf_vit, images, tmp_path, torch):
   theirs = hf_vit('ViTModel')
   theirs.save_pretrained(tmp_path)
   loaded = converted(tmp_path, HF, head='auto')
@@ -79,8 +79,8 @@ def test_hf_without_a_head(hf_vit, images, tmp_path, torch):
 
 
 @pytest.mark.parametrize('stages', [(1, 1, 1), (1, 2, 1)])
-def test_class_blocks(hf_vit, images, tmp_path, torch, stages):
-  """Patch tokens are those of the ViT run without its class token; the class block is its next block, or its last."""
+def test_class_block_is_initialized_from_the_next_or_last_block(hf_vit, images, tmp_path, torch, stages):
+  """Patch tokens equal those of the ViT without a class token; the class block is its next block, or its last."""
   theirs = hf_vit()
   theirs.save_pretrained(tmp_path)
   config = config_of(*stages, layer_norm_eps=1e-12)
@@ -104,7 +104,7 @@ def test_class_blocks(hf_vit, images, tmp_path, torch, stages):
 
 
 @pytest.mark.parametrize(('start', 'status'), [('zero', 'copied'), ('copy', 'copied'), ('random', 'fresh')])
-def test_motion_attention_starts_as_the_config_says(hf_vit, tmp_path, start, status):
+def test_motion_init_of_converted_weights(hf_vit, tmp_path, start, status):
   hf_vit().save_pretrained(tmp_path)
   loaded = converted(tmp_path, config_of(1, 2, layer_norm_eps=1e-12, motion_init=start))
   blocks = loaded.params['motion']['blocks']
@@ -115,12 +115,12 @@ def test_motion_attention_starts_as_the_config_says(hf_vit, tmp_path, start, sta
   assert 'motion/blocks/motion_attention/out/kernel' in rows_of(loaded, status)
 
 
-def test_hf_in_shards_and_in_pickles(hf_vit, tmp_path, torch):
+def test_hugging_face_shards_and_pickles(hf_vit, tmp_path, torch):
   theirs = hf_vit()
   theirs.save_pretrained(tmp_path / 'one')
   theirs.save_pretrained(tmp_path / 'many', max_shard_size='20KB')
   assert len(list((tmp_path / 'many').glob('*.safetensors'))) > 2
-  torch.save(theirs.state_dict(), tmp_path / 'memory.bin')  # transformers 5 has other names in memory
+  torch.save(theirs.state_dict(), tmp_path / 'memory.bin')  # transformers 5 uses other names in memory
   whole = converted(tmp_path / 'one', HF).params
   for path in (tmp_path / 'many', tmp_path / 'memory.bin', tmp_path / 'one' / 'model.safetensors'):
     assert_same(converted(path, HF).params, whole)
@@ -139,7 +139,7 @@ def timm_sizes(**changes):
 
 @pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'deit_tiny_patch16_224'])
 @pytest.mark.parametrize('kind', ['safetensors', 'pth', 'old pth'])
-def test_timm(timm, images, tmp_path, torch, name, kind):
+def test_timm_models(timm, images, tmp_path, torch, name, kind):
   import safetensors.torch
 
   theirs = randomize(timm.create_model(name, **timm_sizes()))
@@ -154,8 +154,8 @@ def test_timm(timm, images, tmp_path, torch, name, kind):
     check_logits(path, OTHERS, images, theirs(to_torch(images)))
 
 
-def test_timm_resizes_as_we_do(timm, rng, tmp_path, torch):
-  """timm's own resampling of positions, which is antialiased, in a model of another grid."""
+def test_position_resize_equals_that_of_timm(timm, rng, tmp_path, torch):
+  """timm's resampling of positions, which is antialiased, in a model of another grid."""
   theirs = randomize(timm.create_model('vit_tiny_patch16_224', **timm_sizes(dynamic_img_size=True)))
   torch.save(theirs.state_dict(), tmp_path / 'weights.pth')
   for side in (24, 56):
@@ -164,8 +164,8 @@ def test_timm_resizes_as_we_do(timm, rng, tmp_path, torch):
       check_logits(tmp_path / 'weights.pth', config_of(1, 2, side=side), images, theirs(to_torch(images)))
 
 
-def test_distilled_deit(timm, tmp_path, torch):
-  """Its distillation token is listed as unused; the rest is a ViT."""
+def test_distilled_deit_without_its_distillation_token(timm, tmp_path, torch):
+  """The distillation token is listed as unused."""
   theirs = randomize(timm.create_model('deit_tiny_distilled_patch16_224', **timm_sizes()))
   torch.save({'model': theirs.state_dict()}, tmp_path / 'weights.pth')
   loaded = converted(tmp_path / 'weights.pth', OTHERS)
@@ -178,8 +178,8 @@ def test_distilled_deit(timm, tmp_path, torch):
 
 
 @pytest.mark.parametrize('published', [False, True])
-def test_torchvision(torchvision, images, tmp_path, torch, published):
-  """Also with the names of the published files, which are older than the code."""
+def test_torchvision_models(torchvision, images, tmp_path, torch, published):
+  """Includes the names of the published files, which are older than the code."""
   theirs = torchvision.models.VisionTransformer(SIDE, PATCH, DEPTH, HEADS, WIDTH, MLP, num_classes=CLASSES)
   state = randomize(theirs).state_dict()
   if published:
@@ -200,7 +200,7 @@ def test_bgr_weights(timm, images, tmp_path, torch):
     assert_close(logits_of(OTHERS, params, repeated(images[..., ::-1], 2)), theirs(to_torch(images)))
 
 
-def test_normalization_of_a_folder(hf_vit, transformers, timm, tmp_path):
+def test_normalization_is_read_from_the_folder(hf_vit, transformers, timm, tmp_path):
   import json
 
   hf_vit(id2label=dict(enumerate('edcba'))).save_pretrained(tmp_path / 'hf')
@@ -221,7 +221,7 @@ def test_normalization_of_a_folder(hf_vit, transformers, timm, tmp_path):
   assert open_source(tmp_path / 'timm').info.normalization.std == (0.2, 0.2, 0.2)
 
 
-def test_the_head_follows_the_names_of_the_classes(hf_vit, images, tmp_path, torch):
+def test_head_is_reordered_by_class_names(hf_vit, images, tmp_path, torch):
   theirs = hf_vit(id2label=dict(enumerate('edcba')))
   theirs.save_pretrained(tmp_path)
   with torch.no_grad():

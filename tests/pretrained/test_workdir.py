@@ -80,7 +80,7 @@ def test_different_frames_grid_and_block_size(workdir):
   jax.tree.map(np.testing.assert_array_equal, result.params, {**params, 'embedding': expected})
 
 
-def test_different_head(workdir):
+def test_head_of_different_classes(workdir):
   folder, params = workdir
   other = load(folder, model_of(dataclasses.replace(CONFIG, classes=3))[0], class_names=tuple('abc'))
   assert not np.any(other.params['head']['kernel'])
@@ -89,7 +89,7 @@ def test_different_head(workdir):
   np.testing.assert_array_equal(reordered.params['head']['bias'], params['head']['bias'][::-1])
 
 
-def test_different_stages(workdir):
+def test_blocks_of_different_stages(workdir):
   """Blocks keep their index in the model; a motion block without motion attention in the source initializes it."""
   folder, params = workdir
   result = loaded(folder, space_blocks=0, motion_blocks=2, class_blocks=2)
@@ -116,13 +116,13 @@ def test_unused_parameters_are_listed(workdir):
   assert {row.note for row in unused} == {'the model has fewer blocks'}
 
 
-def test_too_few_blocks(workdir):
+def test_too_few_blocks_are_refused(workdir):
   folder, _ = workdir
   with pytest.raises(UserError, match=r'2 blocks -> 3 \(config\.model\.space_blocks'):
     loaded(folder, motion_blocks=2)
 
 
-def test_no_checkpoint(workdir, tmp_path):
+def test_workdir_without_checkpoint_is_refused(workdir, tmp_path):
   (tmp_path / 'empty' / 'checkpoints').mkdir(parents=True)
   with pytest.raises(UserError, match=r'no config\.json'):
     loaded(tmp_path / 'empty')

@@ -1,4 +1,4 @@
-"""report.html in a browser: with --slow, where there is one."""
+"""report.html in Chromium; slow, and skipped without Chromium."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ pytestmark = [
 
 @pytest.fixture
 def browser():
-  """Headless Chromium, with what it writes to its console."""
+  """Headless Chromium with a log of its console."""
   webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed')
   chromium, driver = shutil.which('chromium'), shutil.which('chromedriver')
   if not chromium or not driver:
@@ -32,7 +32,7 @@ def browser():
 
 @pytest.fixture(params=[1400, 390])
 def shown(browser, tmp_path, request):
-  """The browser with a page in it, so many pixels wide; in the end it has nothing to complain of."""
+  """Opens a page at a width in pixels; afterwards, checks that the console has no errors."""
   _, _, path = write(tmp_path, classes=30, videos=600, metrics=METRICS, dead=(3,))
   size = {'width': request.param, 'height': 900, 'deviceScaleFactor': 1, 'mobile': request.param < 500}
   browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', size)
@@ -44,7 +44,7 @@ def shown(browser, tmp_path, request):
 STICKS_OUT = 'const x = document.documentElement; return x.scrollWidth - x.clientWidth'
 
 
-def test_all_of_it_is_there_and_nothing_sticks_out(shown):
+def test_page_is_complete_and_does_not_scroll_sideways(shown):
   script = shown.execute_script
   assert shown.title == 'made_up, validation-2x1'
   assert script('return [...document.images].filter(x => !x.complete || !x.naturalWidth).length') == 0
@@ -78,7 +78,7 @@ def test_classes_are_sorted_and_filtered(shown):
   assert script(f'return {rows}.filter(x => x.offsetHeight).length') == 11  # 1, and 10 to 19
 
 
-def test_the_confusion_matrix_is_read_and_enlarged(shown):
+def test_confusion_matrix_shows_cells_and_can_be_enlarged(shown):
   script = shown.execute_script
   script('document.getElementById("matrix").scrollIntoView({block: "center"})')
   box = script('let b = document.getElementById("matrix").getBoundingClientRect(); return [b.left, b.top, b.width]')

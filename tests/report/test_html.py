@@ -1,4 +1,4 @@
-"""HTML report: contents of the page."""
+"""Contents of the HTML report."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ EVIL = '</script><script>document.title = "taken over"</script> & $x$ "quoted"'
 
 
 class Page(HTMLParser):
-  """What a page holds: its rows by the id of their table, its text, pictures, and addresses that it asks for."""
+  """Parser of a page: table rows by the table's id, text, pictures, and requested URLs."""
 
   def __init__(self, path):
     super().__init__()
@@ -60,7 +60,7 @@ def class_names(classes):
 
 
 def write(folder, classes=12, sections=(), metrics='', **changes):
-  """A page of made-up predictions; returns what was predicted and the page."""
+  """Writes a report of random predictions; returns the predictions and the parsed page."""
   found = predictions(classes=classes, **changes)
   names = class_names(classes)
   results = write_results(folder, found, names, ABOUT)
@@ -96,7 +96,7 @@ def image(address):
   return kind, base64.b64decode(data)
 
 
-def test_the_numbers(tmp_path):
+def test_tables_have_the_numbers_of_the_results(tmp_path):
   found, results, path = write(tmp_path, dead=(4, 5), metrics=METRICS)
   shown = Page(path)
   for name in ('top1', 'top5', 'mean_class', 'mean_class_unreadable_wrong'):
@@ -118,7 +118,7 @@ def test_the_numbers(tmp_path):
   assert ['dataset.fingerprint', 'f' * 64] in shown.rows['settings-table']
 
 
-def test_it_needs_nothing_but_itself_and_names_are_no_html(tmp_path):
+def test_page_is_self_contained_and_escapes_names(tmp_path):
   picture = np.zeros((5, 6, 3), np.uint8)
   sections = [html.Section('Attention maps', 'Of a patch.', [(picture, EVIL)])]
   _, _, path = write(tmp_path, metrics=METRICS, sections=sections)
@@ -138,7 +138,7 @@ def test_it_needs_nothing_but_itself_and_names_are_no_html(tmp_path):
   assert kinds == ['svg+xml'] * 4 + ['jpeg'] * 12 + ['png']  # curves, confusion, reliability; strips; attention
 
 
-def test_many_classes_are_a_picture_of_a_pixel_a_cell_and_the_names_under_the_pointer(tmp_path):
+def test_confusion_matrix_of_many_classes_has_one_pixel_per_cell_and_tooltips(tmp_path):
   found, _, path = write(tmp_path, classes=30, videos=600)
   (address,) = [address for alt, address in Page(path).pictures if alt == 'Confusion matrix of 30 classes']
   with Image.open(io.BytesIO(image(address)[1])) as opened:
@@ -153,12 +153,12 @@ def test_many_classes_are_a_picture_of_a_pixel_a_cell_and_the_names_under_the_po
   np.testing.assert_array_equal(counts, expected)
   assert cells['totals'] == expected.sum(1).tolist()
   assert pixels.shape == (30, 30, 3)
-  dark = -pixels.sum(-1)  # of a row, the more videos the darker
+  dark = -pixels.sum(-1)  # the more videos of a row, the darker the cell
   for row in range(30):
     assert dark[row, counts[row].argmax()] == dark[row].max()
 
 
-def test_the_most_confident_mistakes_come_first():
+def test_most_confident_mistakes_are_shown_first():
   found = predictions(dead=(2,), unlabeled=(3, 4))
   confidence, right = found.probabilities.max(1), found.ranked(1)[:, 0] == found.labels
   worst = choose_worst(found, 10)
@@ -169,7 +169,7 @@ def test_the_most_confident_mistakes_come_first():
   assert confidence[worst].tolist() == sorted(confidence[wrong].tolist(), reverse=True)[:10]
 
 
-def test_without_mistakes_the_least_confident_are_shown():
+def test_without_mistakes_the_least_confident_predictions_are_shown():
   found = predictions(skill=60.0)
   worst = choose_worst(found, 5)
   assert found.probabilities.max(1)[worst].tolist() == sorted(found.probabilities.max(1).tolist())[:5]
@@ -183,7 +183,7 @@ def test_without_labels_there_is_no_accuracy(tmp_path):
   assert text.count('no label, predicted') == 12
 
 
-def test_nothing_that_can_be_read(tmp_path):
+def test_report_of_only_unreadable_videos(tmp_path):
   found, results, _ = write(tmp_path, dead=range(300))
   html.write_report(tmp_path / 'report.html', results, found, class_names(12))
   assert '300 videos are unreadable' in Page(tmp_path / 'report.html').text

@@ -33,7 +33,7 @@ def parts(*windows):
 WALKS, RUNS = (0.7, 0.2, 0.1), (0.1, 0.9, 0)
 
 
-def test_windows_side_by_side_become_stretches():
+def test_adjacent_windows_of_one_class_are_merged():
   found = segments(parts((0, 2, WALKS), (2, 4, (0.5, 0.4, 0.1)), (4, 6, RUNS), (6, 8, WALKS)))
   assert found == [
     Segment(0, 4, 'walks', pytest.approx(0.6)),
@@ -42,7 +42,7 @@ def test_windows_side_by_side_become_stretches():
   ]
 
 
-def test_where_windows_overlap_the_nearest_one_has_the_time():
+def test_times_of_overlapping_windows_belong_to_the_nearest_one():
   assert segments(parts((0, 4, WALKS), (1, 5, RUNS), (6, 10, WALKS))) == [
     Segment(0, 2.5, 'walks', 0.7),
     Segment(2.5, 5.5, 'runs', 0.9),
@@ -58,7 +58,7 @@ def test_one_window():
   ('seconds', 'text'),
   [(0, '0:00.0'), (59.96, '1:00.0'), (754.32, '12:34.3'), (3600, '1:00:00.0'), (7384.5, '2:03:04.5')],
 )
-def test_clock(seconds, text):
+def test_times_are_formatted(seconds, text):
   assert clock(seconds) == text
 
 
@@ -74,19 +74,19 @@ def test_times_have_as_many_digits_as_they_need(times, texts):
   assert [clock(time, clock_digits(times)) for time in times] == texts
 
 
-def test_labels_are_written_at_the_bottom_and_change_with_the_time():
+def test_overlay_shows_labels_at_the_bottom_that_change_with_time():
   draw = label_drawer(parts((0, 2, WALKS), (2, 4, RUNS)))
   frame = np.full((90, 160, 3), 128, np.uint8)
   early, late, last = (draw(frame, time) for time in (0.0, 2.0, 99.0))
   assert (early[:60] == 128).all()
   assert early.max() > 200  # the letters
-  assert early.min() < 80  # what they stand on
+  assert early.min() < 80  # their background
   assert (early != late).any()
   np.testing.assert_array_equal(late, last)
   assert draw(frame[:8, :8], 0.0).shape == (8, 8, 3)
 
 
-def test_a_figure(tmp_path):
+def test_figure_contains_frames_and_labels(tmp_path):
   frames = np.random.default_rng(0).integers(0, 256, (8, 12, 16, 3), np.uint8)
   one, several = parts((0, 3, RUNS)), parts((0, 2, WALKS), (2, 4, RUNS))
   sizes = []
@@ -97,12 +97,12 @@ def test_a_figure(tmp_path):
     draw_figure(tmp_path / 'figure.png', videos)
     with Image.open(tmp_path / 'figure.png') as image:
       sizes.append(image.size)
-      assert len(image.convert('RGB').getcolors(1 << 20)) > 500  # the frames are in it
+      assert len(image.convert('RGB').getcolors(1 << 20)) > 500  # contains the frames
   assert sizes[1][1] == 2 * sizes[0][1]
 
 
 @pytest.mark.parametrize(('suffix', 'start'), [('png', b'\x89PNG'), ('svg', b'<?xml'), ('pdf', b'%PDF')])
-def test_a_figure_of_every_kind(tmp_path, suffix, start):
+def test_figures_of_every_kind(tmp_path, suffix, start):
   draw_figure(
     tmp_path / f'figure.{suffix}', [PredictedVideo('a', np.zeros((2, 12, 16, 3), np.uint8), parts((0, 3, RUNS)))]
   )

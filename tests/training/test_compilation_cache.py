@@ -1,4 +1,4 @@
-"""Programs that are compiled once for a workdir, by processes that follow each other."""
+"""Compilation cache of a workdir, shared by successive processes."""
 
 import os
 import subprocess
@@ -43,11 +43,11 @@ def test_the_second_process_compiles_nothing(run, tmp_path):
   assert run('tpu')[0] == [misses, 0]
   for file in (tmp_path / 'compiled').glob('*-cache'):
     file.write_bytes(file.read_bytes()[:100])
-  _, said = run('tpu')  # and still computes what it should
+  _, said = run('tpu')  # and its results are correct
   assert 'Error reading persistent compilation cache entry' in said
 
 
-def test_who_keeps_none_or_elsewhere(run, tmp_path):
+def test_cache_can_be_disabled_or_moved(run, tmp_path):
   assert run('cpu')[0] == [0, 0]
   assert not (tmp_path / 'compiled').exists()
   (_, misses), _ = run('tpu', JAX_COMPILATION_CACHE_DIR=str(tmp_path / 'mine'))

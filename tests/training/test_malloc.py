@@ -1,4 +1,4 @@
-"""What a step's temporaries cost the system, in a process of its own."""
+"""Page faults of a step's temporary buffers, in a separate process."""
 
 import ctypes
 import subprocess
@@ -28,9 +28,9 @@ print(sorted(faults)[12])
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'mallopt'), reason='not with glibc')
-def test_a_step_takes_no_memory_anew():
+def test_a_step_reuses_its_memory():
   def faults(how):
     command = [sys.executable, '-c', FAULTS, how]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-  assert faults('kept') < 100 < 1000 < faults('as it is')  # of pages
+  assert faults('kept') < 100 < 1000 < faults('as it is')  # page faults

@@ -61,7 +61,7 @@ def test_non_finite_values_are_null(tmp_path):
   assert line == {'step': 1, 'train/loss': None, 'train/norm': None, 'train/accuracy': 0.5}
 
 
-def test_has_metrics_of_the_killed_run(tmp_path):
+def test_metrics_of_a_killed_run_are_detected(tmp_path):
   writer = MetricWriter(tmp_path, 0)
   writer.write(2, {'loss': 1.0}, 'train')
   writer.write(2, {'top1': 1.0}, 'validation-1x1')
@@ -115,7 +115,7 @@ def clock(monkeypatch):
 MEANS = {'loss': 1.25, 'accuracy': 0.5, 'skipped': 0}
 
 
-def test_throughput(clock):
+def test_throughput_excludes_compilation(clock):
   progress = Throughput(first=10, last=40, steps_per_epoch=20, batch_size=8)
   progress.add_wait(30.0)  # the first batch
   clock.now += 60
@@ -132,7 +132,7 @@ def test_throughput(clock):
   assert 'skipped 3 ' in progress.line(15, {**MEANS, **values, 'skipped': 3})
 
 
-def test_evaluation_is_excluded(clock):
+def test_throughput_excludes_evaluation(clock):
   progress = Throughput(first=0, last=20, steps_per_epoch=20, batch_size=8)
   progress.start(1)
   clock.now += 2
@@ -157,7 +157,7 @@ def test_the_step_that_compiles_has_no_speed(clock):
 
 
 @pytest.mark.parametrize(('seconds', 'text'), [(3, '3 s'), (89, '89 s'), (600, '10 min'), (3 * 3600, '3.0 h')])
-def test_durations(clock, seconds, text):
+def test_durations_are_formatted(clock, seconds, text):
   progress = Throughput(first=0, last=2, steps_per_epoch=20, batch_size=8)
   clock.now += seconds
   assert f'({text})' in progress.line(1, {**MEANS, **progress.measure(1)})

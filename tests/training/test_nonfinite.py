@@ -1,4 +1,4 @@
-"""Step monitor: means, dropped updates, and the end of a run."""
+"""Step monitor: means, dropped updates, and errors that end a run."""
 
 import math
 

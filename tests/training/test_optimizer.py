@@ -9,7 +9,7 @@ from mevit_jax.config.optimizer import OptimizerConfig
 from mevit_jax.errors import UserError
 from mevit_jax.training.optimizer import check_patterns, make_optimizer, make_schedule
 
-RATES = (0.1, 0.1, 0.02, 0.3)  # of the steps
+RATES = (0.1, 0.1, 0.02, 0.3)  # share of the steps
 
 
 def schedule(step):
@@ -70,14 +70,14 @@ def assert_same_path(path, expected):
 
 
 @pytest.mark.parametrize('no_decay', ['', 'bias$'])
-def test_sgd(problem, no_decay):
+def test_sgd_equals_torch(problem, no_decay):
   config = OptimizerConfig(momentum=0.8, weight_decay=0.3, no_decay=no_decay)
   decay = {'kernel': 0.3, 'bias': 0.0 if no_decay else 0.3}
   assert_same_path(run(config, *problem), sgd(*problem, 0.8, decay))
 
 
 @pytest.mark.parametrize('no_decay', ['', 'bias$'])
-def test_adamw(problem, no_decay):
+def test_adamw_follows_the_paper(problem, no_decay):
   config = OptimizerConfig(name='adamw', beta1=0.7, beta2=0.9, weight_decay=0.3, no_decay=no_decay)
   decay = {'kernel': 0.3, 'bias': 0.0 if no_decay else 0.3}
   assert_same_path(run(config, *problem), adamw(*problem, 0.7, 0.9, decay))
@@ -97,7 +97,7 @@ def test_a_small_gradient_is_not_clipped(problem):
   assert_same_path(limited, plain)
 
 
-def test_no_decay_searches_full_names():
+def test_no_decay_patterns_match_full_names():
   params = {'motion': {'mlp': {'kernel': 1.0, 'bias': 1.0}}, 'embedding': {'time': 1.0, 'patch': 1.0}}
   config = OptimizerConfig(weight_decay=0.5, momentum=0.0, no_decay='bias$|embedding/(space|time)')
   after = next(run(config, params, [jax.tree.map(lambda x: 0.0, params)]))  # the rate is 0.1
@@ -131,14 +131,14 @@ def rates(config, batch_size=64, steps_per_epoch=10, steps=150):
   return np.asarray(jax.vmap(make_schedule(config, batch_size, steps_per_epoch, steps))(jnp.arange(steps + 1)))
 
 
-def test_step_decay():
+def test_step_decay_schedule():
   values = rates(OptimizerConfig())
   np.testing.assert_allclose(values[:110], 0.005, rtol=1e-6)
   np.testing.assert_allclose(values[110:140], 0.0005, rtol=1e-6)
   np.testing.assert_allclose(values[140:150], 0.00005, rtol=1e-6)
 
 
-def test_fractional_epochs():
+def test_schedule_of_fractional_epochs():
   values = rates(OptimizerConfig(decay_epochs=(0.5, 1.0)), steps_per_epoch=2.6, steps=4)  # at 1.3 and 2.6 steps
   np.testing.assert_allclose(values, [0.005, 0.0005, 0.0005, 0.00005, 0.00005], rtol=1e-6)
 
@@ -149,7 +149,7 @@ def test_linear_scaling_with_the_global_batch_size(schedule):
   np.testing.assert_allclose(rates(config, batch_size=1024), 16 * rates(config), rtol=1e-6)
 
 
-def test_cosine():
+def test_cosine_schedule():
   values = rates(OptimizerConfig(schedule='cosine'))
   np.testing.assert_allclose(values, 0.0025 * (1 + np.cos(np.pi * np.arange(151) / 150)), rtol=1e-5, atol=1e-9)
   assert values[150] == 0

@@ -1,4 +1,4 @@
-"""Signals: heard while training, and only then; the second Ctrl-C ends the process."""
+"""Signals are handled only during training; the second Ctrl-C ends the process."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def test_a_signal_requests_a_stop(number, capfd):
   assert {one: signal.getsignal(one) for one in before} == before
 
 
-def test_repeated_signals_are_one():
+def test_repeated_signals_request_one_stop():
   with PreemptionHandler() as stop:
     for _ in range(3):
       signal.raise_signal(signal.SIGTERM)

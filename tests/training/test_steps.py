@@ -197,7 +197,7 @@ def test_updates_after_a_stop_are_dropped():
   assert_same_bits(found, expected)
 
 
-def test_ema():
+def test_ema_follows_its_recurrence():
   """Decay as in TensorFlow: min(0.9, (1 + n) / (10 + n)) after n updates, initialized with the parameters."""
   mean = named(first_state(ema=True).ema)
   for n in range(3):
@@ -210,7 +210,7 @@ def test_ema():
   assert any(np.abs(found[name] - params[name]).max() > 1e-3 for name in found)
 
 
-def test_label_smoothing():
+def test_label_smoothing_follows_its_definition():
   targets = smooth_targets(jnp.asarray([0, 2]), 4, 0.2)
   np.testing.assert_allclose(targets, [[0.85, 0.05, 0.05, 0.05], [0.05, 0.05, 0.85, 0.05]], rtol=1e-6)
   np.testing.assert_array_equal(smooth_targets(jnp.asarray([1]), 3, 0.0), [[0, 1, 0]])

@@ -55,7 +55,7 @@ def test_decode_agrees_with_decoding_all_frames(kind, data):
       np.testing.assert_array_equal(frame, expected)
 
 
-def test_inspect(kind, data):
+def test_inspect_returns_the_properties_of_a_video(kind, data):
   info = inspect(data)
   assert (info.num_frames, info.damage) == (40, '')
   assert (info.height, info.width) == KINDS[kind].get('size', (48, 64))
@@ -106,7 +106,7 @@ def test_periodic_intra_refresh_is_decoded_from_the_start(container):
     np.testing.assert_array_equal(next(reader.frames(requested)), expected[index])
 
 
-def test_variable_frame_rate():
+def test_frames_of_variable_frame_rate_match_their_times():
   stamps = [0, 40, 50, 500, 510, 1500, 1540, 1600]
   data = make_video(8, stamps=stamps, options={'bf': '2'})
   info = inspect(data)
@@ -132,7 +132,7 @@ def test_rotation_and_mirrors_are_applied(degrees, mirror):
   assert (info.height, info.width) == expected.shape[:2]
 
 
-def test_no_duration_in_the_header():
+def test_duration_missing_in_the_header_is_computed():
   live = make_video(container='webm', codec='libvpx', container_options={'live': '1'})
   with av.open(io.BytesIO(live)) as container:
     assert container.duration is None
@@ -198,14 +198,14 @@ def test_a_single_frame_is_a_still_image(kind):
     inspect(_still(kind))
 
 
-def test_one_pixel():
+def test_video_of_one_pixel():
   data = make_video(3, codec='png', container='mov', pixels='rgb24', size=(1, 1))
   info = inspect(data)
   assert (info.num_frames, info.height, info.width) == (3, 1, 1)
   assert decode(data, np.zeros(1))[0].shape == (1, 1, 3)
 
 
-def test_time_limit():
+def test_decoding_stops_at_the_time_limit():
   data = make_video(120)
   assert inspect(data, time_limit=60).num_frames == 120
   with pytest.raises(VideoError, match='longer than 1e-06 s'):

@@ -23,7 +23,7 @@ def data(request):
   return make_video(**KINDS[request.param])
 
 
-def test_agrees_with_inspect_and_decode(data, tmp_path):
+def test_reader_agrees_with_inspect_and_decode(data, tmp_path):
   info, path = inspect(data), tmp_path / 'video'
   path.write_bytes(data)
   for file_reader in FileReader(data), FileReader(path):
@@ -58,7 +58,7 @@ def test_false_keyframes_fall_back_to_decoding_from_the_start(sound):
     np.testing.assert_array_equal(frame, expected)
 
 
-def test_variable_rate():
+def test_reader_of_variable_frame_rate():
   data = make_video(8, stamps=[0, 40, 50, 500, 510, 1500, 1540, 1600], options={'bf': '2'})
   file_reader, info = FileReader(data), inspect(data)
   assert (file_reader.num_frames, file_reader.duration) == (8, info.duration)
@@ -82,7 +82,7 @@ def test_truncated_files_are_read_to_their_end():
 @pytest.mark.parametrize(
   'data', [b'', b'not a video' * 99, make_video(1), make_video(1, container='avi', codec='mpeg4')]
 )
-def test_unusable_files(data, tmp_path):
+def test_unusable_files_are_errors_with_a_reason(data, tmp_path):
   (tmp_path / 'video').write_bytes(data)
   for file in (data, tmp_path / 'video'):
     with pytest.raises(VideoError, match=r'empty|not a video|single frame'):
@@ -170,7 +170,7 @@ print(done, peak() - before)
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_length(tmp_path):
+def test_memory_does_not_grow_with_the_length_of_the_video(tmp_path):
   """Neither packets nor frames accumulate: 800 frames of 1920x1080 are 2.5 GB, their packets 0.3 GB."""
   two_seconds = make_video(
     [np.roll(np.kron(np.random.default_rng(0).integers(0, 256, (135, 240, 3), np.uint8), np.ones((8, 8, 1), np.uint8)),

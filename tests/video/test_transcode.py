@@ -39,7 +39,7 @@ def test_invalid_encodings_are_rejected(wrong):
     Encoding(**wrong)
 
 
-def test_keep_keeps_the_bytes():
+def test_encoding_keep_stores_the_original_bytes():
   data = make_video()
   stored, source, info = reencode(data, Encoding())
   assert stored is data
@@ -127,14 +127,14 @@ def test_colors_are_kept(matrix, full):
     ((1, 7), 0, (2, 6)),
   ],
 )
-def test_sizes(size, short_side, expected):
+def test_output_sizes(size, short_side, expected):
   data = make_video(3, codec='png', container='mov', pixels='rgb24', size=size)
   _, source, info = reencode(data, Encoding('h264', short_side))
   assert (source.height, source.width) == size
   assert (info.height, info.width) == expected
 
 
-def test_keyframe_interval():
+def test_keyframe_interval_is_configurable():
   stored = reencode(make_video(60, keyframes=1000), Encoding('h264', keyframes=5))[0]
   with av.open(io.BytesIO(stored)) as container:
     packets = [packet for packet in container.demux(video=0) if packet.size]
@@ -148,7 +148,7 @@ def test_output_is_deterministic():
   assert reencode(data, H264)[0] == reencode(data, H264)[0]
 
 
-def test_decodable_part_of_a_damaged_video_is_stored():
+def test_only_the_decodable_part_of_a_damaged_video_is_stored():
   complete = make_video(120, container='matroska')
   stored, source, info = reencode(complete[: int(len(complete) * 0.6)], H264)
   assert 'truncated at' in source.damage
@@ -177,17 +177,17 @@ def test_videos_with_duplicate_timestamps_are_kept():
 
 
 @pytest.mark.parametrize('data', [b'', b'not a video at all' * 99, make_video()[:2000]])
-def test_unusable_files(data):
+def test_unusable_files_are_errors_with_a_reason(data):
   with pytest.raises(VideoError):
     reencode(data, H264)
 
 
-def test_time_limit():
+def test_transcoding_stops_at_the_time_limit():
   with pytest.raises(VideoError, match='longer than'):
     reencode(make_video(), H264, time_limit=1e-6)
 
 
-def test_frames_are_freed(monkeypatch):
+def test_frames_are_freed_after_transcoding(monkeypatch):
   """Memory does not grow with the video's length, even without garbage collection."""
   alive = []
 

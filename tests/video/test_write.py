@@ -46,7 +46,7 @@ def test_frames_keep_their_order_and_times(tmp_path, stamps, options):
   assert [number(frame) for frame in frames] == [*range(8)]
 
 
-def test_failures_leave_no_file(tmp_path):
+def test_a_failed_write_leaves_no_file(tmp_path):
   with pytest.raises(VideoError):
     write_overlay(tmp_path / 'out.mp4', b'not a video' * 99, recording_overlay([]))
   with pytest.raises(ZeroDivisionError):

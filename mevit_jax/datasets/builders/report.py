@@ -135,7 +135,7 @@ def section(title: str, entries: Mapping[str, str], max_entries: int | None = No
 
 
 def _group_reasons(entries: Mapping[str, str]) -> list[tuple[str, int]]:
-  """Groups reasons that differ in their numbers only: (reason with the range of each number, count), most common first."""
+  """Groups reasons that differ in their numbers only: (reason with ranges, count), by falling count."""
   number = re.compile(r'\d+(?:\.\d+)?')
   groups = collections.defaultdict(list)
   for reason in entries.values():
