@@ -10,7 +10,6 @@ Multi-host runs start this same command once per process. TPU pods, SLURM's srun
 further flags; elsewhere give --coordinator, --processes and --process_id. All hosts must share the workdir.
 """
 
-import sys
 from collections.abc import Sequence
 
 from absl import flags
@@ -25,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  evaluates = {'--mode=evaluate', '-mode=evaluate'} & set(sys.argv)
+  evaluates = command.find_flag('mode') == 'evaluate'
   command.define(evaluate if evaluates else train)
   flags.DEFINE_enum(
     'mode',

@@ -8,10 +8,12 @@ when validation no longer improves, after which the best checkpoint is evaluated
 with a linear classifier. With pretrained weights use video_folder.
 """
 
+from ml_collections import ConfigDict
+
 from mevit_jax.configs import common
 
 
-def get_config():
+def get_config() -> ConfigDict:
   """Returns the config: 0.3 million parameters."""
   config = common.get_config('Ti/16')
   config.model.update(

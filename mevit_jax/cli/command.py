@@ -1,5 +1,6 @@
 """Shared by all commands: flag parsing, log output, one-line errors."""
 
+import itertools
 import logging
 import os
 import re
@@ -12,6 +13,15 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from mevit_jax.errors import UserError
+
+
+def find_flag(name: str) -> str | None:
+  """Returns the value of a flag of this process before flags are parsed; None if it is not given."""
+  for argument, following in itertools.pairwise([*sys.argv[1:], '']):
+    flag, equals, value = argument.lstrip('-').partition('=')
+    if argument.startswith('-') and flag == name:
+      return value if equals else following
+  return None
 
 
 def define(module: Any) -> None:

@@ -8,8 +8,6 @@ The config is the workdir's, unless --config names another; its fields are flags
 WORKDIR/evaluation/NAME/: results.json, predictions.csv, logits.npz, report.html.
 """
 
-import itertools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from absl import flags
 
 from mevit_jax import evaluate
 from mevit_jax.checkpoint.reader import read_run
-from mevit_jax.cli import train
+from mevit_jax.cli import command, train
 from mevit_jax.config import flags as config_flags
 
 REQUIRED = ('workdir',)
@@ -25,8 +23,8 @@ REQUIRED = ('workdir',)
 
 def define_flags() -> None:
   """Defines the flags of this command; without --config, its default is the config of --workdir."""
-  workdir = _find_flag('workdir')
-  if workdir and _find_flag('config') is None:
+  workdir = command.find_flag('workdir')
+  if workdir and command.find_flag('config') is None:
     config_flags.define_saved_config_flag(read_run(Path(workdir).expanduser())['config'])
   else:
     config_flags.define_config_flag()
@@ -37,12 +35,3 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
   """Evaluates the checkpoint that the config names."""
   train.run(evaluate.evaluate, argv)
-
-
-def _find_flag(name: str) -> str | None:
-  """Returns the value of a flag before flags are parsed; None if it is not given."""
-  for argument, following in itertools.pairwise([*sys.argv[1:], '']):
-    flag, equals, value = argument.lstrip('-').partition('=')
-    if argument.startswith('-') and flag == name:
-      return value if equals else following
-  return None
