@@ -19,6 +19,7 @@ from mevit_jax.data import pipeline
 from mevit_jax.data.sampling import Sampling
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.evaluate import Evaluator, evaluate_params, predict_split
+from mevit_jax.evaluation.protocol import describe_crops
 from mevit_jax.experiment import (
   Run,
   check_hosts,
@@ -59,6 +60,9 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
   run = prepare_run(config, Path(workdir).expanduser())
   check_workdir(run)
   print_summary(run)
+  sizes = datasets.read_sizes(run.split.directory, run.split.name)
+  if hint := describe_crops(sizes, run.config.clip.size, run.config.evaluation.crops):
+    print(hint, flush=True)
   state, new = None, not is_started(run.workdir)
   check_hosts(run, new=new)
   if new:

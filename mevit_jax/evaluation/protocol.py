@@ -66,8 +66,8 @@ def describe_crops(sizes: np.ndarray, crop: tuple[int, int], crops: int) -> str:
     return ''
   shown = float(np.median(visible[cut]))
   return (
-    f'{cut.sum():,} of {len(sizes):,} videos are cut: evaluation.crops={crops} shows {100 * shown:.0f} % of their frames'
-    f'; --config.evaluation.crops={int(np.ceil(crops / shown))} shows all, or set model.image_size to their shape'
+    f'{cut.sum():,} of {len(sizes):,} videos are cut: evaluation.crops={crops} shows {100 * shown:.0f} % of their '
+    f'frames; --config.evaluation.crops={int(np.ceil(crops / shown))} shows all, or set model.image_size to their shape'
   )
 
 
