@@ -126,9 +126,9 @@ def evaluate_params(
   predictions = predict_split(evaluator, params, split)
   folder = evaluator.workdir / 'evaluation' / config.evaluation.name
   metadata = _metadata(config, split, step, weights)
-  if is_main_process():
-    baselines = measure_baselines(split, config.data.data_dir, config.data.train_split, evaluator.check)
-    metadata |= {'baselines': baselines} if baselines else {}
+  # On every process: if others waited for one, their collectives would time out.
+  baselines = measure_baselines(split, config.data.data_dir, config.data.train_split, evaluator.check)
+  metadata |= {'baselines': baselines} if baselines else {}
   results = write_results(folder, predictions, split.class_names, metadata)
   if not is_main_process():
     return results

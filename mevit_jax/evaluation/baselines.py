@@ -21,6 +21,7 @@ from mevit_jax.datasets.reader import Split, open_split
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation.metrics import wilson_interval
 from mevit_jax.files import write_json
+from mevit_jax.parallel.distributed import is_main_process
 from mevit_jax.progress import Progress
 from mevit_jax.video.clips import crop_resize, view_times
 from mevit_jax.video.container import VideoError
@@ -126,7 +127,8 @@ def _measure(train: Split, split: Split, check: Callable[[], None]) -> dict[str,
 
   def report(done: int) -> None:
     check()
-    progress(done, total)
+    if is_main_process():
+      progress(done, total)
 
   features, labels = _read_features(train, report)
   others, other_labels = _read_features(split, lambda done: report(len(train) + done))
