@@ -55,7 +55,7 @@ def learning_curve(
     axes.set(xlabel='step', ylabel=ylabel)
     axes.set_ylim(bottom=0)
     if len(series) + len(references or {}) > 1:
-      axes.legend(fontsize=8)
+      axes.legend(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=3, fontsize=8, columnspacing=1)
     return _svg(figure)
 
 

@@ -168,7 +168,8 @@ def _learning_curves(lines: Sequence[dict[str, Any]], results: dict[str, Any], c
     if key in results:
       add(results['checkpoint']['step'], f'{results["protocol"]["name"]}/{key}', results[key])
   references = {'guessing': 1 / classes}
-  references |= {f'{name} baseline': value['top1'] for name, value in results.get('baselines', {}).items()}
+  names = {'majority': 'majority class', 'linear': 'linear baseline'}
+  references |= {names[kind]: baseline['top1'] for kind, baseline in results.get('baselines', {}).items()}
   drawn = {}
   if curves['loss']:
     drawn['loss'] = figures.learning_curve(curves['loss'], 'loss', {f'guessing (ln {classes})': math.log(classes)})
