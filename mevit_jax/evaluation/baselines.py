@@ -27,7 +27,7 @@ from mevit_jax.video.clips import crop_resize, view_times
 from mevit_jax.video.container import VideoError
 from mevit_jax.video.decode import decode
 
-MAX_VIDEOS = 3000  # training videos of a small dataset; the fit takes time in proportion to their number cubed
+MAX_VIDEOS = 3000  # of each split of a small dataset; the fit takes time in proportion to their number cubed
 _CLIP = ClipConfig(frames=8, size=(8, 8), sampling='uniform', short_side=(8, 8))
 _STRENGTHS = np.logspace(-5, 2, 22)  # regularization, relative to the mean eigenvalue
 _VERSION = 1  # of the cached numbers
@@ -101,9 +101,10 @@ def measure_baselines(
     `majority` and `linear`, each with `top1`, `interval` (95 %, Wilson) and details; None for a dataset that is not
     small, has no such training split or labels, or is evaluated on that split itself.
   """
-  if (
-    split.name == train_split or not 0 < split.videos.get(train_split, 0) <= MAX_VIDEOS or not (split.labels >= 0).any()
-  ):
+  counts = split.videos.get(train_split, 0), len(split)
+  if split.name == train_split or not all(0 < count <= MAX_VIDEOS for count in counts):
+    return None
+  if not (split.labels >= 0).any():
     return None
   path = split.directory / f'baselines-{train_split}-{split.name}.json'
   key = {'version': _VERSION, 'fingerprint': split.fingerprint, 'train_split': train_split}
