@@ -73,7 +73,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
     saved, requested = getattr(trained.data, name), getattr(config.data, name)
     if saved != requested and (name != 'stride' or config.data.sampling == 'dense'):
       print(f'data.{name} differs from training: {saved} -> {requested}', flush=True)
-  source = resolve.Source(str(folder), trained.model.layer_norm_eps, checkpoint.normalization, trained)
+  source = resolve.Source(str(folder), resolve.weight_fields(trained.model), checkpoint.normalization, trained)
   config = resolve_config(config, mesh, source=source, evaluate=True)
   model = build_model(config.model, constrain_batch(mesh), shard_attention(mesh))
   process_batch_slice(batch_sharding(mesh), config.evaluation.batch_size)

@@ -33,6 +33,7 @@ from mevit_jax.parallel.placement import (
   shard_attention,
   shard_params,
 )
+from mevit_jax.pretrained.hub import same_model
 from mevit_jax.pretrained.load import load
 from mevit_jax.pretrained.source import Source, open_source
 from mevit_jax.training.optimizer import check_patterns, make_optimizer, make_schedule
@@ -159,15 +160,23 @@ def _source(config: Config, workdir: Path) -> tuple[Source | None, resolve.Sourc
     before = experiment.from_dict(read_run(workdir)['config'])
     if not before.init_from:
       return None, None
-    return None, resolve.Source(
-      str(workdir), before.model.layer_norm_eps, before.data.normalization, None if config.init_from else before
-    )
+    pinned = before.init_from if same_model(config.init_from, before.init_from) else ''
+    trained = None if config.init_from else before
+    normalization = before.data.normalization
+    fields = resolve.weight_fields(before.model)
+    return None, resolve.Source(str(workdir), fields, normalization, trained, pinned)
   if not config.init_from:
     return None, None
-  source = open_source(config.init_from, config.model.heads, config.init_channel_order)
+  source = open_init(config)
   if source.info.normalization is None:
     print(f'{config.init_from} does not state its normalization: keeping {config.data.normalization}', flush=True)
-  return source, resolve.Source(config.init_from, source.info.layer_norm_eps, source.info.normalization)
+  info = source.info
+  return source, resolve.Source(config.init_from, info.model_fields, info.normalization, init_from=source.name)
+
+
+def open_init(config: Config) -> Source:
+  """Opens the weights that `init_from` and the fields beside it name."""
+  return open_source(config.init_from, config.model.heads, config.init_channel_order, config.init_weights)
 
 
 def _saved_normalization(workdir: Path) -> Normalization | None:
@@ -180,7 +189,7 @@ def initial_state(run: Run) -> TrainState:
   key = jax.random.key(run.config.training.seed)
   if not run.config.init_from:
     return run.init(key)
-  source = run.source or open_source(run.config.init_from, run.config.model.heads, run.config.init_channel_order)
+  source = run.source or open_init(run.config)
   loaded = load(source, run.model, class_names=run.split.class_names, head=run.config.init_head, key=key)
   print(loaded.report(), flush=True)
   return run.begin(shard_params(loaded.params, run.mesh))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,8 +24,12 @@ def write_checksums(folder: Path) -> None:
   write_json(folder / CHECKSUMS, {'files': files}, indent=1)
 
 
-def verify_checksums(folder: Path) -> str:
+def verify_checksums(folder: Path, required: Sequence[str] = ()) -> str:
   """Compares a folder with its checksums.
+
+  Args:
+    folder: folder with a file of checksums.
+    required: files whose checksums it must list.
 
   Returns:
     A description of the damage, such as '5/params/d/x has 10 bytes instead of 20'; '' if the folder is intact.
@@ -33,11 +38,15 @@ def verify_checksums(folder: Path) -> str:
     files = json.loads((folder / CHECKSUMS).read_text())['files']
     if not files:
       return f'{CHECKSUMS} lists no files'
+    if outside := [name for name in files if Path(name).is_absolute() or '..' in Path(name).parts]:
+      return f'{CHECKSUMS} lists {outside[0]!r}, which is outside of the folder'
+    if unlisted := [name for name in required if name not in files]:
+      return f'{CHECKSUMS} does not list {unlisted[0]}'
     with ThreadPoolExecutor() as pool:
       problems = [*pool.map(lambda file: _verify(folder / file[0], *file[1]), files.items())]
   except FileNotFoundError:
     return f'{CHECKSUMS} is missing: writing it was interrupted'
-  except (ValueError, KeyError, TypeError, AttributeError):
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
     return f'{CHECKSUMS} is damaged'
   damaged = [f'{name} {problem}' for name, problem in zip(files, problems, strict=True) if problem]
   if len(damaged) > 1:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from mevit_jax.checkpoint.checksums import verify_checksums
 from mevit_jax.checkpoint.workdir import DamagedError, check_metadata, is_shared, read_workdir
@@ -49,6 +49,7 @@ class Checkpoint:
     weights: 'ema' or 'raw' parameters.
     metadata: everything that the checkpoint states about itself (JSON).
     mesh: devices to restore the parameters to; None is one local device.
+    converted: parameters of another library's model, which no checkpoint holds.
   """
 
   folder: Path
@@ -59,6 +60,7 @@ class Checkpoint:
   weights: Weights
   metadata: dict[str, Any]
   mesh: jax.sharding.Mesh | None = None
+  converted: Params | None = None
 
   @property
   def normalization(self) -> Normalization:
@@ -73,9 +75,8 @@ class Checkpoint:
   @functools.cached_property
   def params(self) -> Params:
     """Parameters, restored on first access."""
-    if is_shared(self.folder):
-      arrays, abstract = load_file(self.folder / 'model.safetensors'), self.abstract
-      params = jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in parameter_shapes(abstract)])
+    if self.converted is not None or is_shared(self.folder):
+      params = _read_shared(self.folder, self.abstract) if self.converted is None else self.converted
       return jax.device_put(params, jax.local_devices()[0]) if self.mesh is None else shard_params(params, self.mesh)
     if self.mesh is None:
       here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -108,10 +109,13 @@ def load_checkpoint(
     folder = workdir.resolve() / 'checkpoints' / str(number)
     metadata = _read_metadata(folder)
     kind = _choose_weights(folder, weights)
+  config, class_names = from_dict(metadata['config']), tuple(metadata['class_names'])
+  if is_shared(workdir) and len(class_names) != config.model.classes:
+    raise UserError(f'{folder} has {len(class_names)} class names for {config.model.classes} classes in its config')
   return Checkpoint(
     folder=folder,
-    config=from_dict(metadata['config']),
-    class_names=tuple(metadata['class_names']),
+    config=config,
+    class_names=class_names,
     dataset=DatasetInfo(metadata['config']['data']['dataset'], metadata['fingerprint']),
     step=number,
     weights=kind,
@@ -156,15 +160,38 @@ def _choose_weights(folder: Path, wanted: str) -> Weights:
 
 
 def _open_shared(folder: Path, step: str, weights: str, metadata: dict[str, Any]) -> tuple[Path, int, Weights]:
-  problem = verify_checksums(folder)
+  problem = verify_checksums(folder, required=('config.json', 'model.safetensors'))
   if problem:
     raise UserError(f'{folder} is damaged, download it again: {problem}')
-  number, kind = metadata['checkpoint']['step'], metadata['checkpoint']['weights']
+  try:
+    number, kind = int(metadata['checkpoint']['step']), metadata['checkpoint']['weights']
+  except (LookupError, TypeError, ValueError):
+    raise UserError(
+      f'{folder / "config.json"} was not written by mevit_jax: it does not state its checkpoint'
+    ) from None
   if step not in ('last', str(number)):
     raise UserError(f'{folder} has only the checkpoint of step {number}, not {step}')
   if weights not in ('auto', kind):
     raise UserError(f'{folder} has only {kind} parameters, not {weights}')
   return folder, number, kind
+
+
+def _read_shared(folder: Path, abstract: Params) -> Params:
+  """Reads the parameters of a shared model; a UserError if they are not those of its config."""
+  path, shapes = folder / 'model.safetensors', parameter_shapes(abstract)
+  try:
+    with safe_open(path, framework='np') as file:
+      names = file.keys()
+      found = {name: (tuple(file.get_slice(name).get_shape()), file.get_slice(name).get_dtype()) for name in names}
+      for name in sorted({*shapes, *found}):
+        if (expected := (shapes.get(name), 'F32')) != found.get(name):
+          stated = f'{expected[0]} in its config' if name in shapes else 'not in its config'
+          saved = f'{found[name][0]} of {found[name][1]}' if name in found else 'absent'
+          raise UserError(f'{path} does not fit {folder / "config.json"}: {name} is {saved}, and {stated}')
+      arrays = [file.get_tensor(name) for name in shapes]
+  except (SafetensorError, OSError) as error:
+    raise UserError(f'{path} is damaged, download it again: {str(error).splitlines()[0]}') from None
+  return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
 
 def latest_intact(workdir: Path) -> tuple[int | None, list[int]]:

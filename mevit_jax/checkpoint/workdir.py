@@ -73,7 +73,7 @@ def is_shared(folder: Path) -> bool:
   """Returns whether a folder holds one exported model (`mevit export --to=mevit`) instead of a run."""
   try:
     return json.loads((folder / 'config.json').read_text())['model_type'] == SHARED
-  except (OSError, ValueError, LookupError, TypeError):
+  except (OSError, ValueError, LookupError, TypeError, RecursionError):
     return False
 
 

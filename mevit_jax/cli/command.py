@@ -63,6 +63,12 @@ class _StdoutHandler(logging.StreamHandler):
       super().emit(record)
 
 
+def define_model_flag(description: str) -> None:
+  """Defines --model, and --workdir as another name of it."""
+  flags.DEFINE_string('model', None, f'{description}: a workdir, shared model or folder, or hf://ORG/NAME[@REVISION].')
+  flags.DEFINE_alias('workdir', 'model')
+
+
 def log_to_stdout() -> None:
   """Prints the package's log messages without prefixes, and only warnings of other libraries."""
   absl_logging.set_verbosity(absl_logging.WARNING)

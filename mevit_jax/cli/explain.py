@@ -1,7 +1,7 @@
-"""Draws attention maps of a workdir's model for a video: the model's attention weights over the frames of a clip.
+"""Draws attention maps of a model for a video: the model's attention weights over the frames of a clip.
 
-  mevit explain VIDEO --workdir=runs/k400 --figure=attention.png
-  mevit explain VIDEO --workdir=runs/k400 --query=4,7,7 --block=8 --figure=attention.png --overlay=attention.mp4
+  mevit explain VIDEO --model=runs/k400 --figure=attention.png
+  mevit explain VIDEO --model=runs/k400 --query=4,7,7 --block=8 --figure=attention.png --overlay=attention.mp4
 
 The input is the center clip and center crop of the video, as in an evaluation of one view. The figure has a film strip
 of the frames and one for each attention map: space attention (within the frame) and motion attention (within the block
@@ -14,13 +14,13 @@ from pathlib import Path
 
 from absl import flags
 
-from mevit_jax.checkpoint.reader import load_checkpoint
 from mevit_jax.cli import command
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation.attention_maps import Patch
+from mevit_jax.pretrained.models import open_model
 from mevit_jax.report.attention import explain
 
-REQUIRED = ('workdir',)  # flags
+REQUIRED = ('model',)  # flags
 
 
 def _parse_query(text: str) -> Patch | None:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
   for name, suffix in (('figure', '.png'), ('overlay', '.mp4')):
     command.check_output(name, getattr(options, name), (suffix,), [video])
   query = _parse_query(options.query)
-  checkpoint = load_checkpoint(options.workdir, options.checkpoint)
+  checkpoint = open_model(options.model, options.checkpoint)
   explanation = explain(video, checkpoint, block=options.block, query=query)
   frame, row, column = explanation.query
   print(f'{explanation}; query: frame {frame}, row {row}, column {column}', flush=True)
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  flags.DEFINE_string('workdir', None, 'Workdir of the model.')
+  command.define_model_flag('Model to explain')
   flags.DEFINE_string('checkpoint', 'last', "Checkpoint: 'last', 'best' or a step.")
   flags.DEFINE_integer(
     'block', -1, 'Index over the blocks of all stages; each kind of attention uses its last block up to this one.'

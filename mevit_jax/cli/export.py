@@ -1,8 +1,9 @@
-"""Exports the model of a checkpoint: to run without this package, to share, or to another library.
+"""Exports a model: to run without this package, to share, or to another library.
 
-  mevit export --workdir=runs/mine --to=stablehlo --folder=exported
-  mevit export --workdir=runs/mine --to=mevit --folder=shared
-  mevit export --workdir=runs/timesformer --to=hf_timesformer --folder=timesformer
+  mevit export --model=runs/mine --to=stablehlo --folder=exported
+  mevit export --model=runs/mine --to=mevit --folder=shared
+  mevit export --model=runs/timesformer --to=hf_timesformer --folder=timesformer
+  mevit export --model=hf://facebook/timesformer-base-finetuned-k400 --to=stablehlo --folder=exported
 
   stablehlo          one file for JAX on CPUs, CUDA and TPUs: uint8 frames in, probabilities out, any batch size; and a
                      JSON file with the class names and the preprocessing
@@ -28,17 +29,17 @@ from mevit_jax.inference.export import export_checkpoint
 from mevit_jax.inference.stablehlo import time_startup
 from mevit_jax.pretrained.export import Library
 
-REQUIRED = ('workdir', 'to', 'folder')  # flags
+REQUIRED = ('model', 'to', 'folder')  # flags
 
 
 def main(argv: Sequence[str]) -> None:
   """Exports the checkpoint that the flags name."""
   command.no_arguments(argv)
   options, start = flags.FLAGS, time.perf_counter()
-  exported = export_checkpoint(options.workdir, options.to, options.folder, options.checkpoint, options.weights)
+  exported = export_checkpoint(options.model, options.to, options.folder, options.checkpoint, options.weights)
   size, seconds = exported.path.stat().st_size / 1e6, time.perf_counter() - start
   print(
-    f'exported step {exported.step} ({exported.weights} parameters) of {options.workdir} to {options.to}: '
+    f'exported step {exported.step} ({exported.weights} parameters) of {options.model} to {options.to}: '
     f'{exported.path}, {size:.3g} MB, in {seconds:.1f} s',
     flush=True,
   )
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  flags.DEFINE_string('workdir', None, 'Workdir or shared model to export.')
+  command.define_model_flag('Model to export')
   flags.DEFINE_string('checkpoint', 'last', "Checkpoint: 'last', 'best' or a step.")
   flags.DEFINE_enum('weights', 'auto', ['auto', 'ema', 'raw'], 'Parameters; auto is EMA if there is any.')
   flags.DEFINE_enum('to', None, ['stablehlo', 'mevit', *get_args(Library)], 'Target of the export, see above.')

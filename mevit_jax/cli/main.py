@@ -8,7 +8,8 @@
   mevit explain       draw attention maps of a video
   mevit compare       compare two evaluations of the same videos
   mevit convert       convert pretrained weights into a workdir
-  mevit export        export a checkpoint for other programs
+  mevit export        export a model for other programs
+  mevit push          upload a shared model to the Hugging Face Hub
   mevit plan          estimate memory and speed on accelerators that this machine does not have
 
 `mevit COMMAND --help` describes a command. Without installing: `python -m mevit_jax COMMAND`.
@@ -25,7 +26,8 @@ from mevit_jax.cli import command
 
 _MODULES = {
   'prepare': 'prepare', 'train': 'train', 'evaluate': 'evaluate', 'dry-run': 'dry_run', 'predict': 'predict',
-  'explain': 'explain', 'compare': 'compare', 'convert': 'convert', 'export': 'export', 'plan': 'plan',
+  'explain': 'explain', 'compare': 'compare', 'convert': 'convert', 'export': 'export', 'push': 'push',
+  'plan': 'plan',
 }  # fmt: skip
 
 

@@ -1,14 +1,17 @@
-"""Predicts the classes of videos with the checkpoint of a workdir.
+"""Predicts the classes of videos with a trained model: a workdir, a shared model, or a classifier by name.
 
-  mevit predict clip.mp4 --workdir=runs/mine
-  mevit predict VIDEOS/ 'more/*.webm' --workdir=runs/mine --csv=labels.csv --figure=labels.png
-  mevit predict long.mp4 --workdir=runs/mine --window=10 --every=5 --overlay=labeled.mp4
-  cat clip.mp4 | mevit predict - --workdir=runs/mine --json
+  mevit predict clip.mp4 --model=runs/mine
+  mevit predict VIDEOS/ 'more/*.webm' --model=runs/mine --csv=labels.csv --figure=labels.png
+  mevit predict long.mp4 --model=runs/mine --window=10 --every=5 --overlay=labeled.mp4
+  cat clip.mp4 | mevit predict - --model=runs/mine --json
+  mevit predict clip.mp4 --model=hf://facebook/timesformer-base-finetuned-k400
 
-Videos are files, folders (searched recursively), glob patterns, or - for one video from standard input. An entire video
-is one prediction, with the views of the run's evaluation; with --window each window is predicted, and a timeline is
-printed. Videos that cannot be read, and the speed, are printed to standard error; the exit status is 1 only if no video
-could be read. docs/predict.md has the details.
+The model is a workdir, a shared model (`mevit export --to=mevit`), or a classifier of another library whose classes
+have names (a folder or file, or a model of the Hugging Face Hub, which is downloaded); no dataset is needed. Videos are
+files, folders (searched recursively), glob patterns, or - for one video from standard input. An entire video is one
+prediction, with the views of the run's evaluation; with --window each window is predicted, and a timeline is printed.
+Videos that cannot be read, and the speed, are printed to standard error; the exit status is 1 only if no video could be
+read. docs/predict.md has the details.
 """
 
 import contextlib
@@ -26,7 +29,7 @@ from mevit_jax.inference.batch import Throughput, open_videos
 from mevit_jax.inference.predictor import Predictor
 from mevit_jax.predict import MAX_FIGURE_VIDEOS, PredictOptions, format_json, format_text, predict_videos
 
-REQUIRED = ('workdir',)  # flags
+REQUIRED = ('model',)  # flags
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
       command.check_output(name, getattr(options, name), suffixes, videos.values())
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for predictions
       predictor = Predictor(
-        options.workdir,
+        options.model,
         options.checkpoint,
         options.weights,
         clips=options.clips,
@@ -78,7 +81,7 @@ def _path(name: str | None) -> Path | None:
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  flags.DEFINE_string('workdir', None, 'Workdir or shared model with the checkpoint.')
+  command.define_model_flag('Model to predict with')
   flags.DEFINE_string('checkpoint', 'last', "Checkpoint: 'last', 'best' or a step.")
   flags.DEFINE_enum('weights', 'auto', ['auto', 'ema', 'raw'], 'Parameters; auto is EMA if there is any.')
   flags.DEFINE_integer('top', 5, 'Number of classes per prediction.', lower_bound=1)

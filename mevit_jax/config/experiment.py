@@ -25,8 +25,10 @@ class Config(Validated):
   """An experiment: everything that `--config` sets, validated.
 
   Attributes:
-    init_from: pretrained weights: an image ViT, a TimeSformer, or another workdir; '' trains from scratch. LayerNorm's
-      epsilon and the pixel normalization are then taken from the source if it states them.
+    init_from: pretrained weights: an image ViT, a TimeSformer, or another workdir, by their path or their name on the
+      Hugging Face Hub (hf://ORG/NAME[@REVISION] or timm/NAME; the commit is recorded); '' trains from scratch.
+      LayerNorm's epsilon and the pixel normalization are then taken from the source if it states them.
+    init_weights: 'raw' or 'ema' parameters of the source; 'auto' is EMA (or the teacher) if it has any.
     init_head: 'auto' keeps the source's head if it names the same classes, 'keep' takes it unchecked, 'fresh' replaces
       it.
     init_channel_order: channel order that the source was trained on, 'rgb' or 'bgr'.
@@ -41,6 +43,7 @@ class Config(Validated):
   evaluation: EvaluationConfig = EvaluationConfig()
   mesh: MeshConfig = MeshConfig()
   init_from: str = ''
+  init_weights: Literal['auto', 'raw', 'ema'] = 'auto'
   init_head: Literal['auto', 'keep', 'fresh'] = 'auto'
   init_channel_order: Literal['rgb', 'bgr'] = 'rgb'
 

@@ -4,10 +4,13 @@ import dataclasses
 import math
 from typing import Annotated, ClassVar, Literal
 
-from mevit_jax.config.validation import COUNT, COUNT_OR_ZERO, DECAY, Range, Validated
+from mevit_jax.config.validation import COUNT, COUNT_OR_ZERO, DECAY, NOT_NEGATIVE, Range, Validated
 from mevit_jax.errors import UserError
 
 _SIZE = Range(1, 10**5)
+
+# Fields that pretrained weights determine: with other values the same weights are another function.
+WEIGHT_FIELDS = ('layer_norm_eps', 'activation', 'pre_norm', 'rotary_theta')
 
 # The ViT family: width, heads, width of the MLP, number of blocks (Dosovitskiy et al. 2021, table 1; DeiT's Ti and S).
 _SIZES = {
@@ -41,6 +44,13 @@ class MEViTConfig(Validated):
     motion_init: initialization of motion attention: 'zero' copies q, k, v from space attention and zeroes the output
       projection, so that it adds nothing at first; 'copy' copies all four; 'random' initializes it independently.
     class_token_in_motion: whether the class token is a key and a query of every block of motion attention (eq. 8).
+    frame_tokens: learned tokens of every frame that take part in space attention only: a ViT's class token, then its
+      registers (Darcet et al. 2024). With them, patch tokens are those of the ViT, frame by frame. 0 is the paper's
+      model. Without class blocks, they replace the class token: logits are the mean over frames of the first one's.
+    activation: activation of the MLP: 'gelu' (exact), 'gelu_tanh' (its tanh approximation: SigLIP) or 'quick_gelu'
+      (x sigmoid(1.702 x): CLIP). Pretrained weights determine it, as the next three fields.
+    pre_norm: whether a LayerNorm follows the embedding, as in CLIP.
+    rotary_theta: base of rotary 2-D positions of the patches in all attentions, as in DINOv3 (100 there); 0 for none.
     drop_path: stochastic depth rate of the last block, rising linearly from 0 at the first.
     layer_norm_eps: LayerNorm epsilon; 1e-6 in weights of Google, timm, DeiT and TimeSformer, 1e-12 in Hugging Face ViT.
     dtype: dtype of activations; parameters, softmax and logits are float32 (float64 is for tests, with
@@ -68,6 +78,10 @@ class MEViTConfig(Validated):
   attention_order: Literal['space_time', 'time_space'] = 'space_time'
   motion_init: Literal['zero', 'copy', 'random'] = 'zero'
   class_token_in_motion: bool = True
+  frame_tokens: Annotated[int, Range(0, 1000)] = 0
+  activation: Literal['gelu', 'gelu_tanh', 'quick_gelu'] = 'gelu'
+  pre_norm: bool = False
+  rotary_theta: Annotated[float, NOT_NEGATIVE] = 0.0
   drop_path: Annotated[float, DECAY] = 0.0
   layer_norm_eps: Annotated[float, Range(0, 1)] = 1e-6
   dtype: Literal['float32', 'bfloat16', 'float64'] = 'bfloat16'
@@ -81,6 +95,11 @@ class MEViTConfig(Validated):
     super().__post_init__()
     self.require(self.depth > 0, 'space_blocks', 'motion_blocks and class_blocks are all 0: the model has no blocks')
     self.require(self.width % self.heads == 0, 'width', f'{self.width} is not divisible by model.heads {self.heads}')
+    self.require(
+      not self.rotary_theta or self.width // self.heads % 4 == 0,
+      'rotary_theta',
+      f'needs heads whose width is a multiple of 4, not {self.width // self.heads}; set 0 or change model.heads',
+    )
     for side, patch in zip(self.image_size, self.patch_size, strict=True):
       self.require(
         side % patch == 0, 'image_size', f'{self.image_size} is not divisible by model.patch_size {self.patch_size}'
@@ -102,6 +121,16 @@ class MEViTConfig(Validated):
   def depth(self) -> int:
     """Blocks of all stages."""
     return self.space_blocks + self.motion_blocks + self.class_blocks
+
+  @property
+  def patches(self) -> int:
+    """Patches of a frame, `n`."""
+    return math.prod(self.grid)
+
+  @property
+  def has_class_token(self) -> bool:
+    """True unless the first frame token has its place."""
+    return self.class_blocks > 0 or self.frame_tokens == 0
 
   @property
   def attentions(self) -> tuple[str, str]:
@@ -130,15 +159,19 @@ def variant(name: str) -> dict:
   }
 
 
+def usual_heads(width: int) -> int | None:
+  """Returns the number of attention heads of the ViT of this width; None if there is none."""
+  return next((heads for size, heads, *_ in _SIZES.values() if size == width), None)
+
+
 def count_flops(config: MEViTConfig) -> int:
   """FLOPs of one view's forward pass in its matrix products; a multiply-add is two.
 
   Papers on video transformers mostly print multiply-adds and call them FLOPs: half of this.
   """
   c, d = config, config.width
-  n = math.prod(c.grid)
-  patches = c.frames * n
-  token = 1 if c.class_blocks == 0 else 0
+  patches, frame_tokens = c.frames * c.patches, c.frames * c.frame_tokens
+  token = 1 if c.class_blocks == 0 and c.has_class_token else 0
 
   def projections(queries: int, keys: int) -> int:
     return d * d * (2 * queries + 2 * keys)  # q and o, k and v
@@ -147,13 +180,14 @@ def count_flops(config: MEViTConfig) -> int:
     return 2 * groups * (size + token) ** 2 * d  # logits and weighted sum
 
   mlp = 2 * d * c.mlp_dim
-  space = projections(patches + token, patches + token) + within(c.frames, n, token)
+  in_space = patches + frame_tokens + token
+  space = projections(in_space, in_space) + within(c.frames, c.patches + c.frame_tokens, token)
   joins = token if c.class_token_in_motion else 0
   motion = projections(patches + joins, patches + joins) + sum(
     within(nh * nw, c.frames * mh * mw, joins) for nh, nw, mh, mw in c.blocks
   )
   total = patches * 3 * math.prod(c.patch_size) * d + d * c.classes
-  total += (c.space_blocks + c.motion_blocks) * (space + (patches + token) * mlp)
+  total += (c.space_blocks + c.motion_blocks) * (space + in_space * mlp)
   total += c.motion_blocks * motion
   total += c.class_blocks * (projections(1, patches) + 2 * patches * d + mlp)
   return 2 * total

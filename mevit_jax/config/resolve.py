@@ -2,22 +2,23 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mevit_jax.config.data import Normalization
 from mevit_jax.config.experiment import EXECUTION_FIELDS, Config, differences, scaled_short_side, to_dict
+from mevit_jax.config.model import WEIGHT_FIELDS, MEViTConfig
 from mevit_jax.errors import UserError
 
 # Model fields that an evaluation may set differently from training.
 _EVALUATION_MAY_CHANGE = (
   'model.classes',
-  'model.layer_norm_eps',
+  *(f'model.{name}' for name in WEIGHT_FIELDS),
   'model.motion_init',
   'model.drop_path',
   'model.dtype',
 )
-_INIT_FIELDS = ('init_from', 'init_head', 'init_channel_order')
+_INIT_FIELDS = ('init_from', 'init_weights', 'init_head', 'init_channel_order')
 
 
 class Dataset(NamedTuple):
@@ -39,15 +40,22 @@ class Source(NamedTuple):
 
   Attributes:
     name: path of the weights, for messages.
-    layer_norm_eps: LayerNorm epsilon of the weights.
+    model: fields of `model` that the weights determine (`WEIGHT_FIELDS`), by name.
     normalization: pixel normalization of the weights; None if they do not state it.
     trained: config of a checkpoint or workdir of ours; None for other libraries' weights.
+    init_from: name to record, with the commit of a model on the hub; '' keeps the config's.
   """
 
   name: str
-  layer_norm_eps: float
+  model: Mapping[str, Any]
   normalization: Normalization | None = None
   trained: Config | None = None
+  init_from: str = ''
+
+
+def weight_fields(config: MEViTConfig) -> dict[str, Any]:
+  """Returns the fields of a model that its weights determine."""
+  return {name: getattr(config, name) for name in WEIGHT_FIELDS}
 
 
 class Change(NamedTuple):
@@ -105,7 +113,8 @@ def resolve(
   Args:
     config: the parsed config.
     dataset: sets `model.classes` and, from scratch, `data.mean` and `data.std` unless they are set.
-    source: sets `model.layer_norm_eps`, `data.mean` and `data.std`; a workdir of ours also `init_from`.
+    source: sets the model's `WEIGHT_FIELDS`, `data.mean` and `data.std`; a workdir of ours or a model of the hub also
+      `init_from`.
     devices: number of shards of the batch; rounds `evaluation.batch_size` up to a multiple.
     evaluate: take the whole model from `source`, a checkpoint, except its dtype.
 
@@ -143,7 +152,9 @@ def _apply_source(resolver: _Resolver, source: Source, evaluate: bool) -> None:
   elif source.trained and not config.init_from:
     init = {name: getattr(source.trained, name) for name in _INIT_FIELDS}
     resolver.change('', f'the run in {source.name} started from it', **init)
-  resolver.change('model', f'as in {source.name}', layer_norm_eps=source.layer_norm_eps)
+  if source.init_from:
+    resolver.change('', 'the commit of its revision', init_from=source.init_from)
+  resolver.change('model', f'as in {source.name}', **source.model)
   if source.normalization:
     mean, std = source.normalization
     resolver.change('data', f'normalization of {source.name}', mean=tuple(mean), std=tuple(std))

@@ -21,7 +21,7 @@ MapKind = tuple[str, int]  # 'space', 'motion', 'class' or 'rollout', and the in
 class AttentionGroup(NamedTuple):
   """Attention weights within groups of tokens, and the indices of these tokens.
 
-  Patches are numbered by frame, row and column of the grid; the class token comes last.
+  Patches are numbered by frame, row and column of the grid; then come the frame tokens by frame, and the class token.
 
   Attributes:
     weights: `b g h q s`, float32: softmax of each query over the keys.
@@ -37,8 +37,8 @@ class AttentionGroup(NamedTuple):
 
 
 def count_tokens(config: MEViTConfig) -> int:
-  """Returns the number of patches in a clip plus one for the class token."""
-  return config.frames * config.grid[0] * config.grid[1] + 1
+  """Returns the number of patches and frame tokens in a clip plus one for the class token."""
+  return config.frames * (config.patches + config.frame_tokens) + 1
 
 
 def attention_groups(traced: Traced, name: str, config: MEViTConfig) -> list[AttentionGroup]:
@@ -50,11 +50,12 @@ def attention_groups(traced: Traced, name: str, config: MEViTConfig) -> list[Att
     config: model config.
   """
   patches, token = traced[name]
-  indices = _patch_indices(config)  # t n
+  indices = _token_indices(config)  # t n+f
   class_index = jnp.full((1, 1, 1), count_tokens(config) - 1)  # b h k
   if name == 'class':
     heads = Heads(*(x[:, None] for x in patches))  # b 1 s h k
-    return [AttentionGroup(_attention_weights(heads), heads.value, class_index[0], indices.reshape(1, -1))]
+    keys = indices[:, : config.patches].reshape(1, -1)  # 1 t·n
+    return [AttentionGroup(_attention_weights(heads), heads.value, class_index[0], keys)]
   group_patches = _group_by_frame if name == 'space' else motion_groups
   regions = zip(*(group_patches(x, config) for x in (*patches, indices[None, ..., None, None])), strict=True)
   groups = []
@@ -97,7 +98,7 @@ def attention_rollout(traced: Sequence[Traced], config: MEViTConfig) -> jax.Arra
   relevance that remains at the class token belongs to its embedding and to no patch.
   """
   batch = jax.tree.leaves(traced[0])[0].shape[0]
-  relevance = one_hot_relevance(count_tokens(config) - 1, batch, config)
+  relevance = class_relevance(batch, config)
   for block in reversed(traced):
     for name in reversed(attention_names(block, config)):
       relevance = (relevance + propagate_relevance(relevance, attention_groups(block, name, config))) / 2
@@ -107,7 +108,7 @@ def attention_rollout(traced: Sequence[Traced], config: MEViTConfig) -> jax.Arra
 def class_token_attention(block: Traced, config: MEViTConfig) -> jax.Array:
   """Returns the class token's weights in a block's class attention, else in its space attention: `b tokens`."""
   groups = attention_groups(block, 'class' if 'class' in block else 'space', config)
-  return propagate_relevance(one_hot_relevance(count_tokens(config) - 1, groups[0].weights.shape[0], config), groups)
+  return propagate_relevance(class_relevance(groups[0].weights.shape[0], config), groups)
 
 
 def attention_names(block: Traced, config: MEViTConfig) -> list[str]:
@@ -116,14 +117,22 @@ def attention_names(block: Traced, config: MEViTConfig) -> list[str]:
 
 
 def one_hot_relevance(token: int | jax.Array, batch: int, config: MEViTConfig) -> jax.Array:
-  """Returns `b tokens` with 1 at one token and 0 elsewhere."""
+  """Returns `b tokens` with 1 at one token and 0 elsewhere; `b t tokens` for an array `t` of tokens."""
   one_hot = jax.nn.one_hot(token, count_tokens(config))
-  return jnp.broadcast_to(one_hot, (batch, one_hot.shape[0]))
+  return jnp.broadcast_to(one_hot, (batch, *one_hot.shape))
+
+
+def class_relevance(batch: int, config: MEViTConfig) -> jax.Array:
+  """Returns `b tokens` with 1 at the class token, or 1 / t at those of the frames that replace it."""
+  if config.has_class_token:
+    return one_hot_relevance(count_tokens(config) - 1, batch, config)
+  tokens = _token_indices(config)[:, config.patches]  # t
+  return one_hot_relevance(tokens, batch, config).mean(axis=1)
 
 
 def to_grid(relevance: jax.Array, config: MEViTConfig) -> jax.Array:
-  """Drops the class token and reshapes `b tokens` to maps `b t rows columns`."""
-  return relevance[:, :-1].reshape(-1, config.frames, *config.grid)  # b t rows columns
+  """Drops all but the patches and reshapes `b tokens` to maps `b t rows columns`."""
+  return relevance[:, : config.frames * config.patches].reshape(-1, config.frames, *config.grid)  # b t rows columns
 
 
 def map_kinds(config: MEViTConfig, block: int) -> list[MapKind]:
@@ -160,7 +169,7 @@ def make_attention_maps(
     pixels = normalize(video, normalization, config.dtype)
     traced = model.trace(params, pixels, slice(None))
     rollout = attention_rollout(traced, config)  # b tokens
-    query_index = rollout[:, :-1].argmax(1)  # b
+    query_index = rollout[:, : config.frames * config.patches].argmax(1)  # b
     if query:
       frame, row, column = query
       query_index = jnp.full_like(query_index, (frame * config.grid[0] + row) * config.grid[1] + column)
@@ -187,10 +196,11 @@ def _attention_weights(heads: Heads) -> jax.Array:
   return jax.nn.softmax(logits, axis=-1)
 
 
-def _patch_indices(config: MEViTConfig) -> jax.Array:
-  """Returns the token indices of the patches, in block order: `t n`."""
-  indices = jnp.arange(count_tokens(config) - 1).reshape(config.frames, *config.grid, 1)  # t rows columns 1
-  return to_block_order(indices, config)[..., 0]  # t n
+def _token_indices(config: MEViTConfig) -> jax.Array:
+  """Returns the token indices of the patches, in block order, and of the frame tokens behind them: `t n+f`."""
+  indices = jnp.arange(config.frames * config.patches).reshape(config.frames, *config.grid, 1)  # t rows columns 1
+  frame_tokens = jnp.arange(indices.size, count_tokens(config) - 1).reshape(config.frames, -1)  # t f
+  return jnp.concatenate([to_block_order(indices, config)[..., 0], frame_tokens], axis=1)  # t n+f
 
 
 def _group_by_frame(x: jax.Array, config: MEViTConfig) -> list[jax.Array]:

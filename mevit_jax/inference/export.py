@@ -4,11 +4,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from mevit_jax.checkpoint.reader import Checkpoint, load_checkpoint
+from mevit_jax.checkpoint.reader import Checkpoint
 from mevit_jax.checkpoint.workdir import versions
 from mevit_jax.config import experiment
 from mevit_jax.inference import shared, stablehlo
 from mevit_jax.pretrained import export as pretrained
+from mevit_jax.pretrained.models import open_model
 
 Target = Literal['stablehlo', 'mevit'] | pretrained.Library
 
@@ -29,12 +30,12 @@ class Export:
 
 
 def export_checkpoint(
-  workdir: str | Path, to: Target, folder: str | Path, checkpoint: str = 'last', weights: str = 'auto'
+  model: str | Path, to: Target, folder: str | Path, checkpoint: str = 'last', weights: str = 'auto'
 ) -> Export:
   """Exports the model of a checkpoint to a new folder.
 
   Args:
-    workdir: workdir or shared model.
+    model: workdir, shared model, or another model with class names, see `open_model`.
     to: target of the export.
     folder: folder to write, new or empty.
     checkpoint: 'last', 'best' or a step.
@@ -44,14 +45,14 @@ def export_checkpoint(
     UserError: no such checkpoint, the target cannot represent the model, or the folder is not empty or cannot be
       written.
   """
-  source, target = Path(workdir).expanduser(), Path(folder).expanduser()
-  loaded = load_checkpoint(source, checkpoint, weights)
+  target = Path(folder).expanduser()
+  loaded = open_model(model, checkpoint, weights)
   if to == 'stablehlo':
     metadata = {'class_names': loaded.class_names, 'dataset': loaded.dataset.name, **_origin(loaded)}
     path = stablehlo.write_model(target, loaded.params, loaded.config, metadata)
   elif to == 'mevit':
     metadata = {**loaded.metadata, 'config': experiment.to_dict(loaded.config), **_origin(loaded)}
-    results = list(shared.read_results(source, metadata['checkpoint']))
+    results = list(shared.read_results(Path(model).expanduser(), metadata['checkpoint']))
     path = shared.write_shared_model(target, loaded.params, metadata, results)
   else:
     path = pretrained.export(

@@ -10,12 +10,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mevit_jax.checkpoint.reader import load_checkpoint
 from mevit_jax.data.threads import map_in_threads
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation.metrics import ranked
 from mevit_jax.evaluation.protocol import averaged
 from mevit_jax.models.functional import build_model
+from mevit_jax.pretrained.models import open_model
 from mevit_jax.training.steps import make_evaluation_step
 from mevit_jax.video.clips import RATE
 from mevit_jax.video.container import VideoError
@@ -99,7 +99,7 @@ class Predictor:
 
   def __init__(
     self,
-    workdir: str | os.PathLike,
+    model: str | os.PathLike,
     checkpoint: str = 'last',
     weights: str = 'auto',
     *,
@@ -111,29 +111,31 @@ class Predictor:
     """Loads a checkpoint; the model is compiled when first used.
 
     Args:
-      workdir: workdir of a run or of `mevit convert`, or a shared model (`mevit export --to=mevit`).
+      model: workdir of a run or of `mevit convert`, a shared model (`mevit export --to=mevit`), a classifier of another
+        library whose classes have names, or a name on the hub (`hf://ORG/NAME`), see `pretrained.models.open_model`.
       checkpoint: 'last', 'best' or a step.
       weights: 'ema', 'raw', or 'auto': EMA parameters if there are any.
-      clips: clips per video; None is the number in the run's evaluation, and one for a window.
+      clips: clips per video; None is the number in the run's evaluation, and one for a window (for a model of one
+        frame, the evaluation's).
       crops: crops per clip; None is the number in the run's evaluation.
       batch_size: videos or windows per batch; smaller batches are padded to a power of two.
       threads: decoding threads, each with a video of its own; None is one per CPU.
 
     Raises:
-      UserError: no such workdir or checkpoint, or it is damaged or has an unsupported format.
+      UserError: no such model or checkpoint, or it is damaged, has an unsupported format, or no class names.
     """
     for name, value in (('clips', clips), ('crops', crops), ('batch_size', batch_size), ('threads', threads)):
       if value is not None and value < 1:
         raise UserError(f'{name} must be at least 1, not {value}')
-    loaded = load_checkpoint(workdir, checkpoint, weights)
+    loaded = open_model(os.fspath(model), checkpoint, weights)
     config = loaded.config
     self.class_names = loaded.class_names
     self.clip, self.step, self.weights = config.clip, loaded.step, loaded.weights
     self._clips, self._crops, self._evaluation = clips, crops or config.evaluation.crops, config.evaluation
     self._batch_size, self._threads = batch_size, threads or len(os.sched_getaffinity(0))
-    model = build_model(config.model)
-    self._params = model.unstack(loaded.params)
-    self._apply = jax.jit(make_evaluation_step(model, loaded.normalization))
+    built = build_model(config.model)
+    self._params = built.unstack(loaded.params)
+    self._apply = jax.jit(make_evaluation_step(built, loaded.normalization))
     self._lock = threading.Lock()
 
   def predict(self, video: Video, fps: float | None = None) -> Prediction:
@@ -218,7 +220,7 @@ class Predictor:
 
   def _read_windows(self, index: int, reader: Reader, window: float | None, every: float | None) -> Iterator[_Window]:
     """Yields the decoded windows of a video."""
-    clips = self._clips or (1 if window else self._evaluation.clips)
+    clips = self._clips or (1 if window and self.clip.frames > 1 else self._evaluation.clips)
     parts = spans(reader, window, every)
     for number, (span, views) in enumerate(read_views(reader, self.clip, parts, clips, self._crops), 1):
       yield _Window(index, number, len(parts), span, views, damage=reader.damage)

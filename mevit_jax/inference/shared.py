@@ -17,6 +17,7 @@ from mevit_jax.checkpoint.workdir import FORMAT, SHARED
 from mevit_jax.files import new_folder, write_json, write_text
 from mevit_jax.models.functional import Params, count_parameters, parameter_shapes
 from mevit_jax.pretrained.files import write_safetensors
+from mevit_jax.pretrained.hub import hub_id, is_hub_name
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,9 @@ def read_results(workdir: Path, checkpoint: dict[str, Any]) -> Iterator[dict[str
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
   """Returns the config without paths of the machine that it was used on."""
-  return {**config, 'data': {**config['data'], 'data_dir': 'data'}, 'init_from': Path(config['init_from']).name}
+  name = config['init_from']
+  name = name if is_hub_name(name) else Path(name).name
+  return {**config, 'data': {**config['data'], 'data_dir': 'data'}, 'init_from': name}
 
 
 def _render_card(name: str, parameters: int, metadata: dict[str, Any], results: list[dict[str, Any]]) -> str:
@@ -91,12 +94,13 @@ def _render_card(name: str, parameters: int, metadata: dict[str, Any], results: 
 
 
 def _front_matter(name: str, metadata: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-  dataset = metadata['config']['data']['dataset']
+  dataset, source = metadata['config']['data']['dataset'], metadata['config']['init_from']
   front_matter: dict[str, Any] = {
     'library_name': 'mevit_jax',
     'pipeline_tag': 'video-classification',
     'tags': ['video-classification', 'mevit', 'jax', 'safetensors'],
-    'datasets': [dataset],
+    **({'datasets': [dataset]} if dataset else {}),
+    **({'base_model': hub_id(source)} if is_hub_name(source) else {}),
     'metrics': ['accuracy'],
   }
   if results:

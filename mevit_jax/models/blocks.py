@@ -9,14 +9,17 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mevit_jax.config.model import MEViTConfig
 from mevit_jax.models.attention import Heads, attend, split_heads
-from mevit_jax.models.layers import gelu, layer_norm, linear
+from mevit_jax.models.layers import ACTIVATIONS, layer_norm, linear
 from mevit_jax.models.platforms import ShardMapWrapper, dispatch_attention
+from mevit_jax.models.rotary import rotate, rotate_patches
 
-# Patches `b t n d`, and the class token `b d` or None.
+# Patches `b t n d`, and the class token `b d` or None. Frame tokens are behind the patches of their frame, `b t n+f d`,
+# until the class stage.
 Tokens = tuple[jax.Array, jax.Array | None]
 
 # Queries, keys and values of a block's attentions by name. 'space' and 'motion': `b t n h k` of the patches in block
-# order, and `b h k` of the class token or None. 'class': the class token's query `b 1 h k`, the patches' `b t·n h k`.
+# order ('space': `b t n+f h k` with frame tokens), and `b h k` of the class token or None. 'class': the class token's
+# query `b 1 h k`, the patches' `b t·n h k`.
 Traced = dict[str, tuple[Heads, Heads | None]]
 
 # Constrains the sharding of an activation `b ...`; its values do not change.
@@ -52,17 +55,18 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-  """LayerNorm and the MLP of eq. 5, with the exact (erf) GELU."""
+  """LayerNorm and the MLP of eq. 5, by default with the exact (erf) GELU."""
 
   def __init__(self, config: MEViTConfig, rngs: nnx.Rngs):
     dtype, xavier = jnp.dtype(config.dtype), jax.nn.initializers.xavier_uniform()
+    self.activation = config.activation
     self.norm = layer_norm(config, rngs)
     self.up = nnx.Linear(config.width, config.mlp_dim, kernel_init=xavier, dtype=dtype, rngs=rngs)
     self.down = nnx.Linear(config.mlp_dim, config.width, kernel_init=xavier, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     hidden = checkpoint_name(linear(self.up, self.norm(x)), 'mlp')
-    return linear(self.down, gelu(hidden))
+    return linear(self.down, ACTIVATIONS[self.activation](hidden))
 
 
 class PatchBlock(nnx.Module):
@@ -98,13 +102,21 @@ class PatchBlock(nnx.Module):
     attention = getattr(self, f'{name}_attention')
     output, token_output = dispatch_attention(name, *self._project(name, tokens), self.config, wrap)
     output, token_output = checkpoint_name((output, token_output), 'attention')
-    return attention.output(output), None if token_output is None else attention.output(token_output)
+    update = attention.output(output), None if token_output is None else attention.output(token_output)
+    return self._pad(update) if name == 'motion' and self.config.frame_tokens else update
+
+  def _pad(self, update: Tokens) -> Tokens:
+    """Appends zeros for the frame tokens, which motion attention leaves as they are: `b t n d` to `b t n+f d`."""
+    patches, token = update
+    return jnp.pad(patches, ((0, 0), (0, 0), (0, self.config.frame_tokens), (0, 0))), token
 
   def _project(self, name: str, tokens: Tokens) -> tuple[Heads, Heads | None]:
     patches, token = tokens
     attention = getattr(self, f'{name}_attention')
     joins = token is not None and (name == 'space' or self.config.class_token_in_motion)
-    projected = attention.project(attention.norm(patches))  # b t n d
+    if name == 'motion' and self.config.frame_tokens:
+      patches = patches[:, :, : self.config.patches]  # b t n d
+    projected = rotate_patches(attention.project(attention.norm(patches)), self.config)  # b t n d
     return projected, attention.project(attention.norm(token)) if joins else None  # b d
 
 
@@ -112,7 +124,7 @@ class ClassBlock(nnx.Module):
   """Block of the class stage, eqs. 10 and 5: the class token attends to all patches; only the class token changes."""
 
   def __init__(self, config: MEViTConfig, rngs: nnx.Rngs):
-    self.head_width = config.width // config.heads
+    self.config, self.head_width = config, config.width // config.heads
     self.class_attention = Attention(config, rngs)
     self.mlp = MLP(config, rngs)
 
@@ -139,7 +151,10 @@ class ClassBlock(nnx.Module):
     flat = patches.reshape(patches.shape[0], -1, patches.shape[-1])  # b t·n d
     normed = attention.norm(flat)
     query = linear(attention.query, attention.norm(token)[:, None])  # b 1 d
-    return split_heads(Heads(query, linear(attention.key, normed), linear(attention.value, normed)), self.head_width)
+    key, value = linear(attention.key, normed), linear(attention.value, normed)  # b t·n d
+    if self.config.rotary_theta:
+      key = rotate(key.reshape(patches.shape), self.config).reshape(flat.shape)  # b t·n d
+    return split_heads(Heads(query, key, value), self.head_width)
 
 
 class Stage(nnx.Module):
@@ -161,7 +176,7 @@ class Stage(nnx.Module):
     """Runs the blocks in sequence, in one loop configured by `config.unroll` and `config.remat`.
 
     Args:
-      tokens: patches `b t n d`, and the class token `b d` or None.
+      tokens: patches `b t n d` (`b t n+f d` with frame tokens), and the class token `b d` or None.
       drop_rates: stochastic depth rate of each block, `depth`.
       key: PRNG key of stochastic depth; None disables it (evaluation).
       constrain: sharding constraint of the input of every block, see `build_model`.

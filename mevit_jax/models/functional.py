@@ -29,7 +29,8 @@ class Model:
     abstract: params as `jax.ShapeDtypeStruct`s.
     init: key -> params.
     apply: (params, video `b t h w 3`, key=None) -> logits `b classes` float32; key=None means evaluation.
-    tokens: (params, video, key=None) -> patches `b t n d` in block order and class token `b d` after the last block.
+    tokens: (params, video, key=None) -> patches `b t n d` in block order and class token `b d` after the last block;
+      see `MEViT.tokens`.
     trace: (params, video, block) -> queries, keys and values of the block's attentions, see `blocks.Traced`; `block`
       is an index over the blocks of all stages, negative from the end, or a slice, which returns a list.
     unstack: params -> params with a tuple of arrays, one per block, for each stacked parameter; the functions above

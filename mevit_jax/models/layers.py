@@ -1,6 +1,7 @@
-"""Linear, GELU and LayerNorm with custom gradients, which need less memory or compile faster than the library's."""
+"""Linear layers, activations and LayerNorm whose gradients need less memory or compile faster than the library's."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -57,6 +58,27 @@ def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+@jax.checkpoint
+def gelu_tanh(x: jax.Array) -> jax.Array:
+  """Computes the tanh approximation of GELU (SigLIP's 'gelu_pytorch_tanh'), in at least float32."""
+  return jax.nn.gelu(_upcast(x), approximate=True).astype(x.dtype)
+
+
+@jax.checkpoint
+def quick_gelu(x: jax.Array) -> jax.Array:
+  """Computes x sigmoid(1.702 x), the approximation of GELU in CLIP, in at least float32."""
+  x32 = _upcast(x)
+  return (x32 * jax.nn.sigmoid(1.702 * x32)).astype(x.dtype)
+
+
+# Activations by their name in `MEViTConfig.activation`.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  'gelu': gelu,
+  'gelu_tanh': gelu_tanh,
+  'quick_gelu': quick_gelu,
+}
 
 
 def _normal_cdf(x: jax.Array) -> jax.Array:

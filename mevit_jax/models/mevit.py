@@ -20,8 +20,14 @@ class MEViT(nnx.Module):
   def __init__(self, config: MEViTConfig, rngs: nnx.Rngs):
     self.config = config
     self.embedding = Embedding(config, rngs)
-    self.class_token = nnx.Param(jnp.zeros(config.width))
-    self.class_position = nnx.Param(jax.nn.initializers.normal(1.0)(rngs.params(), (config.width,)))
+    unit = jax.nn.initializers.normal(1.0)
+    if config.has_class_token:
+      self.class_token = nnx.Param(jnp.zeros(config.width))
+      self.class_position = nnx.Param(unit(rngs.params(), (config.width,)))
+    if config.frame_tokens:
+      self.frame_tokens = nnx.Param(unit(rngs.params(), (config.frame_tokens, config.width)))
+    if config.pre_norm:
+      self.pre_norm = layer_norm(config, rngs)
     # Empty stages are absent: checkpoints cannot store arrays of size zero.
     if config.space_blocks:
       self.space = Stage(config, lambda r: PatchBlock(config, ('space',), r), config.space_blocks, rngs)
@@ -52,7 +58,10 @@ class MEViT(nnx.Module):
       Logits `b classes`, float32.
     """
     _, token = self.tokens(video, key, constrain, wrap)
-    return self.head(self.norm(constrain(token)).astype(self.head.kernel.dtype))  # eq. 9
+    normed = self.norm(constrain(token))
+    if not self.config.has_class_token:
+      normed = normed.mean(axis=1)  # b d
+    return self.head(normed.astype(self.head.kernel.dtype))  # eq. 9
 
   def tokens(
     self,
@@ -61,7 +70,10 @@ class MEViT(nnx.Module):
     constrain: Constraint = identity,
     wrap: ShardMapWrapper = identity,
   ) -> tuple[jax.Array, jax.Array]:
-    """Returns the patches `b t n d` (in block order) and the class token `b d` after the last block."""
+    """Returns the patches `b t n d` (in block order) and the class token `b d` after the last block.
+
+    Without class blocks, frame tokens replace the class token: the first one of each frame is returned, `b t d`.
+    """
     config = self.config
     tokens, start = self._embed(video)
     rates = jnp.linspace(0, config.drop_path, config.depth)
@@ -72,8 +84,11 @@ class MEViT(nnx.Module):
     if config.motion_blocks:
       tokens = self.motion(tokens, rates[first:second], keys[1], constrain, wrap)
     if config.class_blocks:
-      tokens = getattr(self, 'class')((tokens[0], start), rates[second:], keys[2], constrain, wrap)
+      class_stage = getattr(self, 'class')
+      tokens = class_stage((self._patches(tokens), start), rates[second:], keys[2], constrain, wrap)
     patches, token = tokens
+    if not config.has_class_token:
+      return self._patches(tokens), patches[:, :, config.patches]  # b t n d, b t d
     assert token is not None  # an input of the first block, or of the class stage
     return patches, token
 
@@ -83,13 +98,27 @@ class MEViT(nnx.Module):
     traced: list[Traced] = []
     for name in STAGES:
       if stage := getattr(self, name, None):
-        tokens, blocks = stage.trace((tokens[0], start) if name == 'class' else tokens)
+        tokens, blocks = stage.trace((self._patches(tokens), start) if name == 'class' else tokens)
         traced += blocks
     return traced
 
-  def _embed(self, video: jax.Array) -> tuple[Tokens, jax.Array]:
+  def _embed(self, video: jax.Array) -> tuple[Tokens, jax.Array | None]:
     """Returns the inputs of the first block, and the initial class token `b d`, which may enter at the class stage."""
-    patches = self.embedding(video)  # b t n d
+    config, patches = self.config, self.embedding(video)  # b t n d
+    if config.frame_tokens:
+      shape = (*patches.shape[:2], *self.frame_tokens.shape)  # b t f d
+      frame_tokens = jnp.broadcast_to(self.frame_tokens[...].astype(patches.dtype), shape)
+      patches = jnp.concatenate([patches, frame_tokens], axis=2)  # b t n+f d
+    if config.pre_norm:
+      patches = self.pre_norm(patches)
+    if not config.has_class_token:
+      return (patches, None), None
     start = (self.class_token[...] + self.class_position[...]).astype(patches.dtype)
-    start = jnp.broadcast_to(start, (patches.shape[0], self.config.width))  # b d
-    return (patches, start if self.config.class_blocks == 0 else None), start
+    start = jnp.broadcast_to(start, (patches.shape[0], config.width))  # b d
+    if config.pre_norm:
+      start = self.pre_norm(start)
+    return (patches, start if config.class_blocks == 0 else None), start
+
+  def _patches(self, tokens: Tokens) -> jax.Array:
+    """Returns the patches `b t n d` without the frame tokens behind them."""
+    return tokens[0][:, :, : self.config.patches] if self.config.frame_tokens else tokens[0]

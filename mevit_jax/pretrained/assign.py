@@ -16,6 +16,12 @@ from mevit_jax.pretrained.source import Source
 from mevit_jax.trees import get_by_name, set_by_name
 
 _CLASS_STAGE = STAGES[-1]
+_ABSENT = {
+  'class_position': 'the source has no position of a class token',
+  'class_token': 'the source has no class token',
+  'norm/scale': 'the source has no norm before its head',
+  'norm/bias': 'the source has no norm before its head',
+}
 _COPIED = {'zero': 'space attention, with a zero output projection', 'copy': 'space attention'}
 
 
@@ -78,6 +84,10 @@ class Assignment:
       return self._space_positions(name, shape)
     if name == 'embedding/time':
       return self._time_positions(name, shape)
+    if name == 'frame_tokens':
+      return self._frame_tokens(name, shape)
+    if name not in self.source.arrays:
+      return self._absent(name, shape)
     self._add_row('loaded', name, shape, self._source_names(name))
     return self._read(name, shape)
 
@@ -115,8 +125,42 @@ class Assignment:
     self._add_row('loaded', name, shape, self._source_names(name) + self._head_note)
     return self._read(name, (*shape[:-1], self.source.info.classes))[..., self._head]
 
+  def _absent(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns a parameter that the source lacks: norms start with scale 1 and bias 0, tokens and positions at 0.
+
+    The class token starts as the first frame token, if the source has frame tokens instead.
+    """
+    if name == 'class_token' and 'frame_tokens' in self.source.arrays:
+      self._add_row('copied', name, shape, 'the first of frame_tokens')
+      return self._read('frame_tokens', (self.source.info.tokens, *shape))[0]
+    one = name in ('norm/scale', 'pre_norm/scale')
+    self._add_row('fresh', name, shape, f'{"ones" if one else "zeros"}: {_ABSENT.get(name, "the source has none")}')
+    return np.full(shape, one, np.float32)
+
+  def _frame_tokens(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the frame tokens: those of the source, else its class token (with its position) and its registers."""
+    if name in self.source.arrays:
+      self._add_row('loaded', name, shape, self._source_names(name))
+      return self._read(name, shape)
+    width, registers = shape[1:], shape[0] - self.source.info.has_class_token
+    parts, names = [], []
+    if self.source.info.has_class_token:
+      token = self._read('class_token', width)
+      if 'class_position' in self.source.arrays:
+        token = token + self._read('class_position', width)
+      parts.append(token[None])
+      names.append(self._source_names('class_token'))
+    if registers:
+      parts.append(self._read('registers', (registers, *width)))
+      names.append(self._source_names('registers'))
+    self._add_row('loaded', name, shape, ' '.join(names))
+    return np.concatenate(parts)
+
   def _space_positions(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
     info, grid = self.source.info, self.config.grid
+    if name not in self.source.arrays:
+      self._add_row('fresh', name, shape, 'zeros: the source has rotary positions')
+      return np.zeros(shape, np.float32)
     positions = self._read(name, (info.grid[0] * info.grid[1], shape[-1])).reshape(*info.grid, -1)  # rows columns d
     method = 'bicubic, antialiased' if info.antialias else 'bicubic, not antialiased'
     same = info.grid == grid
@@ -176,7 +220,7 @@ class Assignment:
     if array.shape != tuple(shape):
       raise UserError(
         f'{self._source_names(name)} gives {name} the shape {array.shape} instead of {tuple(shape)}: '
-        'the source is damaged, or of a different size'
+        'the tensor belongs to a model of a different size'
       )
     if not np.isfinite(array).all():
       raise UserError(f'{self._source_names(name)} has values that are not finite: the source is damaged')
@@ -207,6 +251,10 @@ class Assignment:
   def _unused_reason(self, name: str) -> str:
     if name.startswith('head/'):
       return self._head_note
+    if name in ('registers', 'frame_tokens', 'class_token', 'class_position'):
+      return f'model.frame_tokens={self.source.info.tokens} keeps the class token and registers of every frame'
+    if name.startswith('norm/'):
+      return 'the norm before an attention pool'
     block, motion, _ = name.partition('/motion_attention/')
     if motion and f'{block}/mlp/norm/scale' in self._used:
       return 'this block of the model has no motion attention'
@@ -221,6 +269,13 @@ def check_sizes(source: Source, config: MEViTConfig) -> None:
     for name in ('width', 'heads', 'mlp_dim', 'patch_size')
     if getattr(info, name) not in (None, getattr(config, name))
   ]
+  if config.frame_tokens not in (0, info.tokens):
+    problems.append(
+      f'{info.tokens} tokens per frame (class token and registers) -> {config.frame_tokens} '
+      f'(config.model.frame_tokens; use {info.tokens}, or 0 for none)'
+    )
+  if config.class_blocks == 0 and not info.has_class_token:
+    problems.append('no class token -> no class blocks (use config.model.class_blocks=1)')
   depth = config.space_blocks + config.motion_blocks
   if depth > info.depth:
     problems.append(

@@ -11,17 +11,17 @@ from mevit_jax.config.model import MEViTConfig
 from mevit_jax.errors import UserError
 from mevit_jax.files import new_folder, write_json
 from mevit_jax.models.functional import Params
-from mevit_jax.pretrained import timesformer, vit
+from mevit_jax.pretrained import hf_vit, timesformer, timm_vit
 from mevit_jax.pretrained.files import write_safetensors
+from mevit_jax.pretrained.formats import CheckpointFormat
 from mevit_jax.pretrained.source import unstack_blocks
-from mevit_jax.pretrained.transforms import CheckpointFormat
 
 _WEIGHTS = 'model.safetensors'
 Library = Literal['timm', 'hf_vit', 'hf_timesformer']
 # Format of each library, and the prefix of all names but the head's.
 _FORMATS = {
-  'timm': (vit.TIMM, ''),
-  'hf_vit': (vit.HF, 'vit.'),
+  'timm': (timm_vit.TIMM, ''),
+  'hf_vit': (hf_vit.HF_VIT, 'vit.'),
   'hf_timesformer': (timesformer.HF, 'timesformer.'),
 }
 
@@ -54,6 +54,8 @@ def export(
   folder = Path(folder).expanduser()
   _CHECKS[to](config)
   arrays, _ = unstack_blocks(params)
+  if 'frame_tokens' in arrays:  # instead of the class token
+    arrays['class_token'], arrays['class_position'] = arrays['frame_tokens'][0], 0 * arrays.pop('frame_tokens')[0]
   if to != 'hf_timesformer':
     arrays['embedding/space'] = arrays['embedding/space'] + _constant_position(arrays.pop('embedding/time'))
   checkpoint_format, prefix = _FORMATS[to]
@@ -71,9 +73,13 @@ def _to_tensors(
   """Returns tensor name in the format -> tensor; every array is used."""
   tensors, used = {}, set[str]()
   for tensor_names, param_names, transform in checkpoint_format.mappings(depth):
+    if not all(name in arrays for name in param_names):  # an optional feature, such as registers
+      continue
     results = transform.inverse(tuple(np.asarray(arrays[name], np.float32) for name in param_names))
     used.update(param_names)
     for name, tensor in zip(tensor_names, results, strict=True):
+      if tensor is None:  # an extra that the parameters do not need, such as LayerScale
+        continue
       tensors[name if name.startswith('classifier.') else prefix + name] = np.ascontiguousarray(tensor)
   assert set(arrays) <= used, f'{checkpoint_format.name} has no tensor for {sorted(set(arrays) - used)}'
   return tensors
@@ -86,7 +92,18 @@ def _constant_position(times: np.ndarray) -> np.ndarray:
   return times[0]
 
 
+def _check_features(config: MEViTConfig, frame_tokens: tuple[int, ...]) -> None:
+  allowed = {'activation': ('gelu',), 'pre_norm': (False,), 'rotary_theta': (0.0,), 'frame_tokens': frame_tokens}
+  for name, values in allowed.items():
+    if getattr(config, name) not in values:
+      raise UserError(
+        f'model.{name} is {getattr(config, name)}, and the exported model has {" or ".join(map(str, values))}: '
+        'use --to=mevit or stablehlo'
+      )
+
+
 def _check_vit(config: MEViTConfig) -> None:
+  _check_features(config, frame_tokens=(0, 1))
   if config.motion_blocks or config.class_blocks:
     raise UserError(
       f'this model has {config.motion_blocks} motion and {config.class_blocks} class blocks, '
@@ -101,6 +118,7 @@ def _check_timm(config: MEViTConfig) -> None:
 
 
 def _check_timesformer(config: MEViTConfig) -> None:
+  _check_features(config, frame_tokens=(0,))
   required = {
     'space_blocks': 0,
     'class_blocks': 0,

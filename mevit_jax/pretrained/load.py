@@ -51,7 +51,8 @@ def load(
 
   Args:
     source: open source (see `open_source`), or its path.
-    model: model to load into; its `layer_norm_eps` must equal that of `source.info`.
+    model: model to load into; its `layer_norm_eps`, `activation`, `pre_norm` and `rotary_theta` must be those of the
+      source, `source.info.model_fields`.
     class_names: names of the model's classes.
     head: 'auto' keeps the source's head, with its rows reordered by name, if both name the same classes; 'keep' keeps
       it as it is (the caller knows that the classes are the same: only their number is checked); 'fresh' initializes.
@@ -63,12 +64,12 @@ def load(
   if not isinstance(source, Source):
     source = open_source(source, model.config.heads)
   check_sizes(source, model.config)
-  if source.info.layer_norm_eps != model.config.layer_norm_eps:
-    raise UserError(
-      f'{source.info.kind} has a different layer_norm_eps from the model (source -> model): '
-      f'{source.info.layer_norm_eps:g} -> {model.config.layer_norm_eps:g}; '
-      f'use --config.model.layer_norm_eps={source.info.layer_norm_eps:g}'
-    )
+  for name, value in source.info.model_fields.items():
+    if value != getattr(model.config, name):
+      raise UserError(
+        f'{source.info.kind} has a different {name} from the model (source -> model): '
+        f'{value} -> {getattr(model.config, name)}; use --config.model.{name}={value}'
+      )
   class_order, note = _match_classes(source, model.config.classes, class_names, head)
   assignment = Assignment(source, model, class_order, note)
   params = assignment.assign(jax.random.key(0) if key is None else key)
@@ -107,7 +108,7 @@ def _fresh_reason(source: Source, head: Head) -> str:
   """Returns the reason why the head is initialized instead of kept, or ''."""
   if head == 'fresh':
     return 'init_head=fresh'
-  reason = ''
+  reason = source.info.head_reason
   if not source.info.classes:
     reason = 'the source has no head'
   elif any('pre_logits' in name for name in source.unused):

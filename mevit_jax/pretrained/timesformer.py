@@ -7,39 +7,39 @@ into one projection; exporting writes an identity as the second.
 import numpy as np
 
 from mevit_jax.config.data import Normalization
+from mevit_jax.pretrained.formats import CheckpointFormat, rename_tensors, rule
 from mevit_jax.pretrained.transforms import (
   CONV,
-  FLATTEN,
   LINEAR,
   OUT_PROJECTION,
   POSITIONS,
   QKV,
-  QKV_BIAS,
   TIME_POSITIONS,
+  TOKEN,
   Arrays,
-  CheckpointFormat,
+  Sizes,
   Transform,
-  rename_tensors,
-  rule,
 )
 
 
-def _fold(tensors: Arrays, heads: int) -> Arrays:
+def _fold(tensors: Arrays, sizes: Sizes) -> Arrays:
   projection, projection_bias, linear, bias = tensors  # weights are `out in`
-  (kernel,) = OUT_PROJECTION.forward((linear @ projection,), heads)  # h k d
+  (kernel,) = OUT_PROJECTION.forward((linear @ projection,), sizes)  # h k d
   return kernel, linear @ projection_bias + bias
 
 
 def _unfold(params: Arrays) -> Arrays:
   kernel, bias = params
-  return *OUT_PROJECTION.inverse((kernel,)), bias, np.eye(bias.size, dtype=bias.dtype), np.zeros_like(bias)
+  (weight,) = OUT_PROJECTION.inverse((kernel,))
+  assert weight is not None
+  return weight, bias, np.eye(bias.size, dtype=bias.dtype), np.zeros_like(bias)
 
 
 FOLD = Transform(_fold, _unfold)
 
 # https://github.com/huggingface/transformers (models/timesformer)
 _HF = (
-  rule('embeddings.cls_token', 'class_token', FLATTEN),
+  rule('embeddings.cls_token', 'class_token', TOKEN),
   rule('embeddings.position_embeddings', 'class_position embedding/space', POSITIONS),
   rule('embeddings.time_embeddings', 'embedding/time', TIME_POSITIONS),
   rule('embeddings.patch_embeddings.projection.weight', 'embedding/kernel', CONV),
@@ -47,17 +47,17 @@ _HF = (
   rule('encoder.layer.{i}.temporal_layernorm.weight', 'blocks/{i}/motion_attention/norm/scale'),
   rule('encoder.layer.{i}.temporal_layernorm.bias', 'blocks/{i}/motion_attention/norm/bias'),
   rule('encoder.layer.{i}.temporal_attention.attention.qkv.weight',
-       'blocks/{i}/motion_attention/(query|key|value)/kernel', QKV),
-  rule('encoder.layer.{i}.temporal_attention.attention.qkv.bias',
-       'blocks/{i}/motion_attention/(query|key|value)/bias', QKV_BIAS),
+       'blocks/{i}/motion_attention/(query|key|value)/kernel blocks/{i}/motion_attention/(query|key|value)/bias', QKV,
+       extras='encoder.layer.{i}.temporal_attention.attention.qkv.bias', feature='query, key and value biases'),
   rule('encoder.layer.{i}.temporal_attention.output.dense.weight '
        'encoder.layer.{i}.temporal_attention.output.dense.bias '
        'encoder.layer.{i}.temporal_dense.weight encoder.layer.{i}.temporal_dense.bias',
        'blocks/{i}/motion_attention/out/(kernel|bias)', FOLD),
   rule('encoder.layer.{i}.layernorm_before.weight', 'blocks/{i}/space_attention/norm/scale'),
   rule('encoder.layer.{i}.layernorm_before.bias', 'blocks/{i}/space_attention/norm/bias'),
-  rule('encoder.layer.{i}.attention.attention.qkv.weight', 'blocks/{i}/space_attention/(query|key|value)/kernel', QKV),
-  rule('encoder.layer.{i}.attention.attention.qkv.bias', 'blocks/{i}/space_attention/(query|key|value)/bias', QKV_BIAS),
+  rule('encoder.layer.{i}.attention.attention.qkv.weight',
+       'blocks/{i}/space_attention/(query|key|value)/kernel blocks/{i}/space_attention/(query|key|value)/bias', QKV,
+       extras='encoder.layer.{i}.attention.attention.qkv.bias', feature='query, key and value biases'),
   rule('encoder.layer.{i}.attention.output.dense.weight', 'blocks/{i}/space_attention/out/kernel', OUT_PROJECTION),
   rule('encoder.layer.{i}.attention.output.dense.bias', 'blocks/{i}/space_attention/out/bias'),
   rule('encoder.layer.{i}.layernorm_after.weight', 'blocks/{i}/mlp/norm/scale'),
@@ -68,8 +68,8 @@ _HF = (
   rule('encoder.layer.{i}.output.dense.bias', 'blocks/{i}/mlp/down/bias'),
   rule('layernorm.weight', 'norm/scale'),
   rule('layernorm.bias', 'norm/bias'),
-  rule('classifier.weight', 'head/kernel', LINEAR, optional=True),
-  rule('classifier.bias', 'head/bias', optional=True),
+  rule('classifier.weight', 'head/kernel', LINEAR, feature='head'),
+  rule('classifier.bias', 'head/bias', feature='head'),
 )  # fmt: skip
 
 # Its authors did not train with the mean of 0.5 of the ViT that they started from.

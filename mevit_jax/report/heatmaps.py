@@ -115,8 +115,9 @@ def _heat_map(kind: MapKind, weights: np.ndarray, query: Patch, config: MEViTCon
     else f'space attention of the\nclass token, block {block}',
     'rollout': f'rollout, blocks 0 to {block}',
   }[name]
-  class_token = 1 - weights.sum()
-  suffix = f'; class token {100 * class_token:.1f} %' if class_token > 5e-4 else ''
+  others = 1 - weights.sum()
+  names = 'frame and class tokens' if config.frame_tokens else 'class token'
+  suffix = f'; {names} {100 * others:.1f} %' if others > 5e-4 else ''
   title = f'{description}\nmax {100 * weights.max():.1f} %{suffix}'
   return HeatMap(title, weights, query if name in ('space', 'motion') else None)
 

@@ -133,14 +133,14 @@ def test_invalid_arguments_are_one_line_errors(workdir, video, options, words):
   ],
 )
 def test_arguments_are_checked_before_the_workdir(monkeypatch, arguments, options, words):
-  asked = {'figure': None, 'overlay': None, 'query': '', 'block': -1, 'checkpoint': 'last', 'workdir': 'nowhere'}
+  asked = {'figure': None, 'overlay': None, 'query': '', 'block': -1, 'checkpoint': 'last', 'model': 'nowhere'}
   monkeypatch.setattr(explain.flags, 'FLAGS', types.SimpleNamespace(**{**asked, **options}))
   with pytest.raises(UserError, match=words):
     explain.main(['explain', *arguments])
 
 
 def test_the_input_video_is_not_overwritten(monkeypatch, video):
-  asked = {'figure': None, 'overlay': str(video), 'workdir': 'nowhere'}
+  asked = {'figure': None, 'overlay': str(video), 'model': 'nowhere'}
   monkeypatch.setattr(explain.flags, 'FLAGS', types.SimpleNamespace(**asked))
   with pytest.raises(UserError, match='is one of the input videos: choose another name'):
     explain.main(['explain', str(video)])

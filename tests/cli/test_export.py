@@ -64,7 +64,7 @@ def run_alone(code, folder):
 def test_exported_model_predictor_and_evaluation_agree(config, workdir, shapes_dir, tmp_path, monkeypatch, capsys):
   """For the same videos; the code that runs the exported model is that of docs/export.md, without this package."""
   options = {'to': 'stablehlo', 'folder': str(tmp_path / 'exported'), 'checkpoint': 'last', 'weights': 'auto'}
-  monkeypatch.setattr(command.flags, 'FLAGS', types.SimpleNamespace(workdir=str(workdir), **options))
+  monkeypatch.setattr(command.flags, 'FLAGS', types.SimpleNamespace(model=str(workdir), **options))
   command.main(['export'])
   output = capsys.readouterr().out
   assert re.match(

@@ -63,7 +63,7 @@ def command(workdir, monkeypatch, capsys):
   """Function from arguments and flags to the command's standard output and error."""
 
   def run(*arguments, **options):
-    flags = types.SimpleNamespace(**{**FLAGS, 'workdir': str(workdir), **options})
+    flags = types.SimpleNamespace(**{**FLAGS, 'model': str(workdir), **options})
     monkeypatch.setattr(predict.flags, 'FLAGS', flags)
     predict.main(['predict', *map(str, arguments)])
     return capsys.readouterr()
@@ -174,7 +174,7 @@ def test_invalid_arguments_are_one_line_errors(command, folder):
     ((folder,), {'figure': 'out.jpg'}, r'--figure=out\.jpg: the file name must end with \.png or \.svg or \.pdf'),
     ((folder / 'd.webm',), {'overlay': 'out.webm'}, r'must end with \.mp4'),
     ((folder,), {'csv': str(folder / 'd.webm')}, r'd\.webm is one of the input videos: choose another name'),
-    ((folder,), {'workdir': str(folder)}, r'is no(t a)? workdir'),
+    ((folder,), {'model': str(folder)}, r'is no(t a)? workdir'),
   ):
     with pytest.raises(UserError, match=what):
       command(*arguments, **options)

@@ -66,8 +66,18 @@ def is_jaxpr(x):
     dataclasses.replace(OURS, **EARLY, block_size=3),
     dataclasses.replace(OURS, image_size=(32, 80), block_size=4, class_blocks=2),
     dataclasses.replace(OURS, image_size=32, **EARLY, block_size=2, class_token_in_motion=False),
+    dataclasses.replace(OURS, image_size=32, frame_tokens=5),
+    dataclasses.replace(OURS, image_size=32, **EARLY, frame_tokens=1, pre_norm=True, rotary_theta=100.0),
   ],
-  ids=['ours', 'TimeSformer', 'M=3', 'M divides neither side of 2x5', 'M is the grid'],
+  ids=[
+    'ours',
+    'TimeSformer',
+    'M=3',
+    'M divides neither side of 2x5',
+    'M is the grid',
+    'frame tokens',
+    'rotary positions',
+  ],
 )
 def test_flops_equal_those_of_the_matrix_products_in_the_program(config):
   model = build_model(dataclasses.replace(config, attention='plain'))  # otherwise it has those of all platforms

@@ -105,7 +105,7 @@ def test_training_evaluates_the_last_checkpoint():
 
 def test_weights_set_epsilon_and_normalization():
   config = from_dict({'init_from': 'vit.npz'})
-  source = Source('vit.npz', 1e-12, Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+  source = Source('vit.npz', {'layer_norm_eps': 1e-12}, Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
   resolved, changes = resolve(config, source=source)
   assert (resolved.model.layer_norm_eps, resolved.data.normalization) == (1e-12, source.normalization)
   assert_reported(config, resolved, changes)
@@ -116,7 +116,8 @@ def test_weights_set_epsilon_and_normalization():
 def test_resumed_run_keeps_its_init_from():
   trained = from_dict({'init_from': 'vit.npz', 'init_head': 'fresh', 'model': {'layer_norm_eps': 1e-12}})
   config = from_dict({})
-  resolved, changes = resolve(config, source=Source('runs/a', 1e-12, trained.data.normalization, trained))
+  source = Source('runs/a', {'layer_norm_eps': 1e-12}, trained.data.normalization, trained)
+  resolved, changes = resolve(config, source=source)
   assert (resolved.init_from, resolved.init_head) == ('vit.npz', 'fresh')
   assert_reported(config, resolved, changes)
 
@@ -126,7 +127,7 @@ def test_evaluation_uses_the_model_of_the_checkpoint_except_for_its_dtype():
     {'model': {'classes': 7, 'drop_path': 0.1, 'dtype': 'bfloat16'}, 'data': {'mean': (0.1, 0.2, 0.3)}}
   )
   config = from_dict({'model': {'dtype': 'float32'}})
-  source = Source('runs/a', trained.model.layer_norm_eps, trained.data.normalization, trained)
+  source = Source('runs/a', {'layer_norm_eps': trained.model.layer_norm_eps}, trained.data.normalization, trained)
   resolved, changes = resolve(config, source=source, evaluate=True)
   assert resolved.model == dataclasses.replace(trained.model, dtype='float32')
   assert resolved.data.normalization == trained.data.normalization

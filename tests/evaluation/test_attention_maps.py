@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,6 +29,8 @@ CONFIGS = {
   'time first, class token left out of motion': tiny(
     (3, 5), 3, (0, 2, 0), 2, attention_order='time_space', class_token_in_motion=False
   ),
+  'frame tokens, three stages': tiny((5, 4), 2, (1, 1, 1), 2, frame_tokens=2),
+  'frame tokens instead of the class token': tiny((3, 5), 3, (1, 1, 0), 2, frame_tokens=3),
 }
 
 
@@ -37,13 +40,18 @@ def attention_layers(config, blocks):
 
 
 def added(block, name, config):
-  """Returns the input of a block's output projection, for patches in raster order and for the class token."""
+  """Returns the input of a block's output projection, for patches in raster order and for the class token.
+
+  In space attention, the frame tokens are behind the patches.
+  """
   patches, token = block[name]
   if name == 'class':
     return None, attend(*patches)[:, 0]
   output, token_output = (space_attention if name == 'space' else motion_attention)(patches, token, config)
-  raster = from_block_order(output.reshape(*output.shape[:3], -1), config)  # b t rows columns h·k
-  return raster.reshape(2, -1, *output.shape[-2:]), token_output
+  flat = output.reshape(*output.shape[:3], -1)  # b t n+f h·k
+  raster = from_block_order(flat[:, :, : config.patches], config)  # b t rows columns h·k
+  both = [part.reshape(2, -1, *output.shape[-2:]) for part in (raster, flat[:, :, config.patches :])]
+  return jnp.concatenate(both, axis=1), token_output
 
 
 @pytest.fixture(scope='module', params=CONFIGS.values(), ids=CONFIGS.keys())
@@ -82,7 +90,7 @@ def test_weights_sum_to_one_and_reproduce_the_attention_output(traced):
     found /= np.maximum(asked, 1)[:, None, None]
     assert (patches is None) == (name == 'class')
     if patches is not None:
-      np.testing.assert_allclose(found[:, :-1], patches, atol=1e-5)
+      np.testing.assert_allclose(found[:, : patches.shape[1]], patches, atol=1e-5)
     assert (asked[-1] > 0) == (token is not None)
     if token is not None:
       np.testing.assert_allclose(found[:, -1], token, atol=1e-5)
@@ -92,7 +100,9 @@ def matrix(config, block, name, clip):
   """Returns an attention over all tokens, `tokens tokens`, averaged over heads: eqs. 6, 8 and 10 token by token."""
   patches, token = jax.tree.map(lambda x: np.asarray(x[clip], np.float64), block[name])
   places = list(np.ndindex(config.frames, *config.grid))
-  last, size = len(places), config.block_size
+  if config.frame_tokens:
+    places += [(t, None, i) for t, i in np.ndindex(config.frames, config.frame_tokens)]
+  last, size, patch_count = len(places), config.block_size, config.frames * config.patches
   group = {
     'space': lambda t, row, column: t,
     'motion': lambda t, row, column: (row // size, column // size),
@@ -101,14 +111,17 @@ def matrix(config, block, name, clip):
 
   def listed(which):  # `h k` by position
     flat = patches[which].reshape(config.frames, -1, config.width).astype(np.float32)
-    raster = np.asarray(from_block_order(flat, config)).reshape(last, config.heads, -1)
-    return np.concatenate([raster, np.zeros_like(raster[:1]) if token is None else token[which][None]])
+    raster = np.asarray(from_block_order(flat[:, : config.patches], config)).reshape(patch_count, config.heads, -1)
+    others = flat[:, config.patches :].reshape(-1, *raster.shape[1:])
+    others = np.concatenate([others, np.zeros((last - patch_count - len(others), *raster.shape[1:]), np.float32)])
+    return np.concatenate([raster, others, np.zeros_like(raster[:1]) if token is None else token[which][None]])
 
   k = listed(1)
   q = np.concatenate([np.zeros_like(k[:-1]), patches[0]]) if name == 'class' else listed(0)
   found = np.eye(last + 1)  # a token that is not a query keeps its value
-  groups = {group(*x) for x in places}
-  members = {g: [i for i, x in enumerate(places) if group(*x) == g] + [last] * (token is not None) for g in groups}
+  taking_part = list(enumerate(places if name == 'space' else places[:patch_count]))
+  groups = {group(*x) for _, x in taking_part}
+  members = {g: [i for i, x in taking_part if group(*x) == g] + [last] * (token is not None) for g in groups}
 
   def row(i, keys):
     logits = np.einsum('hk,shk->hs', q[i], k[keys]) / math.sqrt(q.shape[-1])
@@ -118,7 +131,7 @@ def matrix(config, block, name, clip):
     return out
 
   if name != 'class':
-    for i, x in enumerate(places):
+    for i, x in taking_part:
       found[i] = row(i, members[group(*x)])
   if name == 'class' or token is not None:
     found[last] = np.mean([row(last, members[g]) for g in groups], axis=0)
@@ -135,9 +148,11 @@ def test_propagation_equals_the_full_matrix_and_rollout_their_product(traced):
     expected = matrix(config, block, name, clip)
     np.testing.assert_allclose(one_by_one(np.eye(tokens)[:, None], groups)[:, 0], expected, atol=1e-5)
     product = (expected + np.eye(tokens)) / 2 @ product
-  np.testing.assert_allclose(rollout[clip], product[-1], atol=1e-5)
+  replaced = config.frame_tokens and not config.class_blocks
+  first = [config.frames * config.patches + t * config.frame_tokens for t in range(config.frames)] if replaced else [-1]
+  np.testing.assert_allclose(rollout[clip], product[first].mean(0), atol=1e-5)
   assert not np.allclose(rollout[0], rollout[1], atol=1e-4)
-  expected = matrix(config, blocks[-1], 'class' if config.class_blocks else 'space', clip)[-1]
+  expected = matrix(config, blocks[-1], 'class' if config.class_blocks else 'space', clip)[first].mean(0)
   np.testing.assert_allclose(class_attention[clip], expected, atol=1e-5)
 
 

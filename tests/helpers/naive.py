@@ -5,18 +5,26 @@ import math
 import jax
 import numpy as np
 
-CLASS = 'class token'  # the paper's (0, 0); a patch is (row, column, frame)
+CLASS = 'class token'  # the paper's (0, 0); the key of a patch is (row, column, frame)
+FRAME_TOKEN = 'frame token'  # the key of frame token i is (FRAME_TOKEN, i, frame)
 
 
 def forward(config, params, video, traces=None):
   """Runs the model on a clip `t h w 3`; returns {position: token `d`} of the patches, the class token `d`, the logits.
 
+  Frame tokens without class blocks: the first of each frame, `t d`, instead of the class token.
+
   Appends to the list `traces`, per block, a dict of the {position: `h k`} of queries, keys and values by attention.
   """
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   z = embed(config, params['embedding'], np.asarray(video, np.float64))
-  start = params['class_token'] + params['class_position']
-  if config.class_blocks == 0:
+  for i in range(config.frame_tokens):
+    z |= {(FRAME_TOKEN, i, t): params['frame_tokens'][i] for t in range(config.frames)}
+  first_norm = (lambda x: layer_norm(config, params['pre_norm'], x)) if config.pre_norm else lambda x: x
+  z = {x: first_norm(z[x]) for x in z}
+  replaced = config.frame_tokens > 0 and config.class_blocks == 0
+  start = None if replaced else first_norm(params['class_token'] + params['class_position'])
+  if config.class_blocks == 0 and not replaced:
     z[CLASS] = start
   orders = {
     'space': ['space'],
@@ -37,8 +45,10 @@ def forward(config, params, video, traces=None):
         traces.append(traced)
       changes = [CLASS] if stage == 'class' else z
       z = {x: z[x] + ffn(config, block['mlp'], z[x]) if x in changes else z[x] for x in z}
-  token = z.pop(CLASS)
-  return z, token, linear(params['head'], layer_norm(config, params['norm'], token))  # eq. 9
+  patches = {x: z[x] for x in z if x != CLASS and x[0] != FRAME_TOKEN}
+  tokens = [z[FRAME_TOKEN, 0, t] for t in range(config.frames)] if replaced else [z[CLASS]]
+  logits = np.mean([linear(params['head'], layer_norm(config, params['norm'], x)) for x in tokens], axis=0)  # eq. 9
+  return patches, np.stack(tokens) if replaced else tokens[0], logits
 
 
 def embed(config, p, video):
@@ -64,7 +74,7 @@ def attention(config, kind, p, z, traced):
     'motion': lambda row, column, t: (row // size, column // size),  # eq. 8: the query's block B
     'class': lambda row, column, t: 'all',  # eq. 10
   }[kind]
-  patches = [x for x in z if x != CLASS]
+  patches = [x for x in z if x != CLASS and (kind == 'space' or x[0] != FRAME_TOKEN)]
   joins = CLASS in z and (kind != 'motion' or config.class_token_in_motion)
   token = [CLASS] if joins else []
   normed = {x: layer_norm(config, p['norm'], z[x]) for x in patches + token}
@@ -72,6 +82,8 @@ def attention(config, kind, p, z, traced):
     {x: np.einsum('d,dhk->hk', normed[x], p[name]['kernel']) + p[name]['bias'] for x in normed}
     for name in ('query', 'key', 'value')
   )
+  for heads in (q, k) if config.rotary_theta else ():
+    heads.update({x: rotate(config, heads[x], *x[:2]) for x in patches if x[0] != FRAME_TOKEN})
 
   traced[kind] = q, k, v
 
@@ -83,6 +95,15 @@ def attention(config, kind, p, z, traced):
   if joins:  # a query of every group; groups are averaged
     new[CLASS] = np.mean([read(CLASS, position) for position in {group(*x) for x in patches}], axis=0)
   return {x: np.einsum('hk,hkd->d', new[x], p['out']['kernel']) + p['out']['bias'] for x in new}
+
+
+def rotate(config, heads, row, column):
+  """Rotates the queries or keys `h k` of a patch as complex numbers: by its row, then by its column."""
+  quarter = heads.shape[-1] // 4
+  places = [2 * (i + 0.5) / size - 1 for i, size in zip((row, column), config.grid, strict=True)]
+  angles = np.array([2 * np.pi * x * config.rotary_theta ** (-j / quarter) for x in places for j in range(quarter)])
+  rotated = (heads[:, : 2 * quarter] + 1j * heads[:, 2 * quarter :]) * np.exp(1j * angles)
+  return np.concatenate([rotated.real, rotated.imag], axis=-1)
 
 
 def attend(q, k, v, positions):
@@ -98,8 +119,12 @@ def attend(q, k, v, positions):
 
 def ffn(config, p, x):
   hidden = linear(p['up'], layer_norm(config, p['norm'], x))
-  gelu = np.array([u * (1 + math.erf(u / math.sqrt(2))) / 2 for u in hidden])
-  return linear(p['down'], gelu)
+  activation = {
+    'gelu': lambda u: u * (1 + math.erf(u / math.sqrt(2))) / 2,
+    'gelu_tanh': lambda u: u * (1 + math.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3))) / 2,
+    'quick_gelu': lambda u: u / (1 + math.exp(-1.702 * u)),
+  }[config.activation]
+  return linear(p['down'], np.array([activation(u) for u in hidden]))
 
 
 def layer_norm(config, p, x):

@@ -36,6 +36,15 @@ READINGS = {
   'M is the whole grid': tiny((3, 2), 2, (0, 1, 1), 3),
   'space only, another eps': tiny((3, 5), 3, (2, 0, 0), 2, layer_norm_eps=0.1),
   'class attention only, another eps': tiny((3, 5), 1, (0, 0, 2), 1, layer_norm_eps=0.1),
+  'frame tokens, three stages': tiny((5, 4), 3, (1, 1, 1), 2, frame_tokens=2),
+  'frame tokens instead of the class token, time first': tiny(
+    (3, 5), 3, (1, 1, 0), 2, frame_tokens=3, attention_order='time_space'
+  ),
+  'CLIP: pre-norm, QuickGELU': tiny((3, 2), 2, (1, 1, 0), 2, pre_norm=True, activation='quick_gelu'),
+  'SigLIP: tanh GELU, pre-norm with a frame token': tiny(
+    (3, 2), 2, (1, 1, 1), 2, activation='gelu_tanh', pre_norm=True, frame_tokens=1
+  ),
+  'DINOv3: rotary positions, registers': tiny((5, 3), 2, (1, 1, 1), 2, rotary_theta=100.0, frame_tokens=3, width=16),
 }
 
 

@@ -33,6 +33,7 @@ CONFIGS = {
   'no class token, three frames': {'frames': 3, 'class_blocks': 1},
   'TimeSformer': {'attention_order': 'time_space', 'class_token_in_motion': False, 'block_size': 1},
   'joint attention': {'block_size': 3},
+  'frame tokens, rotary positions': {'frame_tokens': 2, 'class_blocks': 1, 'rotary_theta': 100.0},
 }
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
@@ -280,12 +281,20 @@ def _squares(found, exact):
   ]  # fmt: skip
 
 
-@pytest.mark.parametrize('sizes', [{'data': 2, 'fsdp': 2, 'tensor': 2}, slow({'tensor': 4})])
-def test_fast_paths_on_several_devices(sizes):
+@pytest.mark.parametrize(
+  ('sizes', 'name'),
+  [
+    ({'data': 2, 'fsdp': 2, 'tensor': 2}, None),
+    slow({'tensor': 4}, None),
+    slow({'data': 2, 'fsdp': 2, 'tensor': 2}, 'frame tokens, rotary positions'),
+  ],
+)
+def test_fast_paths_on_several_devices(sizes, name):
   """Every device computes its examples and heads; inputs and outputs of attention are not communicated."""
   mesh = make_mesh(MeshConfig(**{'data': 1, **sizes}))
-  params, video = params_of(CONFIG), video_of(CONFIG, 4)
-  expected = logits_and_gradients(CONFIG, params, video)
+  config = dataclasses.replace(CONFIG, **CONFIGS.get(name, {}))
+  params, video = params_of(config), video_of(config, 4)
+  expected = logits_and_gradients(config, params, video)
   video = jax.device_put(video, batch_sharding(mesh))
-  found = logits_and_gradients(CONFIG, shard_params(params, mesh), video, constrain_batch(mesh), shard_attention(mesh))
+  found = logits_and_gradients(config, shard_params(params, mesh), video, constrain_batch(mesh), shard_attention(mesh))
   assert max(errors(found, expected).values()) < 1e-5

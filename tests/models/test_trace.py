@@ -6,7 +6,7 @@ import pytest
 
 from mevit_jax.models.functional import build_model
 from mevit_jax.models.order import from_block_order
-from tests.helpers.naive import CLASS, assert_close, forward, random_params, random_video
+from tests.helpers.naive import CLASS, FRAME_TOKEN, assert_close, forward, random_params, random_video
 from tests.models.test_equations import READINGS
 
 NAMES = [
@@ -14,6 +14,8 @@ NAMES = [
   'class token from the input, M=3 divides neither side',
   'time first, M=3 larger than one side',
   'class token left out of motion',
+  'frame tokens, three stages',
+  'DINOv3: rotary positions, registers',
 ]
 
 
@@ -27,7 +29,10 @@ def by_place(traced, kind, config):
     if kind == 'class' and which == 0:
       places[CLASS] = patches.query[0, 0]
     else:
-      flat = patches[which][0].reshape(config.frames, -1, config.width)  # t n h·k
+      flat = patches[which][0].reshape(config.frames, -1, config.width)  # t n h·k, or n+f
+      for t, i in np.ndindex(config.frames, flat.shape[1] - config.patches):
+        places[FRAME_TOKEN, i, t] = flat[t, config.patches + i].reshape(shape[-2:])
+      flat = flat[:, : config.patches]
       raster = np.asarray(from_block_order(flat, config)).reshape(shape)  # t rows columns h k
       places |= {(row, column, t): raster[t, row, column] for t, row, column in np.ndindex(shape[:3])}
     found.append(places)

@@ -107,7 +107,7 @@ def assert_same_training(shape, **changes):
   """Compares losses, a gradient and the parameters after 20 steps with those of one device, in float64."""
   losses, gradient, params, _, _ = trained(shape, **changes)
   # Every microbatch has its own drop path mask: the reference on one device uses the same microbatches.
-  parts = {name: value for name, value in changes.items() if name == 'accumulate'}
+  parts = {name: value for name, value in changes.items() if name not in ('unroll', 'remat')}
   expected = trained((1, 1, 1, 1), **parts)
   assert expected[0][-1] < expected[0][0] - 0.1  # it learns: the comparison is not trivial
   np.testing.assert_allclose(losses, expected[0], rtol=1e-12)
@@ -200,7 +200,14 @@ def test_every_mesh_trains_alike_with_sharded_parameters(shape):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'changes', [{'accumulate': 3}, {'unroll': 1}, {'remat': 'block'}, {'unroll': 1, 'remat': 'residuals'}]
+  'changes',
+  [
+    {'accumulate': 3},
+    {'unroll': 1},
+    {'remat': 'block'},
+    {'unroll': 1, 'remat': 'residuals'},
+    {'frame_tokens': 2, 'pre_norm': True, 'activation': 'quick_gelu'},
+  ],
 )
 def test_microbatches_loops_and_remat_on_a_mesh(changes):
   assert_same_training((1, 2, 2, 2) if 'accumulate' not in changes else (1, 2, 2, 1), **changes)

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import warnings
 
 import jax
@@ -12,6 +13,8 @@ from benchmarks.torch_baselines import stub_torchvision_operators
 from mevit_jax.config.model import MEViTConfig
 from mevit_jax.models.functional import build_model
 from mevit_jax.models.order import from_block_order
+from mevit_jax.pretrained.load import load
+from mevit_jax.pretrained.source import open_source
 
 # Sizes of all models here.
 WIDTH, HEADS, MLP, PATCH, SIDE, DEPTH, CLASSES = 32, 2, 64, 8, 32, 3, 5
@@ -41,7 +44,7 @@ def torch():
 
 @pytest.fixture(scope='session')
 def transformers(torch):
-  for model in ('vit', 'timesformer'):  # imported lazily, with warnings
+  for model in ('vit', 'timesformer', 'dinov2', 'clip', 'siglip'):  # imported lazily, with warnings
     _import(f'transformers.models.{model}.modeling_{model}')
   return _import('transformers')
 
@@ -153,6 +156,12 @@ def tokens_of(config, params, video):
   return np.concatenate([np.broadcast_to(token[:, None, None], (b, t, 1, d)), raster], axis=2)
 
 
+def patches_of(config, params, video):
+  """Returns the patches `b t n d` in raster order, and the class token."""
+  patches, token = map(np.asarray, model_of(config)[2](params, video))
+  return np.asarray(from_block_order(patches, config)).reshape(patches.shape), token
+
+
 def repeated(image, frames):
   """Returns images `b h w 3` as clips `b t h w 3` of one repeated frame."""
   return np.repeat(image[:, None], frames, axis=1)
@@ -169,3 +178,31 @@ def assert_close(ours, theirs):
   assert np.shape(ours) == theirs.shape
   worst = np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
   assert worst <= 1e-5, f'{worst:.2e} of the largest'
+
+
+def converted(path, side=SIDE, classify=0, frames=2, **changes):
+  """Loads an encoder into a model with motion blocks, which keeps its class token and registers in every frame."""
+  source = open_source(path, HEADS)
+  fields = {'frame_tokens': source.info.tokens, **source.info.model_fields, **changes}
+  config = config_of(1, DEPTH - 1, classify, side=side, frames=frames, **fields)
+  return config, load(source, model_of(config)[0])
+
+
+def write_folder(folder, tensors, config):
+  folder.mkdir(exist_ok=True)
+  tensors = {name: x.contiguous() for name, x in tensors.items()}
+  importlib.import_module('safetensors.torch').save_file(tensors, folder / 'model.safetensors')
+  (folder / 'config.json').write_text(json.dumps(config))
+
+
+def timm_sizes(**changes):
+  sizes = {'img_size': SIDE, 'patch_size': PATCH, 'embed_dim': WIDTH, 'depth': DEPTH, 'num_heads': HEADS}
+  return {**sizes, 'mlp_ratio': MLP / WIDTH, 'num_classes': CLASSES, **changes}
+
+
+def timm_encoder(timm, folder, name, side=SIDE, **changes):
+  """Makes a random encoder and its folder, as timm writes it."""
+  arguments = timm_sizes(**changes)
+  theirs = randomize(timm.create_model(name, **arguments, **({} if side == SIDE else {'dynamic_img_size': True})))
+  write_folder(folder, theirs.state_dict(), {'architecture': name, 'model_args': arguments})
+  return theirs

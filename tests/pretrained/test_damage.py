@@ -132,7 +132,36 @@ def test_renamed_key_is_reported(weights):
 
 
 def test_unknown_key_is_refused(weights):
-  assert "'blocks.1.ls1.gamma'" in refused(changed(weights, lambda x: x.update({'blocks.1.ls1.gamma': x['norm.bias']})))
+  message = refused(changed(weights, lambda x: x.update({'blocks.1.attn.scale': x['norm.bias']})))
+  assert "'blocks.1.attn.scale'" in message
+
+
+def test_layer_scale_of_some_blocks(weights):
+  """LayerScale is folded where all blocks have it; a file that lacks some of its tensors is incomplete."""
+  message = refused(changed(weights, lambda x: x.update({'blocks.1.ls1.gamma': x['norm.bias']})))
+  assert 'LayerScale is incomplete' in message
+  assert "'blocks.0.ls1.gamma'" in message
+
+
+@pytest.mark.parametrize(
+  ('name', 'feature'),
+  [
+    ('blocks.1.attn.q_norm.weight', 'query and key norms'),
+    ('blocks.1.attn.relative_position_bias_table', 'relative positions'),
+    ('blocks.1.mlp.w12.weight', 'SwiGLU'),
+    ('rope.freqs', 'rotary positions'),
+  ],
+)
+def test_features_that_are_not_supported_are_named(weights, name, feature):
+  message = refused(changed(weights, lambda x: x.update({name: x['norm.bias']})))
+  assert feature in message
+  assert name in message
+  assert 'damaged' not in message
+
+
+def test_a_missing_class_token(weights):
+  """The positions show that there was one."""
+  assert 'class token' in refused(changed(weights, lambda x: x.pop('cls_token')))
 
 
 def test_two_sets_of_weights_are_refused(weights):

@@ -57,6 +57,16 @@ def test_export_to_timm(timm, torch, rng, tmp_path):
     assert_close(logits_of(SPACE, params, repeated(frames, 2)), theirs(to_torch(frames)))
 
 
+def test_frame_token_to_timm(timm, torch, rng, tmp_path):
+  """A model with one frame token is a ViT, frame by frame, whose logits are averaged: on a moving clip, too."""
+  config = config_of(DEPTH, 0, frame_tokens=1)
+  params, clip = random_params(config, rng, still=True), images(rng)[None]
+  export(tmp_path, params, config, 'timm', **METADATA)
+  theirs = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+  with torch.no_grad():
+    assert_close(logits_of(config, params, clip)[0], theirs(to_torch(clip[0])).mean(0))
+
+
 @pytest.mark.parametrize('frames', [8, 16])
 def test_export_to_timesformer(transformers, torch, rng, tmp_path, frames):
   """The second of the folded projections is written as an identity."""
@@ -115,6 +125,9 @@ def test_loaded_weights_are_exported_bitwise(hf_vit, hf_timesformer, transformer
     ('timm', config_of(1, 2), '2 motion'),
     ('timm', config_of(3, 0, layer_norm_eps=1e-12), 'hf_vit'),
     ('hf_vit', SPACE, 'embedding/time'),
+    ('timm', config_of(DEPTH, 0, pre_norm=True), 'model.pre_norm is True'),
+    ('hf_vit', config_of(DEPTH, 0, activation='quick_gelu'), 'model.activation is quick_gelu'),
+    ('timm', config_of(DEPTH, 0, frame_tokens=5), 'model.frame_tokens is 5'),
     (
       'hf_timesformer',
       timesformer_config(attention_order='space_time', block_size=2),
