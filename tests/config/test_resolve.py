@@ -74,7 +74,7 @@ def test_from_scratch_the_normalization_is_that_of_the_dataset():
 def test_pretrained_weights_keep_their_normalization(stated):
   pixels = Normalization((0.4, 0.3, 0.2), (0.2, 0.1, 0.3))
   config = from_dict({'init_from': 'vit.npz'})
-  resolved, _ = resolve(config, DATASET._replace(normalization=pixels), Source('vit.npz', 1e-12, stated))
+  resolved, _ = resolve(config, DATASET._replace(normalization=pixels), Source('vit.npz', {'layer_norm_eps': 1e-12}, stated))
   assert resolved.data.normalization == (stated or Normalization())
 
 
