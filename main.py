@@ -1,7 +1,7 @@
 """Trains or evaluates a video classifier: `mevit train`, `mevit evaluate` and `mevit dry-run` as one script.
 
   python main.py --config=configs/demo.py --workdir=runs/demo
-  python main.py --config=configs/k400.py --workdir=runs/k400 --mode=evaluate --config.evaluation.clips=4
+  python main.py --mode=evaluate --workdir=runs/k400 --config.evaluation.clips=4
 
 Training resumes from the newest checkpoint in the workdir. SIGTERM and Ctrl-C save a checkpoint and exit with code 143
 and 130; the same command then resumes. Every config field is a flag: --config.training.batch_size=32.
@@ -24,11 +24,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  train.define_flags()
+  evaluates = command.find_flag('mode') == 'evaluate'
+  command.define(evaluate if evaluates else train)
   flags.DEFINE_enum(
     'mode',
     'train',
     ['train', 'evaluate', 'dry_run'],
     'train (evaluates at the end), evaluate a checkpoint, or dry_run: one batch through everything.',
   )
-  command.run(main, required=train.REQUIRED)
+  command.run(main, required=evaluate.REQUIRED if evaluates else train.REQUIRED)

@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
   config.data.dataset = 'moving_shapes'
   config.data.stride = 2  # 8 of 16 frames
   config.data.short_side = (32, 32)
+  config.data.mean = config.data.std = (0.5, 0.5, 0.5)  # as when its hyperparameters were chosen
   config.optimizer.update(
     name='adamw',
     learning_rate=2e-3,

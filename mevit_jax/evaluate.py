@@ -16,7 +16,9 @@ from mevit_jax.config.experiment import Config
 from mevit_jax.data import pipeline
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.errors import UserError
-from mevit_jax.evaluation.protocol import Predictions, predict_all
+from mevit_jax.evaluation.baselines import measure_baselines
+from mevit_jax.evaluation.diagnosis import describe_baselines, describe_collapse
+from mevit_jax.evaluation.protocol import Predictions, describe_crops, predict_all
 from mevit_jax.evaluation.results import write_results
 from mevit_jax.experiment import resolve_config
 from mevit_jax.files import lock_folder
@@ -72,7 +74,7 @@ def evaluate(config: Config, workdir: str) -> dict[str, Any]:
   trained = checkpoint.config
   for name in ('sampling', 'stride'):
     saved, requested = getattr(trained.data, name), getattr(config.data, name)
-    if saved != requested:
+    if saved != requested and (name != 'stride' or config.data.sampling == 'dense'):
       print(f'data.{name} differs from training: {saved} -> {requested}', flush=True)
   source = resolve.Source(str(folder), resolve.weight_fields(trained.model), checkpoint.normalization, trained)
   config = resolve_config(config, mesh, source=source, evaluate=True)
@@ -130,13 +132,23 @@ def evaluate_params(
   predictions = predict_split(evaluator, params, split)
   name = evaluation_name(config, split, trained)
   folder = evaluator.workdir / 'evaluation' / name
+  metadata = _metadata(config, split, step, weights, name)
+  # On every process: if others waited for one, their collectives would time out.
+  baselines = measure_baselines(split, config.data.data_dir, config.data.train_split, evaluator.check)
+  metadata |= {'baselines': baselines} if baselines else {}
   with _lock(folder.parent):
-    results = write_results(folder, predictions, split.class_names, _metadata(config, split, step, weights, name))
+    results = write_results(folder, predictions, split.class_names, metadata)
     if not is_main_process():
       return results
     print(f'evaluation {name} at step {step}: {_format_results(results)}: {folder}', flush=True)
-    if report and results['unreadable'] < results['videos']:
-      _write_report(evaluator, folder, params, split, predictions, results)
+    for line in filter(None, (describe_collapse(results, split.class_names), describe_baselines(results))):
+      print(line, flush=True)
+    if report:
+      sizes = datasets.read_sizes(split.directory, split.name)
+      if hint := describe_crops(sizes, config.clip.size, config.evaluation.crops):
+        print(hint, flush=True)
+      if results['unreadable'] < results['videos']:
+        _write_report(evaluator, folder, params, split, predictions, results)
   return results
 
 
@@ -209,8 +221,12 @@ def _metadata(config: Config, split: datasets.Split, step: int, weights: Weights
       **protocol,
       'views': f'{config.evaluation.clips}x{config.evaluation.crops}',
     },
-    'clip': {'frames': config.clip.frames, 'sampling': config.clip.sampling, 'stride': config.clip.stride},
-    'preprocessing': {'size': config.clip.size, 'mean': config.data.mean, 'std': config.data.std},
+    'clip': {
+      'frames': config.clip.frames,
+      'sampling': config.clip.sampling,
+      **({'stride': config.clip.stride} if config.clip.sampling == 'dense' else {}),
+    },
+    'preprocessing': {'size': config.clip.size, **config.data.normalization._asdict()},
     'dataset': {'name': split.dataset, 'split': split.name, 'fingerprint': split.fingerprint},
     'checkpoint': {'step': step, 'weights': weights},
     'versions': versions(),

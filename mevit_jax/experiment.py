@@ -16,6 +16,7 @@ from mevit_jax.checkpoint.manager import CheckpointManager
 from mevit_jax.checkpoint.reader import read_run, saved_steps
 from mevit_jax.checkpoint.workdir import is_shared, read_workdir, write_workdir
 from mevit_jax.config import experiment, resolve
+from mevit_jax.config.data import Normalization
 from mevit_jax.config.experiment import Config
 from mevit_jax.config.model import count_flops
 from mevit_jax.data import pipeline, sampling
@@ -45,7 +46,7 @@ from mevit_jax.training.steps import make_evaluation_step, make_train_step
 _MAY_CHANGE = (
   *experiment.EXECUTION_FIELDS, 'mesh.', 'evaluation.', 'data.workers', 'data.data_dir', 'model.classes',
   'training.log_every', 'training.save_every', 'training.keep', 'training.evaluate_every', 'training.profile',
-  'training.on_nonfinite',
+  'training.on_nonfinite', 'training.patience',
 )  # fmt: skip
 
 
@@ -91,7 +92,7 @@ def prepare_run(config: Config, workdir: Path) -> Run:
     raise UserError(f'{unlabeled:,} videos of {split} have no label: choose another data.train_split')
   mesh = make_mesh(config.mesh)
   weights, source = _source(config, workdir)
-  dataset = resolve.Dataset(split.dataset, split.class_names)
+  dataset = resolve.Dataset(split.dataset, split.class_names, _saved_normalization(workdir) or split.normalization)
   config = resolve_config(config, mesh, dataset, source)
   return dataclasses.replace(build_run(config, workdir, split, mesh), source=weights)
 
@@ -179,6 +180,11 @@ def _source(config: Config, workdir: Path) -> tuple[Source | None, resolve.Sourc
 def open_init(config: Config) -> Source:
   """Opens the weights that `init_from` and the fields beside it name."""
   return open_source(config.init_from, config.model.heads, config.init_channel_order, config.init_weights)
+
+
+def _saved_normalization(workdir: Path) -> Normalization | None:
+  """Returns the normalization of a run that a workdir holds; None if it holds none."""
+  return experiment.from_dict(read_run(workdir)['config']).data.normalization if is_started(workdir) else None
 
 
 def initial_state(run: Run) -> TrainState:

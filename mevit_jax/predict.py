@@ -16,7 +16,7 @@ from mevit_jax.files import atomic_path
 from mevit_jax.inference.batch import PredictionWriter, Throughput
 from mevit_jax.inference.predictor import Predictor, VideoPrediction
 from mevit_jax.progress import Progress
-from mevit_jax.report.predictions import PredictedVideo, clock, draw_figure, label_drawer, segments
+from mevit_jax.report.predictions import PredictedVideo, clock, clock_digits, draw_figure, label_drawer, segments
 from mevit_jax.video.reader import FileReader
 from mevit_jax.video.write import write_overlay
 
@@ -30,7 +30,7 @@ class PredictOptions:
   """Options of `predict_videos`.
 
   Attributes:
-    top: number of classes per prediction in the CSV.
+    top: number of classes per prediction in the CSV and the figure.
     window: length of a window in seconds; None predicts entire videos.
     every: seconds between the starts of two windows.
     csv: CSV file to write.
@@ -81,17 +81,19 @@ def predict_videos(
       if options.overlay:
         write_overlay(options.overlay, videos[name], _draw_overlay(result))
   if options.figure and shown:
-    draw_figure(options.figure, shown)
+    draw_figure(options.figure, shown, options.top)
 
 
 def format_text(name: str, result: VideoPrediction, top: int) -> str:
   """Formats the predictions of a video as text: the most probable classes, or the timeline of its windows."""
   if len(result.predictions) == 1:
     return '\n'.join([name, *(f'  {100 * p:5.1f} %  {label}' for label, p in result.predictions[0].top(top))])
-  lines = [
-    f'  {clock(segment.start):>9} - {clock(segment.end):>9}  {100 * segment.probability:5.1f} %  {segment.label}'
-    for segment in segments(result.predictions)
-  ]
+  timeline = segments(result.predictions)
+  digits = clock_digits([time for segment in timeline for time in (segment.start, segment.end)])
+  lines = []
+  for segment in timeline:
+    start, end = clock(segment.start, digits), clock(segment.end, digits)
+    lines.append(f'  {start:>9} - {end:>9}  {100 * segment.probability:5.1f} %  {segment.label}')
   return '\n'.join([f'{name}  {len(result.predictions)} windows', *lines])
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import time
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,13 @@ import numpy as np
 from clu import parameter_overview
 
 from mevit_jax.checkpoint.manager import CheckpointManager
+from mevit_jax.checkpoint.reader import load_checkpoint, read_best
 from mevit_jax.config.experiment import Config
 from mevit_jax.data import pipeline
 from mevit_jax.data.sampling import Sampling
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.evaluate import Evaluator, evaluate_params, predict_split
+from mevit_jax.evaluation.protocol import describe_crops
 from mevit_jax.experiment import (
   Run,
   check_hosts,
@@ -30,7 +33,7 @@ from mevit_jax.experiment import (
   print_summary,
   restore_state,
 )
-from mevit_jax.parallel.distributed import is_main_process, propagate_failure
+from mevit_jax.parallel.distributed import allgather_bytes, is_main_process, propagate_failure
 from mevit_jax.parallel.hosts import global_batch, process_batch_slice
 from mevit_jax.parallel.placement import batch_sharding
 from mevit_jax.training.compilation_cache import enable_compilation_cache
@@ -43,6 +46,8 @@ from mevit_jax.training.unreadable import UnreadableMonitor, sum_over_hosts
 
 # Steps in flight: enough to keep the devices busy, few enough to bound memory.
 MAX_INFLIGHT_STEPS = 2
+# Steps after the one that compiles, by which the time that is left is estimated for the first time.
+_ESTIMATE_STEPS = 3
 
 
 def train(config: Config, workdir: str) -> dict[str, Any]:
@@ -56,6 +61,9 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
   run = prepare_run(config, Path(workdir).expanduser())
   check_workdir(run)
   print_summary(run)
+  sizes = datasets.read_sizes(run.split.directory, run.split.name)
+  if hint := describe_crops(sizes, run.config.clip.size, run.config.evaluation.crops):
+    print(hint, flush=True)
   new, described = not is_started(run.workdir), is_described(run)
   check_hosts(run, new=new)
   state = initial_state(run) if new else None  # before anything is written: loading the pretrained weights may fail
@@ -81,11 +89,12 @@ def _train(run: Run, state: TrainState | None) -> dict[str, Any]:
         state = restore_state(run, checkpoints)
       state = state or initial_state(run)
       stop.check()
-      return _loop(run, state, checkpoints, stop)
+      results = _loop(run, state, checkpoints, stop)
   except StopError as stopped:
     at = f'at step {checkpoints.latest}, checkpoint saved' if checkpoints.latest else 'before its first step'
     print(f'stopped by {stopped.signal.name} {at}; run the same command to resume', flush=True)
     raise SystemExit(128 + stopped.signal) from None
+  return _evaluate_best(run) if config.training.patience and 'top1' in results else results
 
 
 def dry_run(config: Config, workdir: str) -> None:
@@ -119,7 +128,7 @@ def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: Pre
   first = int(state.step)
   writer = MetricWriter(run.workdir, first)
   batches = _batches(run, first)
-  throughput = Throughput(first, run.steps, run.steps_per_epoch, training.batch_size)
+  throughput = Throughput(first, run.steps, run.steps_per_epoch, training.batch_size, run.config.model.classes)
   profiled = _steps_to_profile(training.profile, first, run.steps)
   unreadable = UnreadableMonitor()
   monitor = StepMonitor(training.on_nonfinite == 'stop', partial(_ids, run), _saved_window(checkpoints))
@@ -127,7 +136,7 @@ def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: Pre
   try:
     if first and _evaluation_is_due(run, first) and not writer.has_metrics(first, run.config.evaluation.name):
       results = _evaluate(run, state, first, checkpoints, writer, stop)  # the run was killed before it did
-    for step in range(first + 1, run.steps + 1):
+    for step in range(first + 1, (first if _has_plateaued(run, first) else run.steps) + 1):
       if profiled and step == profiled[0]:
         jax.profiler.start_trace(str(run.workdir / 'profile'))
       start = time.monotonic()
@@ -140,6 +149,9 @@ def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: Pre
       monitor.drain(MAX_INFLIGHT_STEPS if step > first + 1 else 0)
       if step == first + 1:  # excludes compilation from the throughput
         throughput.start(step)
+      if step == first + 1 + _ESTIMATE_STEPS < run.steps:
+        monitor.drain()
+        print(throughput.estimate(step), flush=True)
       if profiled and step == profiled[-1]:
         _end_profile(run, profiled, step_metrics)
       stops, evaluates = stop.should_stop(step), _evaluation_is_due(run, step)
@@ -155,7 +167,9 @@ def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: Pre
       if evaluates:
         results = _evaluate(run, state, step, checkpoints, writer, stop)
         throughput.add_pause(time.monotonic() - start)
-    return results or _evaluate_params(run, state, run.steps, stop)
+        if _has_plateaued(run, step):
+          break
+    return results or _evaluate_params(run, state, int(state.step), stop)
   except NonFiniteError:
     _save_before(state, monitor, checkpoints, run)
     raise
@@ -197,6 +211,31 @@ def _evaluation_is_due(run: Run, step: int) -> bool:
   return step == run.steps or (every > 0 and step % every == 0)
 
 
+def _has_plateaued(run: Run, step: int) -> bool:
+  """Returns whether the last `training.patience` evaluations, up to this step, were not better than one before them."""
+  training = run.config.training
+  if not (training.patience and step and _evaluation_is_due(run, step)):
+    return False
+  best = json.loads(allgather_bytes(json.dumps(read_best(run.workdir)).encode())[0])  # as process 0 sees it
+  plateaued = bool(best) and step - best['step'] >= training.patience * training.evaluate_every
+  if plateaued and is_main_process():
+    print(
+      f'early stopping at step {step} of {run.steps}: no better top-1 than {100 * best["top1"]:.2f} % of step '
+      f'{best["step"]} in {training.patience} evaluations (training.patience)',
+      flush=True,
+    )
+  return plateaued
+
+
+def _evaluate_best(run: Run) -> dict[str, Any]:
+  """Evaluates the best checkpoint and writes its report."""
+  evaluation = dataclasses.replace(run.config.evaluation, checkpoint='best')
+  config = dataclasses.replace(run.config, evaluation=evaluation)
+  best = load_checkpoint(run.workdir, 'best', evaluation.weights, run.mesh)
+  evaluator = Evaluator(config, run.predict, run.workdir, run.mesh)
+  return evaluate_params(evaluator, best.params, best.step, best.weights, report=True)
+
+
 def _evaluate(
   run: Run, state: TrainState, step: int, checkpoints: CheckpointManager, writer: MetricWriter, stop: PreemptionHandler
 ) -> dict[str, Any]:
@@ -205,7 +244,8 @@ def _evaluate(
   name = run.config.evaluation.name
   if 'top1' in results:  # absent without labels
     checkpoints.record_evaluation(step, results['top1'], name)  # before the metrics, which mark the evaluation as done
-    writer.write(step, {top: results[top] for top in ('top1', 'top5')}, name)
+    baselines = {f'{kind}_baseline': baseline['top1'] for kind, baseline in results.get('baselines', {}).items()}
+    writer.write(step, {key: results[key] for key in ('top1', 'top5', 'loss')} | baselines, name)
   return results
 
 

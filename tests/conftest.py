@@ -31,6 +31,8 @@ TINY = {
   'data.dataset': 'moving_shapes',
   'data.stride': 2,
   'data.short_side': (16, 18),
+  'data.mean': (0.5, 0.5, 0.5),
+  'data.std': (0.5, 0.5, 0.5),
   'optimizer.learning_rate': 0.1,
   'training.batch_size': 8,
   'training.epochs': 2.0,  # 6 steps

@@ -61,7 +61,8 @@ def test_metrics_of_a_run(whole):
     assert line['train/accuracy'] * 8 in range(9)
     assert line['train/unreadable'] == 0
   assert [line for line in lines if f'{NAME}/top1' in line][-1] == {
-    'step': 6, **{f'{NAME}/{top}': results(whole[0])[top] for top in ('top1', 'top5')},
+    'step': 6, **{f'{NAME}/{top}': results(whole[0])[top] for top in ('top1', 'top5', 'loss')},
+    **{f'{NAME}/{name}_baseline': results(whole[0])['baselines'][name]['top1'] for name in ('linear', 'majority')},
   }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Shared by all commands: flag parsing, log output, one-line errors."""
 
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -13,6 +14,23 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from mevit_jax.errors import UserError, printable
+
+
+def find_flag(name: str) -> str | None:
+  """Returns the value of a flag of this process before flags are parsed; None if it is not given."""
+  for argument, following in itertools.pairwise([*sys.argv[1:], '']):
+    flag, equals, value = argument.lstrip('-').partition('=')
+    if argument.startswith('-') and flag == name:
+      return value if equals else following
+  return None
+
+
+def define(module: Any) -> None:
+  """Defines the flags of a command; a UserError, as of a workdir that cannot be read, exits with one line."""
+  try:
+    module.define_flags()
+  except UserError as error:
+    sys.exit(f'error: {error}')
 
 
 def run(main: Callable[[Sequence[str]], None], required: Sequence[str] = ()) -> None:

@@ -58,7 +58,7 @@ def _run() -> None:
     sys.exit(f'error: unknown command {name!r}{hint} Commands: {", ".join(_MODULES)} (see mevit --help)')
   module = importlib.import_module(f'mevit_jax.cli.{_MODULES[name]}')
   del sys.argv[1]
-  module.define_flags()
+  command.define(module)
   if {'--help', '-h', '-help', '-?'} & set(sys.argv[1:]):
     print(f'{(module.__doc__ or "").strip()}\n\nFlags of mevit {name}:')
     print(flags.FLAGS.module_help(module.define_flags.__module__).partition('\n')[2])

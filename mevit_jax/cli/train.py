@@ -24,8 +24,13 @@ REQUIRED = ('config', 'workdir')
 
 
 def define_flags() -> None:
-  """Defines the flags that train, evaluate and dry-run share."""
+  """Defines the flags of train and dry-run."""
   config_flags.define_config_flag()
+  define_run_flags()
+
+
+def define_run_flags() -> None:
+  """Defines the flags that train, evaluate and dry-run share, besides the config."""
   flags.DEFINE_string('workdir', None, 'Folder of checkpoints, metrics and results.')
   flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0 in a multi-process run.')
   flags.DEFINE_integer('processes', None, 'Number of processes of the run.')

@@ -68,6 +68,12 @@ class AugmentConfig(Validated):
       self.require(valid, name, f'must be a minimum and a maximum, positive{limit}, not {values}')
 
   @property
+  def enabled(self) -> bool:
+    """True if any augmentation is enabled."""
+    probabilities = self.randaugment, self.color_jitter, self.grayscale, self.blur, self.erase
+    return self.flip or self.mixes or any(probabilities)
+
+  @property
   def mixes(self) -> bool:
     """True if mixup or CutMix is enabled; each device then needs an even number of examples per microbatch."""
     return bool((self.mixup or self.cutmix) and self.mix_probability)

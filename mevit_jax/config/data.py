@@ -55,13 +55,14 @@ class DataConfig(Validated):
     train_split: split to train on.
     sampling: 'dense' (frames `stride` apart) or 'uniform' (one frame from each of equally long segments).
     stride: distance between consecutive frames of a dense clip, in frames at 30 fps of the video's own clock.
-    short_side: range of random short-side lengths in pixels that training resizes to before the random crop.
+    short_side: range of random short-side lengths in pixels that training resizes to before the random crop; () is 8/7
+      to 10/7 of the short side of `model.image_size`: 256 to 320 for 224.
     repeated_augmentation: number of differently augmented clips per decoded video in a batch (Hoffer et al. 2020). An
       epoch still visits every video once, and therefore has this many times the steps.
     class_balance: 0 samples videos uniformly, 1 samples classes uniformly; in between, a class is sampled in proportion
       to its number of videos to the power of 1 - class_balance. For small, imbalanced datasets.
-    mean: pixel mean in [0, 1] per RGB channel; must match the pretrained weights.
-    std: pixel standard deviation per RGB channel.
+    mean: pixel mean in [0, 1] per RGB channel; () is that of the pretrained weights or, from scratch, of the dataset.
+    std: pixel standard deviation per RGB channel; () as for `mean`.
     workers: number of decoding processes; 0 decodes in threads of the main process.
   """
 
@@ -71,20 +72,21 @@ class DataConfig(Validated):
   train_split: str = 'train'
   sampling: Literal['dense', 'uniform'] = 'dense'
   stride: Annotated[int, COUNT] = 32
-  short_side: Annotated[tuple[int, ...], COUNT] = (256, 320)
+  short_side: Annotated[tuple[int, ...], COUNT] = ()
   repeated_augmentation: Annotated[int, COUNT] = 1
   class_balance: Annotated[float, FRACTION] = 0.0
-  mean: Annotated[tuple[float, ...], NOT_NEGATIVE] = (0.5, 0.5, 0.5)
-  std: Annotated[tuple[float, ...], POSITIVE] = (0.5, 0.5, 0.5)
+  mean: Annotated[tuple[float, ...], NOT_NEGATIVE] = ()
+  std: Annotated[tuple[float, ...], POSITIVE] = ()
   workers: Annotated[int, Range(0, 1024)] = 0
 
   def __post_init__(self) -> None:
     super().__post_init__()
     for field in ('mean', 'std'):
-      self.require(len(getattr(self, field)) == 3, field, f'must be three numbers, not {getattr(self, field)}')
-    self.require(len(self.short_side) in (1, 2), 'short_side', f'must be one or two numbers, not {self.short_side}')
+      self.require(len(getattr(self, field)) in (0, 3), field, f'must be three numbers, not {getattr(self, field)}')
+    self.require(len(self.short_side) <= 2, 'short_side', f'must be one or two numbers, not {self.short_side}')
 
   @property
   def normalization(self) -> Normalization:
-    """Pixel mean and standard deviation."""
-    return Normalization(self.mean, self.std)
+    """Pixel mean and standard deviation; 0.5 if they are not set."""
+    default = Normalization()
+    return Normalization(self.mean or default.mean, self.std or default.std)

@@ -54,13 +54,20 @@ class Config(Validated):
   @property
   def clip(self) -> ClipConfig:
     """Frames and crop of a clip."""
+    short_side = self.data.short_side or scaled_short_side(self.model.image_size)
     return ClipConfig(
       frames=self.model.frames,
       size=self.model.image_size,
       sampling=self.data.sampling,
       stride=self.data.stride,
-      short_side=(self.data.short_side[0], self.data.short_side[-1]),
+      short_side=(short_side[0], short_side[-1]),
     )
+
+
+def scaled_short_side(image_size: tuple[int, ...]) -> tuple[int, int]:
+  """Returns the range of short sides for a crop of this size, in proportion to 256 to 320 pixels for 224."""
+  side = min(image_size)
+  return round(side * 256 / 224), round(side * 320 / 224)
 
 
 def from_dict(values: dict[str, Any]) -> Config:

@@ -9,7 +9,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from mevit_jax.config.experiment import Config, from_dict
+from mevit_jax.config.experiment import Config, from_dict, to_dict
 from mevit_jax.errors import UserError
 
 # The flag --config counts as the command's own, so that its --help shows it.
@@ -43,6 +43,12 @@ def define_config_flag() -> None:
   config_flags.DEFINE_config_file('config', None, description)
   flag = flags.FLAGS['config']
   flag.parser = _ConfigParser(flag.parser)
+
+
+def define_saved_config_flag(values: dict[str, Any]) -> None:
+  """Defines the flags of all fields of a saved config, which may change them; --config itself is not needed."""
+  config = ml_collections.ConfigDict(to_dict(from_dict(values))).lock()
+  config_flags.DEFINE_config_dict('config', config, "The workdir's config.")
 
 
 def config_names() -> list[str]:

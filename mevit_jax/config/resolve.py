@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mevit_jax.config.data import Normalization
-from mevit_jax.config.experiment import EXECUTION_FIELDS, Config, differences, to_dict
+from mevit_jax.config.experiment import EXECUTION_FIELDS, Config, differences, scaled_short_side, to_dict
 from mevit_jax.config.model import WEIGHT_FIELDS, MEViTConfig
 from mevit_jax.errors import UserError
 
@@ -22,10 +22,17 @@ _INIT_FIELDS = ('init_from', 'init_weights', 'init_head', 'init_channel_order')
 
 
 class Dataset(NamedTuple):
-  """The dataset, as far as it determines the config."""
+  """The dataset, as far as it determines the config.
+
+  Attributes:
+    name: name of the dataset.
+    class_names: name of each label id.
+    normalization: pixel mean and standard deviation of its training videos; None if it does not state them.
+  """
 
   name: str
   class_names: tuple[str, ...]
+  normalization: Normalization | None = None
 
 
 class Source(NamedTuple):
@@ -105,7 +112,7 @@ def resolve(
 
   Args:
     config: the parsed config.
-    dataset: sets `model.classes`.
+    dataset: sets `model.classes` and, from scratch, `data.mean` and `data.std` unless they are set.
     source: sets the model's `WEIGHT_FIELDS`, `data.mean` and `data.std`; a workdir of ours or a model of the hub also
       `init_from`.
     devices: number of shards of the batch; rounds `evaluation.batch_size` up to a multiple.
@@ -115,7 +122,7 @@ def resolve(
     The resolved config, and every change with its reason, for the command to print.
 
   Raises:
-    UserError: the config contradicts the dataset or the checkpoint.
+    UserError: the config contradicts the dataset, the checkpoint or itself.
   """
   resolver = _Resolver(config)
   if source:
@@ -125,7 +132,9 @@ def resolve(
     if classes not in (0, expected):
       raise UserError(f'model.classes is {classes}, but the dataset {dataset.name!r} has {expected} classes')
     resolver.change('model', f'classes of the dataset {dataset.name}', classes=expected)
+    _apply_pixels(resolver, dataset)
   if not evaluate:
+    _check_repeats(resolver.config)
     resolver.change('evaluation', 'training evaluates the latest parameters', checkpoint='last')
   size = -(-config.evaluation.batch_size // devices) * devices
   resolver.change('evaluation', f'a multiple of {devices} devices', batch_size=size)
@@ -149,6 +158,35 @@ def _apply_source(resolver: _Resolver, source: Source, evaluate: bool) -> None:
   if source.normalization:
     mean, std = source.normalization
     resolver.change('data', f'normalization of {source.name}', mean=tuple(mean), std=tuple(std))
+
+
+def _apply_pixels(resolver: _Resolver, dataset: Dataset) -> None:
+  """Fills in the short side and, without pretrained weights, the normalization, unless they are set."""
+  config = resolver.config
+  if not config.data.short_side:
+    size = config.model.image_size
+    resolver.change('data', f'for model.image_size {size}', short_side=scaled_short_side(size))
+  normalization, reason = Normalization(), 'the weights do not state it'
+  if not config.init_from:
+    normalization = dataset.normalization or normalization
+    reason = (
+      f'pixels of the dataset {dataset.name}'
+      if dataset.normalization
+      else f'the dataset {dataset.name} does not state its own; prepare it again, with --overwrite, if it is to'
+    )
+  unset = {name: value for name, value in normalization._asdict().items() if not getattr(config.data, name)}
+  resolver.change('data', reason, **unset)
+
+
+def _check_repeats(config: Config) -> None:
+  """Raises a UserError if the clips of a repeated video would be equal."""
+  repeats, clip = config.data.repeated_augmentation, config.clip
+  if repeats > 1 and not config.augment.enabled and clip.short_side == (min(clip.size), min(clip.size)):
+    raise UserError(
+      f'data.repeated_augmentation {repeats} would repeat the same clip: no augmentation is enabled, and '
+      f'data.short_side {clip.short_side} leaves no room to crop {clip.size}; set augment.flip or another, or '
+      'data.repeated_augmentation=1'
+    )
 
 
 def describe(changes: Sequence[Change]) -> str:

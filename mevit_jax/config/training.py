@@ -23,6 +23,8 @@ class TrainingConfig(Validated):
     ema: decay of the exponential moving average of the parameters, which is then evaluated; 0 disables it.
     on_nonfinite: a non-finite loss or gradient drops the update; then 'stop', or 'skip' it and continue.
     evaluate_every: steps between two evaluations, each with a checkpoint; 0 evaluates at the end only.
+    patience: early stopping: training ends after this many evaluations (`evaluate_every`) without a better top-1, and
+      the best checkpoint is evaluated; 0 trains to the end.
     profile: first and last step to profile into WORKDIR/profile (TensorBoard, Perfetto); () disables it.
   """
 
@@ -39,6 +41,7 @@ class TrainingConfig(Validated):
   ema: Annotated[float, DECAY] = 0.0
   on_nonfinite: Literal['stop', 'skip'] = 'stop'
   evaluate_every: Annotated[int, Range(0, 10**9)] = 0
+  patience: Annotated[int, Range(0, 10**9)] = 0
   profile: Annotated[tuple[int, ...], COUNT_OR_ZERO] = ()
 
   def __post_init__(self) -> None:
@@ -47,6 +50,11 @@ class TrainingConfig(Validated):
       self.batch_size % self.accumulate == 0,
       'batch_size',
       f'{self.batch_size} is not divisible by training.accumulate {self.accumulate}',
+    )
+    self.require(
+      not self.patience or (self.evaluate_every > 0 and self.keep_best),
+      'patience',
+      f'{self.patience} needs training.evaluate_every, such as 100, and training.keep_best',
     )
     valid = not self.profile or (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1])
     self.require(valid, 'profile', f'must be a first and a last step, starting at 1, not {self.profile}')

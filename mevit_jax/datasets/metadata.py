@@ -15,7 +15,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from mevit_jax.datasets import builders, reader, tasks
+from mevit_jax.datasets import builders, reader, statistics, tasks
 from mevit_jax.datasets.reader import COLUMNS, COPY, FINGERPRINT, FORMAT, TFDS_FILES, VIDEOS
 from mevit_jax.datasets.tasks import Row
 from mevit_jax.errors import UserError
@@ -81,7 +81,10 @@ def fingerprint(
 
 def write(directory: Path, properties: Properties, manifests: Manifests) -> str:
   """Writes all metadata of a dataset whose shards are complete, and returns its fingerprint."""
-  return _write_fingerprint(directory, properties, _write_files(directory, properties, manifests))
+  content = _write_files(directory, properties, manifests)
+  first = next((split for split, count in content['videos'].items() if count), None)  # train, unless there is none
+  examples = tfds.builder_from_directory(directory).as_data_source(first) if first else []
+  return _write_fingerprint(directory, properties, {**content, 'pixels': statistics.measure_pixels(examples)})
 
 
 def restore_fingerprint(directory: Path) -> None:

@@ -1,7 +1,7 @@
 """Reads prepared datasets: `open_split` returns a random-access source for Grain or a plain loop.
 
 Besides its shards and TFDS's metadata, a dataset's directory holds `fingerprint.json` (format, fingerprint, arguments,
-checksums of the other files), a copy of it, and `videos.csv` (one row per video).
+pixel statistics, checksums of the other files), a copy of it, and `videos.csv` (one row per video).
 """
 
 import csv
@@ -17,6 +17,7 @@ from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 
+from mevit_jax.config.data import Normalization
 from mevit_jax.errors import UserError
 from mevit_jax.files import read_checked_json
 
@@ -73,6 +74,7 @@ class Split:
     dataset: name of the dataset.
     directory: directory of the dataset.
     videos: number of videos of each split of the dataset.
+    normalization: pixel mean and standard deviation of the training videos; None if the dataset does not state them.
   """
 
   source: Source
@@ -82,6 +84,7 @@ class Split:
   dataset: str
   directory: Path
   videos: Mapping[str, int]
+  normalization: Normalization | None = None
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
@@ -136,6 +139,7 @@ def open_split(data_dir: str | Path, dataset: str, split: str) -> Split:
     dataset=dataset,
     directory=directory,
     videos=videos,
+    normalization=read_normalization(directory),
   )
 
 
@@ -227,6 +231,12 @@ def read_fingerprint(directory: Path) -> tuple[str, dict[str, int]]:
   return metadata['fingerprint'], metadata['videos']
 
 
+def read_normalization(directory: Path) -> Normalization | None:
+  """Returns the pixel mean and standard deviation of a complete dataset; None if it does not state them."""
+  pixels = _read_metadata(directory).get('pixels')
+  return Normalization(tuple(pixels['mean']), tuple(pixels['std'])) if pixels else None
+
+
 def read_arguments(directory: Path) -> dict[str, Any]:
   """Returns the arguments that a complete dataset was prepared with; empty if none were recorded."""
   return _read_metadata(directory).get('arguments', {})
@@ -235,6 +245,11 @@ def read_arguments(directory: Path) -> dict[str, Any]:
 def read_labels(directory: Path, split: str) -> np.ndarray:
   """Returns the labels of a split's examples in order, int32, -1 for none; reads no shards."""
   return np.array([int(row['label']) for row in read_videos(directory, split)], np.int32)
+
+
+def read_sizes(directory: Path, split: str) -> np.ndarray:
+  """Returns height and width of a split's videos in pixels, int `n 2`; reads no shards."""
+  return np.array([(row['height'], row['width']) for row in read_videos(directory, split)], int).reshape(-1, 2)  # n 2
 
 
 def read_videos(directory: Path, split: str) -> Iterator[dict[str, str]]:

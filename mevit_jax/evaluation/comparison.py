@@ -60,7 +60,7 @@ def find_evaluation(path: Path, name: str | None) -> Path:
     return path
   names = sorted(results.parent.name for results in path.glob('evaluation/*/results.json'))
   if not names:
-    raise UserError(f'{path} has no evaluation; run: mevit evaluate --config=... --workdir={path}')
+    raise UserError(f'{path} has no evaluation; run: mevit evaluate --workdir={path}')
   if name is None and len(names) > 1:
     raise UserError(f'{path} has several evaluations, choose one with --name: {", ".join(names)}')
   if name is not None and name not in names:

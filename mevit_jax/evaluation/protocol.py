@@ -51,6 +51,26 @@ class Predictions:
     return metrics.ranked(self.probabilities, count)
 
 
+def describe_crops(sizes: np.ndarray, crop: tuple[int, int], crops: int) -> str:
+  """Returns a line if the crops show less than three quarters of the frame of most videos, else ''.
+
+  Args:
+    sizes: height and width of every video, `n 2`.
+    crop: height and width of a crop.
+    crops: crops along the long side.
+  """
+  scales = (np.array(crop) / sizes).max(axis=1, keepdims=True)  # n 1
+  visible = np.minimum(1, crops * (np.array(crop) / (scales * sizes)).prod(axis=1))  # n
+  cut = visible < 0.75
+  if cut.mean() <= 0.5:
+    return ''
+  shown = float(np.median(visible[cut]))
+  return (
+    f'{cut.sum():,} of {len(sizes):,} videos are cut: evaluation.crops={crops} shows {100 * shown:.0f} % of their '
+    f'frames; --config.evaluation.crops={int(np.ceil(crops / shown))} shows all, or set model.image_size to their shape'
+  )
+
+
 def averaged(logits: np.ndarray, average: Average) -> np.ndarray:
   """Converts logits `n v c` to probabilities averaged over views, float64 `n c`."""
   logits = logits.astype(np.float64)

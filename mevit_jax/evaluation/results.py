@@ -47,15 +47,14 @@ def summarize(predictions: Predictions) -> dict[str, Any]:
     summary[f'{name}_interval'] = metrics.wilson_interval(count, total)
     summary[f'{name}_unreadable_wrong'] = count / int(labeled.sum())
   correct, counted_labels = hits['top1'][counted], labels[counted]
+  summary['loss'] = metrics.cross_entropy(predictions.probabilities[counted], counted_labels)
   summary['mean_class'] = metrics.mean_class_accuracy(counted_labels, correct)
-  summary['mean_class_interval'] = (
-    metrics.bootstrap_interval(lambda counts: metrics.mean_class_accuracy(counted_labels, correct, counts), total)
-    if total
-    else (0.0, 1.0)
-  )
+  summary['mean_class_interval'] = metrics.mean_class_interval(counted_labels, correct)
   summary['mean_class_unreadable_wrong'] = metrics.mean_class_accuracy(labels[labeled], hits['top1'][labeled])
+  if total:
+    summary['most_predicted'] = _most_predicted(predictions.ranked(1)[counted, 0], counted_labels)
   summary['intervals'] = {
-    'level': 0.95, 'top1': 'Wilson', 'top5': 'Wilson', 'mean_class': 'bootstrap over videos, 1000 resamples',
+    'level': 0.95, 'top1': 'Wilson', 'top5': 'Wilson', 'mean_class': 'from the Wilson intervals of the classes (MOVER)',
   }  # fmt: skip
   summary['calibration'] = {
     'ece': calibration(predictions).error,
@@ -64,6 +63,16 @@ def summarize(predictions: Predictions) -> dict[str, Any]:
   }
   summary['averages'] = {average: _accuracy(predictions, average, counted) for average in typing.get_args(Average)}
   return summary
+
+
+def _most_predicted(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+  """Returns the class id that is predicted most often, and its fractions of the predictions and of the labels."""
+  most = int(np.bincount(predicted).argmax())
+  return {
+    'class_id': most,
+    'fraction': float((predicted == most).mean()),
+    'label_fraction': float((labels == most).mean()),
+  }
 
 
 def calibration(predictions: Predictions) -> metrics.Calibration:

@@ -102,4 +102,8 @@ class Throughput:
       f'{self._first_views} clips compiled and predicted in {first:.1f} s)'
     )
     clips, seconds = self._views - self._first_views, self._last - self._first
-    return text + (f'; then {clips} clips in {seconds:.1f} s: {clips / seconds:.3g} clips/s' if clips else '')
+    if not clips:
+      return text
+    # Videos are decoded ahead, during the cold start: a rate over less time than that is not the speed.
+    rate = f' in {seconds:.1f} s: {clips / seconds:.3g} clips/s' if seconds >= max(1, first) else ''
+    return f'{text}; then {clips} clips{rate}'

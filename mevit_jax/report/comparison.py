@@ -26,6 +26,7 @@ def format_comparison(comparison: dict[str, Any], videos: int) -> str:
     + ', '.join(f'{name} {100 * comparison["ensemble"][key]:.2f} %' for key, name in _METRICS.items()),
     f'{100 * comparison["same_prediction"]:.1f} % have the same prediction; {counts["correct_to_wrong"]} correct only '
     f"in A, {counts['wrong_to_correct']} correct only in B (McNemar's exact test: p = {counts['p']:.2g})",
+    *_explain_disagreement(comparison),
     *_format_videos('Correct only in A', comparison['correct_to_wrong'][:videos]),
     *_format_videos('Correct only in B', comparison['wrong_to_correct'][:videos]),
     '',
@@ -33,6 +34,19 @@ def format_comparison(comparison: dict[str, Any], videos: int) -> str:
     *(f'  {line}' for line in comparison['differences'] or ['none']),
   ]
   return '\n'.join(lines)
+
+
+def _explain_disagreement(comparison: dict[str, Any]) -> list[str]:
+  """Explains an interval of top-1 and a p value that disagree about whether the models differ, as for few videos."""
+  (low, high), counts = comparison['top1']['interval'], comparison['mcnemar_top1']
+  excludes_zero, changed = low > 0 or high < 0, counts['correct_to_wrong'] + counts['wrong_to_correct']
+  if excludes_zero == (counts['p'] < 0.05):
+    return []
+  return [
+    f'The interval of top-1 {"excludes" if excludes_zero else "includes"} 0, but p = {counts["p"]:.2g}: only {changed} '
+    f'of {comparison["videos"]:,} videos changed, too few for the bootstrap. The exact test decides: '
+    f'{"the difference may be chance" if excludes_zero else "the models differ"}.'
+  ]
 
 
 def _format_metric(name: str, metric: dict[str, Any]) -> str:

@@ -36,17 +36,27 @@ _STRIP_FRAMES, _STRIP_HEIGHT = 8, 112  # pixels
 _COLORMAP = 'Blues'
 
 
-def learning_curve(series: Mapping[str, Mapping[int, float]], ylabel: str) -> str:
-  """Draws one line per series of values by step; series of fewer than 40 values have markers."""
+def learning_curve(
+  series: Mapping[str, Mapping[int, float]], ylabel: str, references: Mapping[str, float] | None = None
+) -> str:
+  """Draws one line per series of values by step; series of fewer than 40 values have markers.
+
+  Args:
+    series: values by step, by name.
+    ylabel: label of the axis.
+    references: constants to compare with, by name, drawn as dashed lines.
+  """
   with _figure(4.6, 2.9) as (figure, axes):
     for (name, points), color in zip(series.items(), itertools.cycle(_COLORS)):
       steps = sorted(points)
       (line,) = axes.plot(steps, [points[step] for step in steps], label=name, color=color, lw=1.2)
       line.set(marker='o' if len(steps) < 40 else '', markersize=3)
+    for (name, value), style in zip((references or {}).items(), itertools.cycle(['--', ':', '-.'])):
+      axes.axhline(value, label=name, color=MUTED, lw=1, ls=style)
     axes.set(xlabel='step', ylabel=ylabel)
     axes.set_ylim(bottom=0)
-    if len(series) > 1:
-      axes.legend()
+    if len(series) + len(references or {}) > 1:
+      axes.legend(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=3, fontsize=8, columnspacing=1)
     return _svg(figure)
 
 

@@ -1,6 +1,7 @@
 """HTML report of an evaluation: one self-contained file without network access."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mevit_jax.evaluation import metrics
+from mevit_jax.evaluation.diagnosis import diagnose
 from mevit_jax.evaluation.protocol import Predictions
 from mevit_jax.evaluation.results import calibration
 from mevit_jax.files import read_metrics, write_text
@@ -67,12 +69,15 @@ def write_report(
   )
   environment.filters['percent'] = lambda fraction, digits=1: f'{100 * fraction:.{digits}f}\u2009%'
   counted = (predictions.labels >= 0) & predictions.readable
+  lines = _read_metrics(metrics_file, results)
   metrics_present = {key: name for key, name in _METRICS.items() if key in results}
   page = environment.get_template('page.html').render(
     results=results,
     headlines=[(name, results[key], results[f'{key}_interval']) for key, name in metrics_present.items()],
     unreadable_wrong=[(name, results[f'{key}_unreadable_wrong']) for key, name in metrics_present.items()],
-    learning_curves=_learning_curves(metrics_file, results) if metrics_file and metrics_file.exists() else {},
+    classes=len(class_names),
+    learning_curves=_learning_curves(lines, results, len(class_names)) if lines else {},
+    findings=diagnose(results, lines, class_names) if metrics_present else [],
     confusion=_confusion(predictions, counted, class_names) if counted.any() else None,
     reliability=figures.reliability_diagram(calibration(predictions)) if counted.any() else None,
     has_mistakes=results.get('top1_correct', 0) < int(counted.sum()),
@@ -139,24 +144,43 @@ def _per_class(matrix: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any
   return rows
 
 
-def _learning_curves(path: Path, results: dict[str, Any]) -> dict[str, str]:
-  """Draws loss and accuracy by step, including the accuracy of this evaluation."""
-  series: dict[str, dict[int, float]] = {}
-  for line in read_metrics(path):
+def _read_metrics(path: Path | None, results: dict[str, Any]) -> list[dict[str, Any]]:
+  """Returns the lines of metrics.jsonl up to the evaluated checkpoint; none without the file."""
+  last = results['checkpoint']['step']
+  return [line for line in read_metrics(path) if line['step'] <= last] if path else []
+
+
+def _learning_curves(lines: Sequence[dict[str, Any]], results: dict[str, Any], classes: int) -> dict[str, str]:
+  """Draws loss and top-1 accuracy of training and evaluations by step, beside guessing and the baselines."""
+  curves: dict[str, dict[str, dict[int, float]]] = {'loss': {}, 'top-1 accuracy': {}}
+
+  def add(step: int, name: str, value: float | None) -> None:
+    protocol, _, key = name.rpartition('/')
+    curve = 'loss' if key == 'loss' else 'top-1 accuracy'
+    if key in (('loss', 'accuracy') if protocol == 'train' else ('loss', 'top1')):
+      series = 'training clips' if protocol == 'train' else protocol
+      curves[curve].setdefault(series, {})[step] = np.nan if value is None else value
+
+  for line in lines:
     for name, value in line.items():
-      if name in ('train/loss', 'train/accuracy') or name.endswith('/top1'):
-        series.setdefault(name, {})[line['step']] = np.nan if value is None else value
-  if 'top1' in results:  # metrics.jsonl may not have it yet
-    protocol, step = results['protocol']['name'], results['checkpoint']['step']
-    series.setdefault(f'{protocol}/top1', {})[step] = results['top1']
-  curves = {}
-  if 'train/loss' in series:
-    curves['training loss'] = figures.learning_curve({'training loss': series.pop('train/loss')}, 'training loss')
-  if series:
-    named = {name.removesuffix('/top1').replace('train/accuracy', 'training clips'): x for name, x in series.items()}
-    percent = {name: {step: 100 * fraction for step, fraction in points.items()} for name, points in named.items()}
-    curves['top-1 accuracy'] = figures.learning_curve(percent, 'top-1 accuracy (%)')
-  return curves
+      add(line['step'], name, value)
+  for key in ('top1', 'loss'):  # metrics.jsonl may not have this evaluation yet
+    if key in results:
+      add(results['checkpoint']['step'], f'{results["protocol"]["name"]}/{key}', results[key])
+  references = {'guessing': 1 / classes}
+  names = {'majority': 'majority class', 'linear': 'linear baseline'}
+  references |= {names[kind]: baseline['top1'] for kind, baseline in results.get('baselines', {}).items()}
+  drawn = {}
+  if curves['loss']:
+    drawn['loss'] = figures.learning_curve(curves['loss'], 'loss', {f'guessing (ln {classes})': math.log(classes)})
+  if curves['top-1 accuracy']:
+    percent = {
+      name: {step: 100 * fraction for step, fraction in points.items()}
+      for name, points in curves['top-1 accuracy'].items()
+    }
+    levels = {name: 100 * value for name, value in references.items()}
+    drawn['top-1 accuracy'] = figures.learning_curve(percent, 'top-1 accuracy (%)', levels)
+  return drawn
 
 
 def _flatten(values: dict[str, Any], path: str = '') -> Iterator[tuple[str, Any]]:

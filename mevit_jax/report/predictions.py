@@ -14,9 +14,11 @@ from mevit_jax.files import atomic_path
 from mevit_jax.report.film_strip import film_strip, frame_size
 from mevit_jax.report.fonts import matplotlib_fonts, pillow_font
 
-_COLORS = ['#0969da', '#bc4c00', '#1a7f37', '#8250df', '#8c959f']
+_COLORS = [
+  '#0969da', '#bc4c00', '#1a7f37', '#8250df', '#8c959f', '#bf3989', '#1b7c83', '#9a6700', '#cf222e', '#1f2328'
+]  # fmt: skip
+_OTHER = '#d0d7de'  # of all other classes
 _STRIP_HEIGHT, _STRIP_GAP = 120, 4  # pixels
-_MAX_CLASSES = 5
 
 
 class WindowPrediction(Protocol):
@@ -65,12 +67,18 @@ def segments(windows: Sequence[WindowPrediction]) -> list[Segment]:
   ]
 
 
-def clock(seconds: float) -> str:
-  """Formats a time as 1:02:03.4 or 2:03.4."""
-  tenths = round(10 * seconds)
-  minutes, hours = tenths // 600 % 60, tenths // 36_000
-  text = f'{tenths // 10 % 60:02d}.{tenths % 10}'
+def clock(seconds: float, digits: int = 1) -> str:
+  """Formats a time as 1:02:03.4 or 2:03.4, with this number of digits after the point."""
+  unit = 10**digits
+  ticks = round(unit * seconds)
+  minutes, hours = ticks // (60 * unit) % 60, ticks // (3600 * unit)
+  text = f'{ticks // unit % 60:02d}.{ticks % unit:0{digits}d}'
   return f'{hours}:{minutes:02d}:{text}' if hours else f'{minutes}:{text}'
+
+
+def clock_digits(times: Sequence[float]) -> int:
+  """Returns how many digits after the point tell the times apart and state them exactly, from 1 to 3."""
+  return next((digits for digits in (1, 2) if all(abs(time - round(time, digits)) < 5e-4 for time in times)), 3)
 
 
 def label_drawer(windows: Sequence[WindowPrediction]) -> Callable[[np.ndarray, float], np.ndarray]:
@@ -118,7 +126,7 @@ class _Window:
   end: float
 
 
-def draw_figure(path: Path, videos: Sequence[PredictedVideo]) -> None:
+def draw_figure(path: Path, videos: Sequence[PredictedVideo], top: int = 5) -> None:
   """Draws predictions as `_draw_figure` does, in fonts that have the characters of all names."""
   names = {name for video in videos for name in (video.name, *video.windows[0].names)}
   with matplotlib_fonts(names, text_in_svg=path.suffix.lower() == '.svg') as spell:
@@ -131,29 +139,31 @@ def draw_figure(path: Path, videos: Sequence[PredictedVideo]) -> None:
       )
       for video in videos
     ]
-    _draw_figure(path, videos)
+    _draw_figure(path, videos, top)
 
 
-def _draw_figure(path: Path, videos: Sequence[PredictedVideo]) -> None:
-  """Draws each video as a film strip above bars of its top classes, or curves over time if it has several windows."""
+def _draw_figure(path: Path, videos: Sequence[PredictedVideo], top: int) -> None:
+  """Draws each video as a film strip above bars of its `top` classes, or curves over time if it has several windows."""
   import matplotlib.figure  # slow to import
 
-  figure = matplotlib.figure.Figure(figsize=(9.5, 2.7 * len(videos)), dpi=130, layout='constrained')
-  grid = figure.subplots(2 * len(videos), squeeze=False, gridspec_kw={'height_ratios': [1, 1.5] * len(videos)})[:, 0]
+  height = 1.6 * max(1, min(top, len(videos[0].windows[0].names)) / 5)  # inches of the bars or curves
+  figure = matplotlib.figure.Figure(figsize=(9.5, (1.1 + height) * len(videos)), dpi=130, layout='constrained')
+  ratios = [1, height / 1.1] * len(videos)
+  grid = figure.subplots(2 * len(videos), squeeze=False, gridspec_kw={'height_ratios': ratios})[:, 0]
   for video, strip, plot in zip(videos, grid[::2], grid[1::2], strict=True):
     strip.imshow(film_strip(video.frames, frame_size(video.frames, _STRIP_HEIGHT), _STRIP_GAP))
     strip.axis('off')
     strip.set_title(video.name, fontsize=9, loc='left', weight='bold', parse_math=False)
-    (_draw_curves if len(video.windows) > 1 else _draw_bars)(plot, video.windows)
+    (_draw_curves if len(video.windows) > 1 else _draw_bars)(plot, video.windows, top)
     plot.spines[['top', 'right']].set_visible(False)
     plot.tick_params(labelsize=8)
   with atomic_path(path) as temporary:
     figure.savefig(temporary, format=path.suffix[1:] or None)
 
 
-def _draw_bars(axes: Any, windows: Sequence[WindowPrediction]) -> None:
+def _draw_bars(axes: Any, windows: Sequence[WindowPrediction], top: int) -> None:
   (window,) = windows
-  order = ranked(window.probabilities[None], _MAX_CLASSES)[0]
+  order = ranked(window.probabilities[None], top)[0]
   axes.barh(range(len(order)), window.probabilities[order], color=_COLORS[0], height=0.7)
   axes.set_yticks(range(len(order)), [window.names[k] for k in order], parse_math=False)
   for row, k in enumerate(order):
@@ -163,18 +173,21 @@ def _draw_bars(axes: Any, windows: Sequence[WindowPrediction]) -> None:
   axes.spines['bottom'].set_visible(False)
 
 
-def _draw_curves(axes: Any, windows: Sequence[WindowPrediction]) -> None:
-  """Draws the classes with the highest mean probability, and the timeline as a band below."""
+def _draw_curves(axes: Any, windows: Sequence[WindowPrediction], top: int) -> None:
+  """Draws the classes with the highest mean probability, at most ten, and the timeline as a band below."""
   probabilities = np.stack([window.probabilities for window in windows])  # windows c
-  top = np.argsort(-probabilities.mean(0), kind='stable')[:_MAX_CLASSES]
-  colors = dict(zip((windows[0].names[k] for k in top), _COLORS, strict=False))
+  shown = np.argsort(-probabilities.mean(0), kind='stable')[: min(top, len(_COLORS))]
+  colors = dict(zip((windows[0].names[k] for k in shown), _COLORS, strict=False))
   centers = [(window.start + window.end) / 2 for window in windows]
-  for k in top:
+  for k in shown:
     name = windows[0].names[k]
     axes.plot(centers, probabilities[:, k], '.-' if len(windows) < 60 else '-', lw=1.2, color=colors[name], label=name)
-  for segment in segments(windows):
-    color = colors.get(segment.label, '#d0d7de')
+  timeline = segments(windows)
+  for segment in timeline:
+    color = colors.get(segment.label, _OTHER)
     axes.axvspan(segment.start, segment.end, 0, 0.07, color=color, lw=0)
+  if any(segment.label not in colors for segment in timeline):
+    axes.plot([], [], lw=6, color=_OTHER, label='other classes')
   axes.set(xlim=(windows[0].start, windows[-1].end), ylim=(-0.09, 1.02), yticks=[0, 0.5, 1], ylabel='probability')
   axes.yaxis.label.set_size(8)
   axes.xaxis.set_major_formatter(lambda value, _: clock(value))

@@ -84,10 +84,11 @@ class Throughput:
     last: total number of steps.
     steps_per_epoch: steps per epoch.
     batch_size: clips per step.
+    classes: number of classes, for the loss and accuracy of guessing beside the model's; 0 leaves these out.
   """
 
-  def __init__(self, first: int, last: int, steps_per_epoch: float, batch_size: int):
-    self._first, self._last = first, last
+  def __init__(self, first: int, last: int, steps_per_epoch: float, batch_size: int, classes: int = 0):
+    self._first, self._last, self._classes = first, last, classes
     self._steps_per_epoch, self._batch_size = steps_per_epoch, batch_size
     self._step, self._waited, self._paused = first, 0.0, 0.0
     self._start = self._since = time.monotonic()
@@ -124,21 +125,37 @@ class Throughput:
 
   def line(self, step: int, metrics: dict[str, float]) -> str:
     """Formats a log line."""
+    loss, accuracy = '', ''
+    if self._classes:
+      loss, accuracy = f' (ln C {math.log(self._classes):.2f})', f' (chance {100 / self._classes:.1f} %)'
     head = (
-      f'step {step}/{self._last}  epoch {metrics["epoch"]:.1f}  loss {metrics["loss"]:.4f}  '
-      f'accuracy {100 * metrics["accuracy"]:.1f} %  '
+      f'step {step}/{self._last}  epoch {metrics["epoch"]:.1f}  loss {metrics["loss"]:.4f}{loss}  '
+      f'accuracy {100 * metrics["accuracy"]:.1f} %{accuracy}  '
     )
     if metrics['skipped']:
       head += f'skipped {metrics["skipped"]:.0f}  '
     done = step - self._first
     if done == 0:
       return f'{head}(compiled; speed is measured from here on)'
-    seconds = (time.monotonic() - self._start - self._paused) * (self._last - step) / done
-    eta = time.strftime('%H:%M' if seconds < 20 * 3600 else '%a %H:%M', time.localtime(time.time() + seconds))
     return (
       f'{head}{metrics["clips_per_second"]:.0f} clips/s  '
-      f'data wait {100 * metrics["data_wait"]:.0f} %  ETA {eta} ({_format_duration(seconds)})'
+      f'data wait {100 * metrics["data_wait"]:.0f} %  ETA {self._format_left(step)}'
     )
+
+  def estimate(self, step: int) -> str:
+    """Formats the time that training takes, as the first steps after `start` suggest."""
+    seconds = (time.monotonic() - self._start - self._paused) / (step - self._first)
+    return (
+      f'{seconds:.3g} s per step: the remaining {self._last - step:,} steps take until about '
+      f'{self._format_left(step)}, besides evaluations'
+    )
+
+  def _format_left(self, step: int) -> str:
+    """Formats the time of the end and the duration until then: '14:05 (2.1 h)'."""
+    done = step - self._first
+    seconds = (time.monotonic() - self._start - self._paused) * (self._last - step) / done
+    eta = time.strftime('%H:%M' if seconds < 20 * 3600 else '%a %H:%M', time.localtime(time.time() + seconds))
+    return f'{eta} ({_format_duration(seconds)})'
 
 
 def _format_duration(seconds: float) -> str:

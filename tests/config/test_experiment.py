@@ -18,6 +18,7 @@ SIZES = ('Ti/16', 'S/16', 'B/16', 'L/16', 'H/14')
 ARGUMENTS = {
   **dict.fromkeys(('common', 'k400', 'k600', 'ssv2', 'timesformer', 'video_folder'), SIZES),
   'demo': (None,),
+  'small': (None,),
   'ablations/demo': ('0', '1', '2', '4'),
   'ablations/table1': ('1', '2', '3', '7', '14'),
   'ablations/table2': ('9+3', '10+2', '11+1', '12+1'),
@@ -76,7 +77,7 @@ def test_variants_have_the_published_sizes(name):
 def test_k400_config_is_the_model_of_the_paper(name, frames, sampling, stride):
   config = load(name)
   assert (stages(config.model), config.model.block_size, config.model.frames) == ((4, 7, 1), 2, frames)
-  assert (config.data.sampling, config.data.stride, config.data.short_side) == (sampling, stride, (256, 320))
+  assert (config.data.sampling, config.data.stride, config.clip.short_side) == (sampling, stride, (256, 320))
   assert (config.evaluation.clips, config.evaluation.crops, config.augment.flip) == (1, 3, True)
 
 
@@ -154,12 +155,14 @@ def test_demo_ablation_block_size_is_the_grid():
     ({'training': {'seed': -1}}, 'training.seed must be in .0, .*, not -1'),
     ({'training': {'evaluate_every': -5}}, 'training.evaluate_every must be in .0, .*, not -5'),
     ({'training': {'label_smoothing': 1.0}}, 'training.label_smoothing must be in'),
+    ({'training': {'patience': 3}}, 'training.patience 3 needs training.evaluate_every'),
     ({'training': {'profile': (3,)}}, 'training.profile must be'),
     ({'training': {'profile': (0, 3)}}, 'training.profile must be'),
     ({'training': {'profile': (5, 3)}}, 'training.profile must be'),
-    ({'data': {'short_side': ()}}, 'data.short_side must be'),
+    ({'data': {'short_side': (64, 72, 80)}}, 'data.short_side must be'),
     ({'data': {'short_side': (100, 320)}}, 'short_side .* must be an increasing range that starts at the short side'),
     ({'data': {'std': (0.5, 0.0, 0.5)}}, 'data.std'),
+    ({'data': {'mean': (0.5,), 'std': (0.5,)}}, 'data.mean must be three numbers'),
     ({'data': {'sampling': 'sparse'}}, "sampling must be one of .*, not 'sparse'"),
     ({'data': {'class_balance': 1.5}}, r'data.class_balance must be in \[0, 1\], not 1.5'),
     ({'data': {'workers': -1}}, 'data.workers must be in .0, 1024., not -1'),

@@ -35,13 +35,58 @@ def test_nothing_to_resolve():
 
 
 def test_classes_come_from_the_dataset():
-  config = from_dict({})
+  config = from_dict({'data': {'short_side': (256, 320), 'mean': (0.5,) * 3, 'std': (0.5,) * 3}})
   resolved, changes = resolve(config, DATASET)
   assert resolved.model.classes == 2
   assert_reported(config, resolved, changes)
   assert describe(changes) == 'config.model.classes: 0 -> 2 (classes of the dataset mine)'
   with pytest.raises(UserError, match=r"model.classes is 3, but the dataset 'mine' has 2"):
     resolve(from_dict({'model': {'classes': 3}}), DATASET)
+
+
+@pytest.mark.parametrize(
+  ('size', 'expected'), [((224, 224), (256, 320)), ((64, 112), (73, 91)), ((112, 112), (128, 160))]
+)
+def test_the_short_side_follows_the_image_size(size, expected):
+  config = from_dict({'model': {'image_size': size}})
+  resolved, changes = resolve(config, DATASET)
+  assert resolved.data.short_side == expected
+  assert config.clip == resolved.clip  # also before it is resolved
+  assert_reported(config, resolved, changes)
+  kept, _ = resolve(from_dict({'model': {'image_size': size}, 'data': {'short_side': 300}}), DATASET)
+  assert kept.data.short_side == (300,)
+
+
+def test_from_scratch_the_normalization_is_that_of_the_dataset():
+  pixels = Normalization((0.4, 0.3, 0.2), (0.2, 0.1, 0.3))
+  config = from_dict({})
+  resolved, changes = resolve(config, DATASET._replace(normalization=pixels))
+  assert resolved.data.normalization == pixels
+  assert_reported(config, resolved, changes)
+  resolved, changes = resolve(config, DATASET)
+  assert resolved.data.mean == resolved.data.std == (0.5, 0.5, 0.5)
+  assert 'the dataset mine does not state its own; prepare it again, with --overwrite' in describe(changes)
+  chosen = from_dict({'data': {'mean': (0.1,) * 3, 'std': (0.9,) * 3}})
+  assert resolve(chosen, DATASET._replace(normalization=pixels))[0].data.normalization == chosen.data.normalization
+
+
+@pytest.mark.parametrize('stated', [Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), None])
+def test_pretrained_weights_keep_their_normalization(stated):
+  pixels = Normalization((0.4, 0.3, 0.2), (0.2, 0.1, 0.3))
+  config = from_dict({'init_from': 'vit.npz'})
+  resolved, _ = resolve(
+    config, DATASET._replace(normalization=pixels), Source('vit.npz', {'layer_norm_eps': 1e-12}, stated)
+  )
+  assert resolved.data.normalization == (stated or Normalization())
+
+
+def test_repeated_clips_must_differ():
+  equal = {'model': {'image_size': 64}, 'data': {'repeated_augmentation': 2, 'short_side': 64}}
+  with pytest.raises(UserError, match=r'data.repeated_augmentation 2 would repeat the same clip: .*set augment.flip'):
+    resolve(from_dict(equal), DATASET)
+  for group, field in (('augment', {'flip': True}), ('augment', {'mixup': 0.8}), ('data', {'short_side': (64, 72)})):
+    resolve(from_dict({**equal, group: {**equal.get(group, {}), **field}}), DATASET)
+  resolve(from_dict(equal), DATASET, evaluate=True)
 
 
 @pytest.mark.parametrize(('size', 'devices', 'wanted'), [(32, 8, 32), (7, 8, 8), (33, 8, 40), (1, 1, 1)])

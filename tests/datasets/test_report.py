@@ -82,9 +82,20 @@ def test_report_of_400_classes_is_short_on_a_terminal_and_complete_in_the_file()
   made = report.make(lambda: iter(rows))
   short, whole = report.text(made, max_entries=20), report.text(made)
   assert len(short.splitlines()) < 50
-  assert '70 x N of N packets do not decode' in short
+  assert '70 x 0 to 69 of 300 packets do not decode' in short
   lines = [line.split() for line in short.splitlines() if line.startswith('  class')]
   assert [line[1] for line in lines] == [f'{i:03d}' for i in range(7)]
   assert [line[3] for line in lines] == ['10'] * 7  # usable of 20
   assert sum(line.startswith('  class') for line in whole.splitlines()) == 400
   assert sum('packets do not' in line and ': ' in line for line in whole.splitlines()) == 70
+
+
+def test_similar_reasons_are_counted_with_the_range_of_their_numbers():
+  same = {f'v{i}': '0.53 s, 16 frames' for i in range(30)}
+  differ = {f'v{i}': f'{0.3 + i / 100:.2f} s, {9 + i} frames' for i in range(30)}
+  dead = {f'd{i}': 'no frame decodes' for i in range(40)}
+  assert '  30 x 0.53 s, 16 frames' in report.section('short', same)
+  assert '  30 x 0.30 to 0.59 s, 9 to 38 frames' in report.section('short', differ)
+  assert report.section('both', {**differ, **dead})[2:4] == [
+    '  40 x no frame decodes', '  30 x 0.30 to 0.59 s, 9 to 38 frames',
+  ]  # fmt: skip

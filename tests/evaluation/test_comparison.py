@@ -15,6 +15,7 @@ from mevit_jax.cli import compare
 from mevit_jax.config import experiment
 from mevit_jax.errors import UserError
 from mevit_jax.evaluation import comparison
+from mevit_jax.evaluation.protocol import Predictions
 from mevit_jax.evaluation.results import summarize, write_results
 from mevit_jax.report.comparison import format_comparison
 from tests.helpers.predictions import ABOUT, predictions
@@ -178,3 +179,29 @@ def test_invalid_arguments_are_one_line_errors(workdirs):
     compare.main(['compare', str(workdirs / 'a')])
   with pytest.raises(UserError, match=r'nothing has no evaluation; run: mevit evaluate'):
     comparison.find_evaluation(workdirs / 'nothing', None)
+
+
+def changed(lost, won, videos):
+  """Two evaluations: the first is right in `lost` videos in which the second is wrong, and the other way around."""
+  labels = np.zeros(videos, int)
+  right = np.ones((2, videos), bool)
+  right[1, :lost] = False
+  right[0, lost : lost + won] = False
+  logits = np.where(right[..., None], np.float32([3, 0]), np.float32([0, 3]))[:, :, None]  # 2 n 1 c
+  ids, errors = np.asarray([f'v{i}' for i in range(videos)]), np.full(videos, '')
+  return [Predictions(ids, labels, x, errors) for x in logits]
+
+
+@pytest.mark.parametrize(
+  ('lost', 'won', 'videos', 'text'),
+  [
+    (0, 5, 36, 'excludes 0, but p = 0.062: only 5 of 36 videos changed'),
+    (0, 12, 36, ''),
+    (4, 5, 36, ''),
+  ],
+)
+def test_an_interval_and_a_p_value_that_disagree_are_explained(lost, won, videos, text):
+  found = comparison.compare(*changed(lost, won, videos), ('a', 'b'))
+  about = {'a': 'A', 'b': 'B', 'dataset': {'name': 'd', 'split': 's', 'fingerprint': 'f'}, 'differences': []}
+  shown = format_comparison({**about, **found}, 0)
+  assert (text or 'The exact test decides') in shown if text else 'The exact test decides' not in shown

@@ -36,6 +36,40 @@ def test_mean_class_accuracy():
   assert metrics.mean_class_accuracy(labels[:0], right[:0]) == 0
 
 
+def test_the_interval_of_one_class_is_wilsons():
+  right = np.arange(20) < 13
+  found = metrics.mean_class_interval(np.zeros(20, int), right)
+  np.testing.assert_allclose(found, metrics.wilson_interval(13, 20), rtol=1e-12)
+
+
+def test_a_constant_predictor_has_an_interval_with_a_width():
+  labels = np.repeat(np.arange(6), 20)
+  low, high = metrics.mean_class_interval(labels, labels == 2)
+  assert 0.1 < low < 1 / 6 - 0.005
+  assert 1 / 6 + 0.02 < high < 0.3
+  assert metrics.mean_class_interval(labels[:0], labels[:0] == 0) == (0.0, 1.0)
+
+
+def test_the_interval_of_the_mean_class_accuracy_covers_it():
+  """At least 92 of 100 samples of unequal classes, and no wider than twice what theory says."""
+  rng = np.random.default_rng(0)
+  labels, true = np.repeat(np.arange(4), (15, 30, 60, 120)), np.array([0.9, 0.5, 0.7, 0.2])
+  width = 2 * 1.96 * np.sqrt((true * (1 - true) / np.bincount(labels)).sum()) / 4
+  inside = 0
+  for _ in range(100):
+    low, high = metrics.mean_class_interval(labels, rng.random(225) < true[labels])
+    inside += low <= true.mean() <= high
+    assert high - low < 2 * width
+  assert inside >= 92
+
+
+def test_cross_entropy():
+  probabilities = np.array([[0.25, 0.75], [1.0, 0.0]])
+  assert metrics.cross_entropy(probabilities, np.array([0, 0])) == pytest.approx(np.log(4) / 2)
+  assert metrics.cross_entropy(probabilities, np.array([1, 1])) < 20  # finite
+  assert metrics.cross_entropy(probabilities[:0], np.array([], int)) == 0
+
+
 def test_calibration_error_follows_guo_et_al():
   rng = np.random.default_rng(0)
   confidence = np.concatenate([rng.random(60), np.arange(1, 16) / 15])

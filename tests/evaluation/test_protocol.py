@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -15,10 +16,11 @@ from mevit_jax.config.resolve import describe, resolve
 from mevit_jax.data import pipeline
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.errors import UserError
-from mevit_jax.evaluation.protocol import Predictions, predict_all
+from mevit_jax.evaluation.protocol import Predictions, describe_crops, predict_all
 from mevit_jax.parallel.hosts import process_batch_slice
 from mevit_jax.parallel.mesh import make_mesh
 from mevit_jax.parallel.placement import batch_sharding
+from mevit_jax.video.clips import view_boxes
 
 CLIP = ClipConfig(frames=2, size=(8, 8), stride=3, short_side=(8, 8))
 WEIGHTS = np.random.default_rng(0).normal(size=(2 * 8 * 8 * 3, 8)).astype(np.float32)
@@ -175,3 +177,26 @@ def test_a_batch_size_that_is_not_divisible_by_the_devices_is_rounded_up():
 def test_invalid_protocols_are_refused(fields, match):
   with pytest.raises(UserError, match=match):
     EvaluationConfig(**fields)
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'crops', 'text'),
+  [
+    ([(1920, 1080)] * 3, 1, '3 of 3 videos are cut: evaluation.crops=1 shows 56 % of their frames'),
+    ([(1920, 1080)] * 3, 2, ''),
+    ([(1920, 540)] * 2 + [(100, 100)], 2, '2 of 3 videos are cut: evaluation.crops=2 shows 56 % of their frames'),
+    ([(240, 320)] * 3, 1, ''),
+    ([(100, 100)] * 2 + [(1920, 540)], 1, ''),
+  ],
+)
+def test_crops_that_cut_most_videos_are_mentioned(sizes, crops, text):
+  found = describe_crops(np.array(sizes), (64, 64), crops)
+  assert found.startswith(text) if text else found == ''
+
+
+def test_the_crops_that_are_suggested_show_all_of_the_frame():
+  tall = np.array([(1920, 540)])
+  found = describe_crops(tall, (64, 64), 1)
+  suggested = int(re.search(r'--config.evaluation.crops=(\d+)', found)[1])
+  assert describe_crops(tall, (64, 64), suggested) == ''
+  assert len(view_boxes(CLIP, 1920, 540, suggested)) == suggested == 4

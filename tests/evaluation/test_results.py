@@ -56,6 +56,8 @@ def test_unreadable_videos_count_as_wrong_or_are_excluded_and_unlabeled_ones_are
     'top5': 3 / 4,
     'top5_interval': wilson_interval(3, 4),
     'top5_unreadable_wrong': 3 / 5,
+    'loss': pytest.approx(-np.log([0.5, 0.2, 0.02, 0.9]).mean(), rel=1e-6),
+    'most_predicted': {'class_id': 0, 'fraction': 3 / 4, 'label_fraction': 1 / 4},
   }
   assert found['mean_class'] == (1 + 0 + 0 + 1) / 4  # classes 0, 2, 5 and 3
   assert found['mean_class_unreadable_wrong'] == (1 / 2 + 0 + 0 + 1) / 4

@@ -187,3 +187,30 @@ def test_report_of_only_unreadable_videos(tmp_path):
   found, results, _ = write(tmp_path, dead=range(300))
   html.write_report(tmp_path / 'report.html', results, found, class_names(12))
   assert '300 videos are unreadable' in Page(tmp_path / 'report.html').text
+
+
+def test_symptoms_of_the_run_come_first_with_their_remedies(tmp_path):
+  line = {'train/loss': 0.1, 'train/accuracy': 1.0, 'train/data_wait': 0.65}
+  _, results, path = write(tmp_path, metrics=''.join(json.dumps({'step': i, **line}) + '\n' for i in (20, 40, 60)))
+  assert results['top1'] < 0.8
+  rows = Page(path).rows['diagnosis-table'][1:]
+  assert [row[0] for row in rows[:2]] == ['Overfitting', 'Waiting for data']
+  assert rows[0][1] == f'100 % in training, {100 * results["top1"]:.0f} % in validation'
+  assert rows[1][1] == '65 % of the time'
+  assert '--encoding=h264 --short_side=64' in rows[1][2]
+  assert {row[1] for row in rows[2:]} == {'no'}
+
+
+def test_learning_curves_end_at_the_evaluated_checkpoint_and_show_the_validation_loss(tmp_path):
+  lines = [
+    {'step': 30, 'train/loss': 0.5, 'train/accuracy': 0.9, 'validation-2x1/loss': 1.5, 'validation-2x1/top1': 0.4},
+    {'step': 60, 'train/loss': 0.2, 'train/accuracy': 0.9},
+    {'step': 90, 'train/loss': 9e9, 'train/accuracy': 0.9},
+  ]
+  _, _, path = write(tmp_path, metrics=''.join(json.dumps(line) + '\n' for line in lines))
+  curves = {alt: image(source)[1].decode() for alt, source in Page(path).pictures if alt.endswith('by training step')}
+  loss, accuracy = curves['loss by training step'], curves['top-1 accuracy by training step']
+  for text in ('training clips', 'validation-2x1', 'guessing (ln 12)'):
+    assert f'<!-- {text} -->' in loss
+  assert '<!-- guessing -->' in accuracy
+  assert '1e' not in ''.join(re.findall('<!-- (.*?) -->', loss))  # the later loss would set the scale

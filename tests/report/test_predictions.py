@@ -1,12 +1,21 @@
 """Timelines and figures of predictions."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mevit_jax.report.predictions import PredictedVideo, Segment, clock, draw_figure, label_drawer, segments
+from mevit_jax.report.predictions import (
+  PredictedVideo,
+  Segment,
+  clock,
+  clock_digits,
+  draw_figure,
+  label_drawer,
+  segments,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +62,18 @@ def test_times_are_formatted(seconds, text):
   assert clock(seconds) == text
 
 
+@pytest.mark.parametrize(
+  ('times', 'texts'),
+  [
+    ((0.0, 0.4, 61.2), ['0:00.0', '0:00.4', '1:01.2']),
+    ((0.0, 0.25, 0.5), ['0:00.00', '0:00.25', '0:00.50']),
+    ((0.125, 3599.9996), ['0:00.125', '1:00:00.000']),
+  ],
+)
+def test_times_have_as_many_digits_as_they_need(times, texts):
+  assert [clock(time, clock_digits(times)) for time in times] == texts
+
+
 def test_overlay_shows_labels_at_the_bottom_that_change_with_time():
   draw = label_drawer(parts((0, 2, WALKS), (2, 4, RUNS)))
   frame = np.full((90, 160, 3), 128, np.uint8)
@@ -86,3 +107,24 @@ def test_figures_of_every_kind(tmp_path, suffix, start):
     tmp_path / f'figure.{suffix}', [PredictedVideo('a', np.zeros((2, 12, 16, 3), np.uint8), parts((0, 3, RUNS)))]
   )
   assert (tmp_path / f'figure.{suffix}').read_bytes().startswith(start)
+
+
+def svg_text(path, videos, top):
+  """The texts of an SVG figure, which matplotlib writes as comments beside their outlines."""
+  draw_figure(path, videos, top)
+  return re.findall(r'<!-- (.*?) -->', path.read_text())
+
+
+@pytest.mark.parametrize(('top', 'shown'), [(1, 1), (3, 3), (7, 7), (20, 12)])
+def test_a_figure_has_as_many_classes_as_asked_for(tmp_path, top, shown):
+  names = tuple(f'class{i:02d}' for i in range(12))
+  one = [Part(0, 3, np.arange(12) / 66, names)]
+  found = svg_text(tmp_path / 'figure.svg', [PredictedVideo('a', np.zeros((2, 12, 16, 3), np.uint8), one)], top)
+  assert [text for text in found if text.startswith('class')] == list(names[::-1][:shown])
+
+
+@pytest.mark.parametrize('top', [1, 3])
+def test_the_legend_of_a_timeline_names_the_color_of_other_classes(tmp_path, top):
+  several = parts((0, 2, WALKS), (2, 4, RUNS), (4, 6, WALKS), (6, 8, WALKS), (8, 10, RUNS))
+  found = svg_text(tmp_path / 'f.svg', [PredictedVideo('a', np.zeros((2, 12, 16, 3), np.uint8), several)], top)
+  assert found.count('other classes') == (top == 1)  # runs, twice in the timeline, is not among the top one

@@ -187,3 +187,20 @@ def test_durations_are_formatted(clock, seconds, text):
   progress = Throughput(first=0, last=2, steps_per_epoch=20, batch_size=8)
   clock.now += seconds
   assert f'({text})' in progress.line(1, {**MEANS, **progress.measure(1)})
+
+
+def test_the_time_that_is_left_is_estimated_from_the_first_steps(clock):
+  progress = Throughput(first=0, last=1000, steps_per_epoch=20, batch_size=8)
+  clock.now += 60
+  progress.start(1)  # compiled
+  clock.now += 30
+  assert progress.estimate(4) == (
+    '10 s per step: the remaining 996 steps take until about 12:00 (2.8 h), besides evaluations'
+  )
+
+
+def test_a_log_line_has_the_loss_and_accuracy_of_guessing(clock):
+  progress = Throughput(first=0, last=20, steps_per_epoch=20, batch_size=8, classes=8)
+  clock.now += 1
+  line = progress.line(1, {**MEANS, **progress.measure(1)})
+  assert 'loss 1.2500 (ln C 2.08)  accuracy 50.0 % (chance 12.5 %)  ' in line

@@ -132,7 +132,7 @@ def section(title: str, entries: Mapping[str, str], max_entries: int | None = No
     return []
   lines = ['', f'{title} ({len(entries)}):']
   if len(entries) > (max_entries or _MAX_CLASSES) and any(entries.values()):
-    lines += [f'  {count} x {reason}' for reason, count in _count_reasons(entries).most_common(max_entries)]
+    lines += [f'  {count} x {reason}' for reason, count in _group_reasons(entries)[:max_entries]]
   shown = itertools.islice(entries.items(), max_entries)
   lines += [printable(f'  {name}: {reason}' if reason else f'  {name}') for name, reason in shown]
   if max_entries is not None and len(entries) > max_entries:
@@ -140,9 +140,22 @@ def section(title: str, entries: Mapping[str, str], max_entries: int | None = No
   return lines
 
 
-def _count_reasons(entries: Mapping[str, str]) -> collections.Counter[str]:
-  """Counts reasons, with all numbers replaced by N."""
-  return collections.Counter(re.sub(r'\d+(\.\d+)?', 'N', reason) for reason in entries.values())
+def _group_reasons(entries: Mapping[str, str]) -> list[tuple[str, int]]:
+  """Groups reasons that differ in their numbers only: (reason with ranges, count), by falling count."""
+  number = re.compile(r'\d+(?:\.\d+)?')
+  groups = collections.defaultdict(list)
+  for reason in entries.values():
+    groups[tuple(number.split(reason))].append(number.findall(reason))
+  found = []
+  for words, numbers in groups.items():
+    ranges = [_range(column) for column in zip(*numbers, strict=True)]
+    found.append((''.join(itertools.chain(*itertools.zip_longest(words, ranges, fillvalue=''))), len(numbers)))
+  return sorted(found, key=lambda group: -group[1])
+
+
+def _range(numbers: Sequence[str]) -> str:
+  low, high = min(numbers, key=float), max(numbers, key=float)
+  return low if float(low) == float(high) else f'{low} to {high}'
 
 
 def _table(report: Mapping[str, Any], max_entries: int | None) -> list[str]:
