@@ -23,6 +23,9 @@ class TrainingConfig(Validated):
     ema: decay of the exponential moving average of the parameters, which is then evaluated; 0 disables it.
     on_nonfinite: a non-finite loss or gradient drops the update; then 'stop', or 'skip' it and continue.
     evaluate_every: steps between two evaluations, each with a checkpoint; 0 evaluates at the end only.
+    cache_features: epochs of clips whose features are computed once, with a frozen encoder (`model.space_encoder`), and
+      stored in WORKDIR/features; later epochs use them again in another order. 1 suits clips without random crops and
+      augmentation. 0 computes features in every step.
     profile: first and last step to profile into WORKDIR/profile (TensorBoard, Perfetto); () disables it.
   """
 
@@ -39,6 +42,7 @@ class TrainingConfig(Validated):
   ema: Annotated[float, DECAY] = 0.0
   on_nonfinite: Literal['stop', 'skip'] = 'stop'
   evaluate_every: Annotated[int, Range(0, 10**9)] = 0
+  cache_features: Annotated[int, COUNT_OR_ZERO] = 0
   profile: Annotated[tuple[int, ...], COUNT_OR_ZERO] = ()
 
   def __post_init__(self) -> None:

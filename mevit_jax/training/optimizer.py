@@ -1,6 +1,8 @@
 """Optimizers and learning rate schedules: SGD or AdamW, with step or cosine decay."""
 
+import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import optax
 
 from mevit_jax.config.optimizer import OptimizerConfig
 from mevit_jax.errors import UserError
+from mevit_jax.models.functional import Model, Params
 from mevit_jax.models.mevit import STAGES
 from mevit_jax.trees import path_name
 
@@ -41,6 +44,26 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
     optimizer = optax.partition(partitions, lambda params: unmatched(params, config.freeze))
   # Layer decay comes last, where the updates of all stages are present, frozen or not.
   return optax.chain(optimizer, _scale_by_layer(config.layer_decay)) if config.layer_decay < 1 else optimizer
+
+
+def stop_frozen_gradients(model: Model, pattern: str) -> Model:
+  """Returns the model without gradients of frozen parameters: no backward pass goes through what precedes all others.
+
+  Args:
+    model: model to train.
+    pattern: `optimizer.freeze`; '' returns the model as it is.
+  """
+  if not pattern:
+    return model
+
+  def stop(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def apply_frozen(params: Params, *args: Any) -> jax.Array:
+      trained = unmatched(params, pattern)
+      return apply(jax.tree.map(lambda x, t: x if t else jax.lax.stop_gradient(x), params, trained), *args)
+
+    return apply_frozen
+
+  return dataclasses.replace(model, apply=stop(model.apply), classify=stop(model.classify))
 
 
 def check_patterns(config: OptimizerConfig, params: optax.Params) -> None:
