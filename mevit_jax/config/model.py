@@ -12,6 +12,9 @@ _SIZE = Range(1, 10**5)
 # Fields that pretrained weights determine: with other values the same weights are another function.
 WEIGHT_FIELDS = ('layer_norm_eps', 'activation', 'pre_norm', 'rotary_theta')
 
+# Fields that the weights of an image encoder determine, see `space_encoder`.
+ENCODER_FIELDS = ('width', 'heads', 'mlp_dim', 'patch_size', 'space_blocks', 'frame_tokens')
+
 # The ViT family: width, heads, width of the MLP, number of blocks (Dosovitskiy et al. 2021, table 1; DeiT's Ti and S).
 _SIZES = {
   'Ti': (192, 3, 768, 12),

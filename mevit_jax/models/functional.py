@@ -16,6 +16,9 @@ from mevit_jax.models.mevit import STAGES, MEViT
 from mevit_jax.models.platforms import ShardMapWrapper
 from mevit_jax.trees import path_name
 
+# Top-level names of the parameters of a space encoder.
+ENCODER = ('embedding', 'frame_tokens', 'pre_norm', 'space', 'space_norm')
+
 # The last linear layer of each branch of a motion block.
 _LAST_LAYERS = {'space_attention': 'out', 'motion_attention': 'out', 'mlp': 'down'}
 

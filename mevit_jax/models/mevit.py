@@ -164,7 +164,7 @@ class MEViT(nnx.Module):
     rates = jnp.linspace(0, config.drop_path, config.depth)
     if key is None or not config.drop_path:
       return rates, [None] * len(STAGES)
-    keys = jax.random.split(key, len(STAGES))
+    keys = list(jax.random.split(key, len(STAGES)))
     return rates, [None, *keys[1:]] if config.space_encoder else keys
 
   def _add_time(self, features: jax.Array) -> jax.Array:

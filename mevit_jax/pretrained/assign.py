@@ -9,7 +9,7 @@ import numpy as np
 
 from mevit_jax.config.model import MEViTConfig
 from mevit_jax.errors import UserError
-from mevit_jax.models.functional import Model, Params, init_motion, parameter_shapes
+from mevit_jax.models.functional import ENCODER, Model, Params, init_motion, parameter_shapes
 from mevit_jax.models.mevit import STAGES
 from mevit_jax.pretrained.positions import resize_space, resize_time
 from mevit_jax.pretrained.source import Source
@@ -100,8 +100,7 @@ class Assignment:
 
   def _is_new(self, name: str) -> bool:
     """Returns whether a parameter is behind the encoder of a source that is an encoder only."""
-    encoder = ('embedding/', 'frame_tokens', 'pre_norm/', 'space/', 'space_norm/')
-    return is_encoder(self.source, self.config) and not name.startswith((*encoder, 'head/'))
+    return is_encoder(self.source, self.config) and name.split('/')[0] not in (*ENCODER, 'head')
 
   def _loaded(self, name: str, shape: tuple[int, ...], source_name: str) -> np.ndarray:
     self._add_row('loaded', name, shape, self._source_names(source_name))

@@ -82,6 +82,15 @@ class SourceInfo:
     """Fields of `MEViTConfig` that these weights determine."""
     return {name: getattr(self, name) for name in WEIGHT_FIELDS}
 
+  @property
+  def encoder_fields(self) -> dict[str, Any]:
+    """Fields of `MEViTConfig` that these weights determine as its space encoder; {} unless this is an image model."""
+    if self.frames:
+      return {}
+    sizes = {name: getattr(self, name) for name in ('width', 'mlp_dim', 'patch_size')}
+    heads = {} if self.heads is None else {'heads': self.heads}
+    return {**sizes, **heads, 'space_blocks': self.depth, 'frame_tokens': self.tokens}
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:

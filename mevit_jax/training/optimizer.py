@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -75,6 +75,17 @@ def check_patterns(config: OptimizerConfig, params: optax.Params) -> None:
       names = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
       what = 'no parameter' if all(trained) else 'every parameter'
       raise UserError(f'`optimizer.{field}` {pattern!r} matches {what}; examples of names: {names[0]}, {names[-1]}')
+
+
+def check_frozen(config: OptimizerConfig, params: optax.Params, names: Collection[str]) -> None:
+  """Raises a UserError unless `optimizer.freeze` freezes all parameters with these top-level names."""
+  frozen = jax.tree.map(lambda trained: not trained, unmatched(params, config.freeze))
+  trained = [name for name in names if name in params and not all(jax.tree.leaves(frozen[name]))]
+  if trained:
+    raise UserError(
+      f'`training.cache_features` needs a frozen encoder, but {", ".join(trained)} are trained: '
+      f"use `optimizer.freeze` '^({'|'.join(names)})/?'"
+    )
 
 
 def unmatched(params: optax.Params, pattern: str) -> Any:

@@ -97,7 +97,7 @@ def test_stochastic_depth_leaves_the_encoder_alone():
 
 @pytest.mark.parametrize('changes', [{'space_blocks': 0}, {'class_blocks': 0, 'frame_tokens': 0}])
 def test_a_space_encoder_needs_blocks_and_tokens_of_its_own(changes):
-  with pytest.raises(UserError, match='model.space_encoder needs'):
+  with pytest.raises(UserError, match=r'model\.space_encoder needs'):
     dataclasses.replace(CONFIG, **changes)
 
 
