@@ -87,9 +87,11 @@ class SourceInfo:
     """Fields of `MEViTConfig` that these weights determine as its space encoder; {} unless this is an image model."""
     if self.frames:
       return {}
+    heads = self.heads or usual_heads(self.width)
+    if heads is None:
+      raise UserError(f'{self.kind} does not state its number of attention heads: put its config.json beside it')
     sizes = {name: getattr(self, name) for name in ('width', 'mlp_dim', 'patch_size')}
-    heads = {} if self.heads is None else {'heads': self.heads}
-    return {**sizes, **heads, 'space_blocks': self.depth, 'frame_tokens': self.tokens}
+    return {**sizes, 'heads': heads, 'space_blocks': self.depth, 'frame_tokens': self.tokens}
 
 
 @dataclasses.dataclass(frozen=True)
