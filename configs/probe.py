@@ -5,8 +5,8 @@
 
 ENCODER is an image encoder, such as DINOv2, as a folder, a file or a name on the Hugging Face Hub; the model takes its
 sizes from it. Its features of every clip are computed once and stored in WORKDIR/features. Then the rest is trained, in
-seconds: positions in time, motion blocks that add nothing at first (--config.model.motion_blocks, 0 by default), a class
-block and the head. docs/small_datasets.md compares it with training from scratch.
+seconds: positions in time, motion blocks that add nothing at first (--config.model.motion_blocks, 0 by default), class
+block and head. docs/small_datasets.md compares it with training from scratch.
 """
 
 from ml_collections import ConfigDict
