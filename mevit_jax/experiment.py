@@ -23,7 +23,7 @@ from mevit_jax.data import pipeline, sampling
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.errors import UserError
 from mevit_jax.files import lock_folder
-from mevit_jax.models.functional import Model, Params, build_model, count_parameters
+from mevit_jax.models.functional import ENCODER, Model, Params, build_model, count_parameters
 from mevit_jax.parallel.distributed import allgather_bytes, is_main_process
 from mevit_jax.parallel.hosts import process_batch_slice
 from mevit_jax.parallel.mesh import batch_shards, make_mesh
@@ -38,9 +38,15 @@ from mevit_jax.parallel.placement import (
 from mevit_jax.pretrained.hub import same_model
 from mevit_jax.pretrained.load import load
 from mevit_jax.pretrained.source import Source, open_source
-from mevit_jax.training.optimizer import check_patterns, make_optimizer, make_schedule
+from mevit_jax.training.optimizer import (
+  check_frozen,
+  check_patterns,
+  make_optimizer,
+  make_schedule,
+  stop_frozen_gradients,
+)
 from mevit_jax.training.state import TrainState, create_state, init_state
-from mevit_jax.training.steps import make_evaluation_step, make_train_step
+from mevit_jax.training.steps import make_encode_step, make_evaluation_step, make_feature_step, make_train_step
 
 # Fields that may change when a run resumes: execution, logging and evaluation.
 _MAY_CHANGE = (
@@ -66,6 +72,7 @@ class Run:
   begin: Callable[[Params], TrainState]
   step: jax.stages.Wrapped  # (state, batch) -> state, metrics
   predict: jax.stages.Wrapped  # (params, video) -> logits
+  encode: jax.stages.Wrapped  # (params, batch, step) -> batch of features; with training.cache_features
   source: Source | None = None  # pretrained weights of a new run
 
   @property
@@ -139,20 +146,25 @@ def build_run(config: Config, workdir: Path, split: datasets.Split, mesh: jax.sh
   optimizer = make_optimizer(config.optimizer, schedule)
   init = partial(init_state, model, optimizer, ema=training.ema > 0)
   shardings = param_shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
-  step = make_train_step(
-    model,
-    optimizer,
-    training=training,
-    augmentation=config.augment,
-    normalization=config.data.normalization,
-    mirrors=mirror_labels(split.class_names),
-    sharding=rows,
-  )
+  preprocessing: dict[str, Any] = {
+    'training': training,
+    'augmentation': config.augment,
+    'normalization': config.data.normalization,
+    'mirrors': mirror_labels(split.class_names),
+    'sharding': rows,
+  }
+  trained = stop_frozen_gradients(model, config.optimizer.freeze)
+  if training.cache_features:
+    check_frozen(config.optimizer, model.abstract, ENCODER)
+    step = make_feature_step(trained, optimizer, training)
+  else:
+    step = make_train_step(trained, optimizer, **preprocessing)
   return Run(
     config, workdir, split, model, mesh, steps, steps_per_epoch, schedule,
     init=jax.jit(init, out_shardings=shardings),
     begin=jax.jit(partial(create_state, optimizer, ema=training.ema > 0), donate_argnums=0, out_shardings=shardings),
     step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+    encode=jax.jit(make_encode_step(model, **preprocessing), out_shardings=rows),
     predict=jax.jit(make_evaluation_step(model, normalization=config.data.normalization), out_shardings=rows),
   )  # fmt: skip
 
@@ -163,23 +175,33 @@ def _source(config: Config, workdir: Path) -> tuple[Source | None, resolve.Sourc
     before = experiment.from_dict(read_run(workdir)['config'])
     if not before.init_from:
       return None, None
-    pinned = before.init_from if same_model(config.init_from, before.init_from) else ''
-    trained = None if config.init_from else before
-    normalization = before.data.normalization
-    fields = resolve.weight_fields(before.model)
-    return None, resolve.Source(str(workdir), fields, normalization, trained, pinned)
+    return None, resolve.Source(
+      str(workdir),
+      resolve.weight_fields(before.model),
+      before.data.normalization,
+      trained=None if config.init_from else before,
+      init_from=before.init_from if same_model(config.init_from, before.init_from) else '',
+      encoder=resolve.encoder_fields(before.model),
+    )
   if not config.init_from:
     return None, None
   source = open_init(config)
   if source.info.normalization is None:
     print(f'{config.init_from} does not state its normalization: keeping {config.data.normalization}', flush=True)
   info = source.info
-  return source, resolve.Source(config.init_from, info.model_fields, info.normalization, init_from=source.name)
+  return source, resolve.Source(
+    config.init_from,
+    info.model_fields,
+    info.normalization,
+    init_from=source.name,
+    encoder=info.encoder_fields,
+  )
 
 
 def open_init(config: Config) -> Source:
   """Opens the weights that `init_from` and the fields beside it name."""
-  return open_source(config.init_from, config.model.heads, config.init_channel_order, config.init_weights)
+  heads = None if config.model.space_encoder else config.model.heads  # an encoder determines it
+  return open_source(config.init_from, heads, config.init_channel_order, config.init_weights)
 
 
 def _saved_normalization(workdir: Path) -> Normalization | None:

@@ -12,11 +12,10 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
+from mevit_jax.batches import device_batch, open_batches
 from mevit_jax.checkpoint.manager import CheckpointManager
 from mevit_jax.checkpoint.reader import load_checkpoint, read_best
 from mevit_jax.config.experiment import Config
-from mevit_jax.data import pipeline
-from mevit_jax.data.sampling import Sampling
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.evaluate import Evaluator, evaluate_params, predict_split
 from mevit_jax.evaluation.protocol import describe_crops
@@ -34,8 +33,6 @@ from mevit_jax.experiment import (
   restore_state,
 )
 from mevit_jax.parallel.distributed import allgather_bytes, is_main_process, propagate_failure
-from mevit_jax.parallel.hosts import global_batch, process_batch_slice
-from mevit_jax.parallel.placement import batch_sharding
 from mevit_jax.training.compilation_cache import enable_compilation_cache
 from mevit_jax.training.malloc import configure_malloc
 from mevit_jax.training.metrics import MetricWriter, Throughput
@@ -103,13 +100,13 @@ def dry_run(config: Config, workdir: str) -> None:
   run = prepare_run(config, Path(workdir).expanduser())
   check_workdir(run)
   print_summary(run)
-  config, rows = run.config, batch_sharding(run.mesh)
+  config = run.config
   print(parameter_overview.get_parameter_overview(run.model.abstract, include_stats=False))
   state = initial_state(run)
-  with contextlib.closing(_batches(run, 0)) as batches:
+  with contextlib.closing(open_batches(run, state.params, 0)) as batches:
     for action in ('compiled and ran a training step', 'ran a second training step'):
       start = time.monotonic()
-      state, metrics = run.step(state, _inputs(next(batches), rows))
+      state, metrics = run.step(state, device_batch(run, next(batches)))
       print(
         f'{action}: loss {float(metrics["loss"]):.4f}, {time.monotonic() - start:.1f} s with data loading',
         flush=True,
@@ -124,10 +121,10 @@ def dry_run(config: Config, workdir: str) -> None:
 
 def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: PreemptionHandler) -> dict[str, Any]:
   """Runs the remaining steps; ends with a checkpoint and an evaluation."""
-  training, rows = run.config.training, batch_sharding(run.mesh)
+  training = run.config.training
   first = int(state.step)
   writer = MetricWriter(run.workdir, first)
-  batches = _batches(run, first)
+  batches = open_batches(run, state.params, first, stop.check)
   throughput = Throughput(first, run.steps, run.steps_per_epoch, training.batch_size, run.config.model.classes)
   profiled = _steps_to_profile(training.profile, first, run.steps)
   unreadable = UnreadableMonitor()
@@ -143,7 +140,7 @@ def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: Pre
       batch = next(batches)
       throughput.add_wait(time.monotonic() - start)
       replaced = unreadable.add(batch)
-      state, step_metrics = run.step(state, _inputs(batch, rows))
+      state, step_metrics = run.step(state, device_batch(run, batch))
       monitor.add(step, batch['used'].copy(), {**step_metrics, 'unreadable': replaced})
       del batch  # releases memory shared with a worker before the workers end
       monitor.drain(MAX_INFLIGHT_STEPS if step > first + 1 else 0)
@@ -254,25 +251,6 @@ def _evaluate_params(run: Run, state: TrainState, step: int, stop: PreemptionHan
   with stop.during_evaluation(step) as check:
     evaluator = Evaluator(run.config, run.predict, run.workdir, run.mesh, check)
     return evaluate_params(evaluator, params, step, weights, report=step == run.steps)
-
-
-def _batches(run: Run, start_step: int) -> pipeline.Batches:
-  """Returns this process's slice of every batch, starting at a step."""
-  training, data = run.config.training, run.config.data
-  return pipeline.train_batches(
-    run.split.source,
-    run.config.clip,
-    Sampling(training.seed, data.repeated_augmentation, data.class_balance, run.split.labels),
-    batch_size=training.batch_size,
-    start_step=start_step,
-    rows=process_batch_slice(batch_sharding(run.mesh), training.batch_size),
-    workers=run.config.data.workers,
-  )
-
-
-def _inputs(batch: dict[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
-  """Returns the inputs of the training step on the devices."""
-  return global_batch({'video': batch['video'], 'label': batch['label']}, sharding)
 
 
 def _log(run: Run, step: int, monitor: StepMonitor, throughput: Throughput, writer: MetricWriter) -> None:

@@ -50,6 +50,10 @@ class Config(Validated):
   def __post_init__(self) -> None:
     super().__post_init__()
     _ = self.clip  # validates data.short_side against model.image_size
+    if self.training.cache_features and not self.model.space_encoder:
+      raise UserError(
+        '`training.cache_features` needs `model.space_encoder`: the features of other models depend on what is trained'
+      )
 
   @property
   def clip(self) -> ClipConfig:

@@ -12,6 +12,9 @@ _SIZE = Range(1, 10**5)
 # Fields that pretrained weights determine: with other values the same weights are another function.
 WEIGHT_FIELDS = ('layer_norm_eps', 'activation', 'pre_norm', 'rotary_theta')
 
+# Fields that the weights of an image encoder determine, see `space_encoder`.
+ENCODER_FIELDS = ('width', 'heads', 'mlp_dim', 'patch_size', 'space_blocks', 'frame_tokens')
+
 # The ViT family: width, heads, width of the MLP, number of blocks (Dosovitskiy et al. 2021, table 1; DeiT's Ti and S).
 _SIZES = {
   'Ti': (192, 3, 768, 12),
@@ -51,7 +54,12 @@ class MEViTConfig(Validated):
       (x sigmoid(1.702 x): CLIP). Pretrained weights determine it, as the next three fields.
     pre_norm: whether a LayerNorm follows the embedding, as in CLIP.
     rotary_theta: base of rotary 2-D positions of the patches in all attentions, as in DINOv3 (100 there); 0 for none.
-    drop_path: stochastic depth rate of the last block, rising linearly from 0 at the first.
+    space_encoder: whether embedding and space stage are an image encoder of their own: its final LayerNorm follows the
+      space stage, and time positions are added behind it instead of in the embedding. The features of a frame then do
+      not depend on other frames, so that a frozen encoder can be applied once (`training.cache_features`), and what is
+      behind it can tell the order of frames.
+    drop_path: stochastic depth rate of the last block, rising linearly from 0 at the first; with `space_encoder` the
+      space stage has none.
     layer_norm_eps: LayerNorm epsilon; 1e-6 in weights of Google, timm, DeiT and TimeSformer, 1e-12 in Hugging Face ViT.
     dtype: dtype of activations; parameters, softmax and logits are float32 (float64 is for tests, with
       JAX_ENABLE_X64).
@@ -82,6 +90,7 @@ class MEViTConfig(Validated):
   activation: Literal['gelu', 'gelu_tanh', 'quick_gelu'] = 'gelu'
   pre_norm: bool = False
   rotary_theta: Annotated[float, NOT_NEGATIVE] = 0.0
+  space_encoder: bool = False
   drop_path: Annotated[float, DECAY] = 0.0
   layer_norm_eps: Annotated[float, Range(0, 1)] = 1e-6
   dtype: Literal['float32', 'bfloat16', 'float64'] = 'bfloat16'
@@ -99,6 +108,11 @@ class MEViTConfig(Validated):
       not self.rotary_theta or self.width // self.heads % 4 == 0,
       'rotary_theta',
       f'needs heads whose width is a multiple of 4, not {self.width // self.heads}; set 0 or change model.heads',
+    )
+    self.require(
+      not self.space_encoder or (self.space_blocks > 0 and (self.class_blocks > 0 or self.frame_tokens > 0)),
+      'space_encoder',
+      'needs space_blocks, and class_blocks or frame_tokens: a class token of its own would join the frames',
     )
     for side, patch in zip(self.image_size, self.patch_size, strict=True):
       self.require(

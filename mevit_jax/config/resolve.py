@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mevit_jax.config.data import Normalization
 from mevit_jax.config.experiment import EXECUTION_FIELDS, Config, differences, scaled_short_side, to_dict
-from mevit_jax.config.model import WEIGHT_FIELDS, MEViTConfig
+from mevit_jax.config.model import ENCODER_FIELDS, WEIGHT_FIELDS, MEViTConfig
 from mevit_jax.errors import UserError
 
 # Model fields that an evaluation may set differently from training.
@@ -44,6 +45,7 @@ class Source(NamedTuple):
     normalization: pixel normalization of the weights; None if they do not state it.
     trained: config of a checkpoint or workdir of ours; None for other libraries' weights.
     init_from: name to record, with the commit of a model on the hub; '' keeps the config's.
+    encoder: fields of `model` that an image encoder determines (`ENCODER_FIELDS`), by name, for `model.space_encoder`.
   """
 
   name: str
@@ -51,11 +53,17 @@ class Source(NamedTuple):
   normalization: Normalization | None = None
   trained: Config | None = None
   init_from: str = ''
+  encoder: Mapping[str, Any] = MappingProxyType({})
 
 
 def weight_fields(config: MEViTConfig) -> dict[str, Any]:
   """Returns the fields of a model that its weights determine."""
   return {name: getattr(config, name) for name in WEIGHT_FIELDS}
+
+
+def encoder_fields(config: MEViTConfig) -> dict[str, Any]:
+  """Returns the fields of a model that the weights of its space encoder determine; {} without one."""
+  return {name: getattr(config, name) for name in ENCODER_FIELDS} if config.space_encoder else {}
 
 
 class Change(NamedTuple):
@@ -155,6 +163,8 @@ def _apply_source(resolver: _Resolver, source: Source, evaluate: bool) -> None:
   if source.init_from:
     resolver.change('', 'the commit of its revision', init_from=source.init_from)
   resolver.change('model', f'as in {source.name}', **source.model)
+  if config.model.space_encoder:
+    resolver.change('model', f'as in {source.name}', **source.encoder)
   if source.normalization:
     mean, std = source.normalization
     resolver.change('data', f'normalization of {source.name}', mean=tuple(mean), std=tuple(std))
@@ -196,7 +206,10 @@ def describe(changes: Sequence[Change]) -> str:
 
 def _check_same_model(config: Config, trained: Config, name: str) -> None:
   found = differences({'model': to_dict(trained)['model']}, {'model': to_dict(config)['model']})
-  found = [line for line in found if not line.startswith((*EXECUTION_FIELDS, *_EVALUATION_MAY_CHANGE))]
+  may_change = [*EXECUTION_FIELDS, *_EVALUATION_MAY_CHANGE]
+  if config.model.space_encoder:  # not set in the config, but taken from the encoder
+    may_change += [f'model.{name}' for name in ENCODER_FIELDS]
+  found = [line for line in found if not line.startswith(tuple(may_change))]
   if found:
     raise UserError(f'{name} has a different model (saved -> requested): {"; ".join(found[:5])}')
 

@@ -25,6 +25,9 @@ class TrainingConfig(Validated):
     evaluate_every: steps between two evaluations, each with a checkpoint; 0 evaluates at the end only.
     patience: early stopping: training ends after this many evaluations (`evaluate_every`) without a better top-1, and
       the best checkpoint is evaluated; 0 trains to the end.
+    cache_features: epochs of clips whose features are computed once, with a frozen encoder (`model.space_encoder`), and
+      stored in WORKDIR/features; later epochs use them again in another order. 1 suits clips without random crops and
+      augmentation. 0 computes features in every step.
     profile: first and last step to profile into WORKDIR/profile (TensorBoard, Perfetto); () disables it.
   """
 
@@ -42,6 +45,7 @@ class TrainingConfig(Validated):
   on_nonfinite: Literal['stop', 'skip'] = 'stop'
   evaluate_every: Annotated[int, Range(0, 10**9)] = 0
   patience: Annotated[int, Range(0, 10**9)] = 0
+  cache_features: Annotated[int, COUNT_OR_ZERO] = 0
   profile: Annotated[tuple[int, ...], COUNT_OR_ZERO] = ()
 
   def __post_init__(self) -> None:

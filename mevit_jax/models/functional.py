@@ -16,6 +16,12 @@ from mevit_jax.models.mevit import STAGES, MEViT
 from mevit_jax.models.platforms import ShardMapWrapper
 from mevit_jax.trees import path_name
 
+# Top-level names of the parameters of a space encoder.
+ENCODER = ('embedding', 'frame_tokens', 'pre_norm', 'space', 'space_norm')
+
+# The last linear layer of each branch of a motion block.
+_LAST_LAYERS = {'space_attention': 'out', 'motion_attention': 'out', 'mlp': 'down'}
+
 # Nested dict of arrays, keyed by parameter name.
 Params = dict
 
@@ -31,6 +37,8 @@ class Model:
     apply: (params, video `b t h w 3`, key=None) -> logits `b classes` float32; key=None means evaluation.
     tokens: (params, video, key=None) -> patches `b t n d` in block order and class token `b d` after the last block;
       see `MEViT.tokens`.
+    encode: (params, video) -> features `b t n+f d` of every frame alone; for models with `space_encoder`.
+    classify: (params, features, key=None) -> logits; `apply` is `classify` of `encode`.
     trace: (params, video, block) -> queries, keys and values of the block's attentions, see `blocks.Traced`; `block`
       is an index over the blocks of all stages, negative from the end, or a slice, which returns a list.
     unstack: params -> params with a tuple of arrays, one per block, for each stacked parameter; the functions above
@@ -43,6 +51,8 @@ class Model:
   init: Callable[..., Params]
   apply: Callable[..., jax.Array]
   tokens: Callable[..., tuple[jax.Array, jax.Array]]
+  encode: Callable[..., jax.Array]
+  classify: Callable[..., jax.Array]
   trace: Callable[..., Any]
   unstack: Callable[[Params], Params]
 
@@ -67,18 +77,27 @@ def build_model(config: MEViTConfig, constrain: Constraint = identity, wrap: Sha
 
   def init(key: jax.Array) -> Params:
     params = nnx.to_pure_dict(nnx.state(MEViT(config, nnx.Rngs(key)), nnx.Param))
-    return init_motion(params, config.motion_init)
+    return init_motion(params, config)
+
+  def merge(params: Params) -> MEViT:
+    check_params(params, abstract if _is_stacked(params) else jax.eval_shape(unstack, abstract))
+    return nnx.merge(graphdef, params)
 
   def bind(params: Params, video: jax.Array) -> MEViT:
-    check_params(params, abstract if _is_stacked(params) else jax.eval_shape(unstack, abstract))
     _check_video(video, config)
-    return nnx.merge(graphdef, params)
+    return merge(params)
 
   def apply(params: Params, video: jax.Array, key: jax.Array | None = None) -> jax.Array:
     return bind(params, video)(video, key, constrain, wrap)
 
   def tokens(params: Params, video: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     return bind(params, video).tokens(video, key, constrain, wrap)
+
+  def encode(params: Params, video: jax.Array) -> jax.Array:
+    return bind(params, video).encode(video, constrain, wrap)
+
+  def classify(params: Params, features: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    return merge(params).classify(features, key, constrain, wrap)
 
   def trace(params: Params, video: jax.Array, block: int | slice) -> Traced | list[Traced]:
     return bind(params, video).trace(video)[block]
@@ -88,7 +107,7 @@ def build_model(config: MEViTConfig, constrain: Constraint = identity, wrap: Sha
       return params
     return {name: jax.tree.map(tuple, part) if name in STAGES else part for name, part in params.items()}
 
-  return Model(config, abstract, init, apply, tokens, trace, unstack)
+  return Model(config, abstract, init, apply, tokens, encode, classify, trace, unstack)
 
 
 def _is_stacked(params: Params) -> bool:
@@ -96,11 +115,19 @@ def _is_stacked(params: Params) -> bool:
   return not any(isinstance(leaf, tuple) for leaf in leaves)
 
 
-def init_motion(params: Params, method: str) -> Params:
-  """Initializes motion attention: 'random' keeps it, 'copy' copies space attention, 'zero' also zeroes the output."""
+def init_motion(params: Params, config: MEViTConfig) -> Params:
+  """Initializes motion attention as `config.motion_init` says, see `MEViTConfig`.
+
+  The motion blocks behind a space encoder are not the encoder's, so that 'zero' makes all of a block add nothing.
+  """
+  method = config.motion_init
   if method == 'random' or 'motion' not in params:
     return params
   blocks = params['motion']['blocks']
+  if method == 'zero' and config.space_encoder:
+    zeros = {name: jax.tree.map(jnp.zeros_like, blocks[name][last]) for name, last in _LAST_LAYERS.items()}
+    blocks = {name: {**blocks[name], last: zeros[name]} for name, last in _LAST_LAYERS.items()}
+    return {**params, 'motion': {'blocks': blocks}}
   motion = jax.tree.map(jnp.copy, blocks['space_attention'])  # a copy: donated buffers must not be shared
   if method == 'zero':
     motion = {**motion, 'out': jax.tree.map(jnp.zeros_like, motion['out'])}

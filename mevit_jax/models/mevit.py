@@ -1,5 +1,7 @@
 """MEViT: embedding, three stages of blocks, LayerNorm and a linear head."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,6 +11,9 @@ from mevit_jax.models.blocks import ClassBlock, Constraint, PatchBlock, Stage, T
 from mevit_jax.models.embed import Embedding
 from mevit_jax.models.layers import layer_norm
 from mevit_jax.models.platforms import ShardMapWrapper
+
+# Stochastic depth: the rate of every block, and the PRNG key of every stage (None: disabled).
+StochasticDepth = tuple[jax.Array, Sequence[jax.Array | None]]
 
 # Stages in order: attributes of `MEViT` and top-level names of its params.
 STAGES = ('space', 'motion', 'class')
@@ -31,6 +36,9 @@ class MEViT(nnx.Module):
     # Empty stages are absent: checkpoints cannot store arrays of size zero.
     if config.space_blocks:
       self.space = Stage(config, lambda r: PatchBlock(config, ('space',), r), config.space_blocks, rngs)
+    if config.space_encoder:
+      self.space_norm = layer_norm(config, rngs)
+      self.time_position = nnx.Param(unit(rngs.params(), (config.frames, config.width)))
     if config.motion_blocks:
       self.motion = Stage(config, lambda r: PatchBlock(config, config.attentions, r), config.motion_blocks, rngs)
     if config.class_blocks:
@@ -58,6 +66,30 @@ class MEViT(nnx.Module):
       Logits `b classes`, float32.
     """
     _, token = self.tokens(video, key, constrain, wrap)
+    return self._classify(token, constrain)
+
+  def encode(self, video: jax.Array, constrain: Constraint = identity, wrap: ShardMapWrapper = identity) -> jax.Array:
+    """Returns the features of every frame, `b t n+f d`: what the space stage of a model with `space_encoder` gives.
+
+    Patches are in block order; frame tokens are behind those of their frame.
+    """
+    tokens, _ = self._space_stage(self._embed(video)[0], self._stochastic_depth(None), constrain, wrap)
+    return tokens
+
+  def classify(
+    self,
+    features: jax.Array,
+    key: jax.Array | None = None,
+    constrain: Constraint = identity,
+    wrap: ShardMapWrapper = identity,
+  ) -> jax.Array:
+    """Returns the logits `b classes` of features `b t n+f d` of `encode`: `classify(encode(video))` classifies it."""
+    start = self._start(features) if self.config.has_class_token else None
+    _, token = self._later_stages((features, None), start, self._stochastic_depth(key), constrain, wrap)
+    return self._classify(token, constrain)
+
+  def _classify(self, token: jax.Array, constrain: Constraint) -> jax.Array:
+    """Returns the logits `b classes` of the class token `b d`, or of the first frame token of all frames, `b t d`."""
     normed = self.norm(constrain(token))
     if not self.config.has_class_token:
       normed = normed.mean(axis=1)  # b d
@@ -74,13 +106,35 @@ class MEViT(nnx.Module):
 
     Without class blocks, frame tokens replace the class token: the first one of each frame is returned, `b t d`.
     """
-    config = self.config
     tokens, start = self._embed(video)
-    rates = jnp.linspace(0, config.drop_path, config.depth)
-    keys = [None] * 3 if key is None or not config.drop_path else jax.random.split(key, 3)
-    first, second = config.space_blocks, config.space_blocks + config.motion_blocks
+    depth = self._stochastic_depth(key)
+    tokens = self._space_stage(tokens, depth, constrain, wrap)
+    return self._later_stages(tokens, start, depth, constrain, wrap)
+
+  def _space_stage(
+    self, tokens: Tokens, depth: StochasticDepth, constrain: Constraint, wrap: ShardMapWrapper
+  ) -> Tokens:
+    """Returns the tokens behind the space stage, and behind its norm with `space_encoder`."""
+    config, (rates, keys) = self.config, depth
     if config.space_blocks:
-      tokens = self.space(tokens, rates[:first], keys[0], constrain, wrap)
+      tokens = self.space(tokens, rates[: config.space_blocks], keys[0], constrain, wrap)
+    if config.space_encoder:
+      tokens = self.space_norm(tokens[0]), None
+    return tokens
+
+  def _later_stages(
+    self,
+    tokens: Tokens,
+    start: jax.Array | None,
+    depth: StochasticDepth,
+    constrain: Constraint,
+    wrap: ShardMapWrapper,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Runs the motion and class stages; see `tokens`."""
+    config, (rates, keys) = self.config, depth
+    first, second = config.space_blocks, config.space_blocks + config.motion_blocks
+    if config.space_encoder:
+      tokens = self._add_time(tokens[0]), None
     if config.motion_blocks:
       tokens = self.motion(tokens, rates[first:second], keys[1], constrain, wrap)
     if config.class_blocks:
@@ -100,7 +154,22 @@ class MEViT(nnx.Module):
       if stage := getattr(self, name, None):
         tokens, blocks = stage.trace((self._patches(tokens), start) if name == 'class' else tokens)
         traced += blocks
+      if name == 'space' and self.config.space_encoder:
+        tokens = self._add_time(self.space_norm(tokens[0])), None
     return traced
+
+  def _stochastic_depth(self, key: jax.Array | None) -> StochasticDepth:
+    """Returns the rate of every block, and the PRNG key of every stage; None disables it."""
+    config = self.config
+    rates = jnp.linspace(0, config.drop_path, config.depth)
+    if key is None or not config.drop_path:
+      return rates, [None] * len(STAGES)
+    keys = list(jax.random.split(key, len(STAGES)))
+    return rates, [None, *keys[1:]] if config.space_encoder else keys
+
+  def _add_time(self, features: jax.Array) -> jax.Array:
+    """Adds the positions in time to the features `b t n+f d` of a space encoder."""
+    return features + self.time_position[...][:, None].astype(features.dtype)
 
   def _embed(self, video: jax.Array) -> tuple[Tokens, jax.Array | None]:
     """Returns the inputs of the first block, and the initial class token `b d`, which may enter at the class stage."""
@@ -113,11 +182,14 @@ class MEViT(nnx.Module):
       patches = self.pre_norm(patches)
     if not config.has_class_token:
       return (patches, None), None
-    start = (self.class_token[...] + self.class_position[...]).astype(patches.dtype)
-    start = jnp.broadcast_to(start, (patches.shape[0], config.width))  # b d
-    if config.pre_norm:
-      start = self.pre_norm(start)
+    start = self._start(patches)
     return (patches, start if config.class_blocks == 0 else None), start
+
+  def _start(self, patches: jax.Array) -> jax.Array:
+    """Returns the initial class token, `b d`, for patches `b ...`."""
+    start = (self.class_token[...] + self.class_position[...]).astype(patches.dtype)
+    start = jnp.broadcast_to(start, (patches.shape[0], self.config.width))  # b d
+    return self.pre_norm(start) if self.config.pre_norm else start
 
   def _patches(self, tokens: Tokens) -> jax.Array:
     """Returns the patches `b t n d` without the frame tokens behind them."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from mevit_jax.config.model import MEViTConfig
 from mevit_jax.errors import UserError
-from mevit_jax.models.functional import Model, Params, init_motion, parameter_shapes
+from mevit_jax.models.functional import ENCODER, Model, Params, init_motion, parameter_shapes
 from mevit_jax.models.mevit import STAGES
 from mevit_jax.pretrained.positions import resize_space, resize_time
 from mevit_jax.pretrained.source import Source
@@ -61,21 +61,29 @@ class Assignment:
     self.source, self.model, self.config = source, model, model.config
     self._head, self._head_note = head, head_note
     self._used: set[str] = set()
+    self._initial: Params = {}  # initial parameters behind a space encoder
     self.rows: list[Row] = []
 
   def assign(self, key: jax.Array) -> Params:
     """Returns the parameters as NumPy arrays; `key` initializes what is random."""
     params: Params = {}
+    if self.config.space_encoder:
+      self._initial = jax.device_get(jax.jit(self.model.init)(key))
     for name, shape in parameter_shapes(self.model.abstract).items():
-      if '/motion_attention/' not in name:
+      if '/motion_attention/' not in name or self._is_new(name):
         set_by_name(params, name, self._parameter(name, shape))
-    if self.config.motion_blocks:
+    if self.config.motion_blocks and not is_encoder(self.source, self.config):
       self._assign_motion(params, key)
     self.rows += self._unused_rows()
     return params
 
   def _parameter(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
     stage, blocks, _ = name.partition('/blocks/')
+    if self._is_new(name):
+      self._add_row('fresh', name, shape, 'behind the encoder, initialized as without pretrained weights')
+      return np.array(get_by_name(self._initial, name))
+    if name.startswith('space_norm/') and name not in self.source.arrays:
+      return self._loaded(name, shape, name.removeprefix('space_'))
     if blocks:
       return self._stack_blocks(name, shape, self._class_block if stage == _CLASS_STAGE else self._patch_block)
     if name.startswith('head/'):
@@ -88,8 +96,15 @@ class Assignment:
       return self._frame_tokens(name, shape)
     if name not in self.source.arrays:
       return self._absent(name, shape)
-    self._add_row('loaded', name, shape, self._source_names(name))
-    return self._read(name, shape)
+    return self._loaded(name, shape, name)
+
+  def _is_new(self, name: str) -> bool:
+    """Returns whether a parameter is behind the encoder of a source that is an encoder only."""
+    return is_encoder(self.source, self.config) and name.split('/')[0] not in (*ENCODER, 'head')
+
+  def _loaded(self, name: str, shape: tuple[int, ...], source_name: str) -> np.ndarray:
+    self._add_row('loaded', name, shape, self._source_names(source_name))
+    return self._read(source_name, shape)
 
   def _stack_blocks(
     self, name: str, shape: tuple[int, ...], source_block: Callable[[str, int], tuple[str, bool]]
@@ -200,7 +215,7 @@ class Assignment:
     blocks = params['motion']['blocks']
     if self.config.motion_init == 'random':
       return jax.jit(lambda key: self.model.init(key)['motion']['blocks']['motion_attention'])(key)
-    initial = init_motion({'motion': {'blocks': blocks}}, self.config.motion_init)
+    initial = init_motion({'motion': {'blocks': blocks}}, self.config)
     return initial['motion']['blocks']['motion_attention']
 
   def _add_motion_row(self, name: str, shape: tuple[int, ...], source_names: list[str], available: list[bool]) -> None:
@@ -261,6 +276,11 @@ class Assignment:
     return 'the model has fewer blocks'
 
 
+def is_encoder(source: Source, config: MEViTConfig) -> bool:
+  """Returns whether a source is used as an encoder only: all that is behind it is initialized, not loaded."""
+  return config.space_encoder and 'space_norm/scale' not in source.arrays
+
+
 def check_sizes(source: Source, config: MEViTConfig) -> None:
   """Raises a UserError if the source's sizes differ from the model's."""
   info = source.info
@@ -276,7 +296,7 @@ def check_sizes(source: Source, config: MEViTConfig) -> None:
     )
   if config.class_blocks == 0 and not info.has_class_token:
     problems.append('no class token -> no class blocks (use config.model.class_blocks=1)')
-  depth = config.space_blocks + config.motion_blocks
+  depth = config.space_blocks + (0 if is_encoder(source, config) else config.motion_blocks)
   if depth > info.depth:
     problems.append(
       f'{info.depth} blocks -> {depth} (config.model.space_blocks {config.space_blocks} + '

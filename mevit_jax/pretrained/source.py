@@ -82,6 +82,17 @@ class SourceInfo:
     """Fields of `MEViTConfig` that these weights determine."""
     return {name: getattr(self, name) for name in WEIGHT_FIELDS}
 
+  @property
+  def encoder_fields(self) -> dict[str, Any]:
+    """Fields of `MEViTConfig` that these weights determine as its space encoder; {} unless this is an image model."""
+    if self.frames:
+      return {}
+    heads = self.heads or usual_heads(self.width)
+    if heads is None:
+      raise UserError(f'{self.kind} does not state its number of attention heads: put its config.json beside it')
+    sizes = {name: getattr(self, name) for name in ('width', 'mlp_dim', 'patch_size')}
+    return {**sizes, 'heads': heads, 'space_blocks': self.depth, 'frame_tokens': self.tokens}
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:

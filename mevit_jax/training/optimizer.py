@@ -1,6 +1,8 @@
 """Optimizers and learning rate schedules: SGD or AdamW, with step or cosine decay."""
 
+import dataclasses
 import re
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import optax
 
 from mevit_jax.config.optimizer import OptimizerConfig
 from mevit_jax.errors import UserError
+from mevit_jax.models.functional import Model, Params
 from mevit_jax.models.mevit import STAGES
 from mevit_jax.trees import path_name
 
@@ -43,6 +46,26 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
   return optax.chain(optimizer, _scale_by_layer(config.layer_decay)) if config.layer_decay < 1 else optimizer
 
 
+def stop_frozen_gradients(model: Model, pattern: str) -> Model:
+  """Returns the model without gradients of frozen parameters: no backward pass goes through what precedes all others.
+
+  Args:
+    model: model to train.
+    pattern: `optimizer.freeze`; '' returns the model as it is.
+  """
+  if not pattern:
+    return model
+
+  def stop(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def apply_frozen(params: Params, *args: Any) -> jax.Array:
+      trained = unmatched(params, pattern)
+      return apply(jax.tree.map(lambda x, t: x if t else jax.lax.stop_gradient(x), params, trained), *args)
+
+    return apply_frozen
+
+  return dataclasses.replace(model, apply=stop(model.apply), classify=stop(model.classify))
+
+
 def check_patterns(config: OptimizerConfig, params: optax.Params) -> None:
   """Raises a UserError if a pattern matches no parameter, or freezes all: most likely a typo."""
   for field in ('no_decay', 'freeze'):
@@ -52,6 +75,17 @@ def check_patterns(config: OptimizerConfig, params: optax.Params) -> None:
       names = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
       what = 'no parameter' if all(trained) else 'every parameter'
       raise UserError(f'`optimizer.{field}` {pattern!r} matches {what}; examples of names: {names[0]}, {names[-1]}')
+
+
+def check_frozen(config: OptimizerConfig, params: optax.Params, names: Collection[str]) -> None:
+  """Raises a UserError unless `optimizer.freeze` freezes all parameters with these top-level names."""
+  frozen = jax.tree.map(lambda trained: not trained, unmatched(params, config.freeze))
+  trained = [name for name in names if name in params and not all(jax.tree.leaves(frozen[name]))]
+  if trained:
+    raise UserError(
+      f'`training.cache_features` needs a frozen encoder, but {", ".join(trained)} are trained: '
+      f"use `optimizer.freeze` '^({'|'.join(names)})/?'"
+    )
 
 
 def unmatched(params: optax.Params, pattern: str) -> Any:

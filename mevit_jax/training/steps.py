@@ -52,12 +52,59 @@ def make_train_step(
     mirrors: label of each class's mirror image, see `mirror_labels`.
     sharding: batch sharding; each device augments its shard without communication.
   """
-  stop = training.on_nonfinite == 'stop'
   prepare = _make_prepare(model, augmentation, mirrors, normalization, training.label_smoothing, sharding)
-  compute_gradient = _make_gradient(model, prepare, training.accumulate, unit=2 if augmentation.mixes else 1)
+  unit = 2 if augmentation.mixes else 1
+  return _make_step(_make_gradient(model.apply, prepare, training.accumulate, unit), optimizer, training)
+
+
+def make_encode_step(
+  model: Model,
+  *,
+  training: TrainingConfig,
+  augmentation: AugmentConfig,
+  normalization: Normalization,
+  mirrors: Sequence[int],
+  sharding: NamedSharding | None = None,
+) -> Callable[[Params, Batch, jax.Array], Batch]:
+  """Builds the part of the training step that a frozen encoder needs once: (params, batch, step) -> batch of features.
+
+  The batch of features has `video` `b t n+f d`, the features of the augmented clips, and `label` `b classes`, their
+  targets; both are those of `make_train_step` at this step. Arguments as there.
+  """
+  prepare = _make_prepare(model, augmentation, mirrors, normalization, training.label_smoothing, sharding)
+
+  def encode(params: Params, batch: Batch, step: jax.Array) -> Batch:
+    augment_key, _ = jax.random.split(_step_key(training, step))
+    indices = jnp.arange(batch['label'].shape[0])
+    video, targets = prepare(batch['video'], batch['label'], indices, augment_key)
+    return {'video': model.encode(params, video), 'label': targets}
+
+  return encode
+
+
+def make_feature_step(
+  model: Model, optimizer: optax.GradientTransformation, training: TrainingConfig
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
+  """Builds the training step from features, batches of `make_encode_step`, instead of clips."""
+
+  def prepare(features: jax.Array, targets: jax.Array, *_: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return features, targets
+
+  return _make_step(_make_gradient(model.classify, prepare, training.accumulate, unit=1), optimizer, training)
+
+
+def _step_key(training: TrainingConfig, step: jax.Array) -> jax.Array:
+  return jax.random.fold_in(jax.random.key(training.seed), step)
+
+
+def _make_step(
+  compute_gradient: Callable, optimizer: optax.GradientTransformation, training: TrainingConfig
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
+  """Builds a training step from a gradient, see `_make_gradient`."""
+  stop = training.on_nonfinite == 'stop'
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
-    key = jax.random.fold_in(jax.random.key(training.seed), state.step)
+    key = _step_key(training, state.step)
     (loss, correct), gradient = compute_gradient(state.params, batch, key)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -124,7 +171,7 @@ def _make_prepare(
   return jax.shard_map(prepare, mesh=sharding.mesh, in_specs=(batch, batch, batch, PartitionSpec()), out_specs=batch)
 
 
-def _make_gradient(model: Model, prepare: Callable, accumulate: int, unit: int) -> Callable:
+def _make_gradient(apply: Callable, prepare: Callable, accumulate: int, unit: int) -> Callable:
   """Builds the gradient: (params, batch, key) -> ((mean loss, number correct), gradient)."""
 
   def compute_loss(
@@ -132,7 +179,7 @@ def _make_gradient(model: Model, prepare: Callable, accumulate: int, unit: int) 
   ) -> LossAndCorrect:
     augment_key, model_key = jax.random.split(key)
     video, targets = prepare(video, labels, indices, augment_key)
-    logits = model.apply(params, video, jax.random.fold_in(model_key, indices[0]))  # b classes
+    logits = apply(params, video, jax.random.fold_in(model_key, indices[0]))  # b classes
     return cross_entropy(logits, targets), count_correct(logits, targets.argmax(-1))
 
   def compute_gradient(params: Params, batch: Batch, key: jax.Array) -> ValueAndGradient:

@@ -77,7 +77,7 @@ def without_motion(params):
 def test_motion_attention_adds_nothing_at_first(start):
   model, params, video = case(class_blocks=0)
   still, _, _ = case(space_blocks=2, motion_blocks=0, class_blocks=0)
-  params = init_motion(params, start)
+  params = init_motion(params, dataclasses.replace(model.config, motion_init=start))
   tokens = jax.jit(model.tokens)(params, video)
   expected = jax.jit(still.tokens)(without_motion(params), video)
   distance = max(np.abs(a - e).max() for a, e in zip(tokens, expected, strict=True))
@@ -85,7 +85,11 @@ def test_motion_attention_adds_nothing_at_first(start):
 
 
 def test_motion_attention_is_initialized_from_space_attention():
-  zero, copy, random = (init_motion(case()[1], start)['motion']['blocks'] for start in ('zero', 'copy', 'random'))
+  model, params, _ = case()
+  zero, copy, random = (
+    init_motion(params, dataclasses.replace(model.config, motion_init=start))['motion']['blocks']
+    for start in ('zero', 'copy', 'random')
+  )
   space = random['space_attention']
   jax.tree.map(np.testing.assert_array_equal, copy['motion_attention'], space)
   for part in ('norm', 'query', 'key', 'value'):
