@@ -7,7 +7,7 @@ import pytest
 from mevit_jax.errors import UserError, printable
 
 
-def test_printable_text_stays_as_it_is():
+def test_printable_text_is_unchanged():
   for text in ('plain', 'é ñ', '跳舞', 'مرحبا', '👍 "quoted" \\ $x$'):
     assert printable(text) == text
 

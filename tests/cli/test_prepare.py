@@ -217,7 +217,7 @@ def test_free_disk_space_is_checked_before_writing(folder, tmp_path, run, monkey
     (('video_folder', '.', '--frames=8'), '--frames has no effect on video_folder'),
     (('video_folder', '.', '--quality=20'), '--quality has no effect on videos that keep their encoding; give --enc'),
     (('video_folder', '.', '--fold=2'), '--fold has no effect without --lists'),
-    (('video_folder', '.', '--max_dead=nan'), '--max_dead must be a number, not nan'),
+    (('video_folder', '.', '--max_unusable=nan'), '--max_unusable must be a number, not nan'),
     (('kinetics400', 'videos', '--annotations=lists', '--seed=1'), '--seed has no effect on kinetics400'),
     (('video_folder',), 'takes one folder or one CSV file'),
     (('video_folder', '.', '--name=my-videos'), '--name=my-videos must consist of letters'),

@@ -81,7 +81,7 @@ def test_a_lost_shard_is_written_again(folder, tmp_path, run):
 
 
 def test_a_lost_shard_of_changed_videos_removes_no_other_shards(folder, tmp_path, run):
-  arguments = ('video_folder', folder, f'--data_dir={tmp_path}', '--max_dead=0.2')
+  arguments = ('video_folder', folder, f'--data_dir={tmp_path}', '--max_unusable=0.2')
   run(*arguments)
   directory = tmp_path / 'my_videos' / '1.0.0'
   before = {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
