@@ -85,7 +85,7 @@ def evaluated(config, workdir):
 def counts(results):
   """Returns all counts and the metadata of results, without confidences, which are means of floats."""
   return {
-    **{name: value for name, value in results.items() if name != 'calibration'},
+    **{name: value for name, value in results.items() if name not in ('calibration', 'loss')},
     'protocol': {**results['protocol'], 'batch_size': 0},
   }
 
@@ -97,6 +97,7 @@ def assert_same(found, expected):
   for name in ('ids', 'labels', 'errors'):
     assert getattr(predictions, name).tolist() == getattr(others, name).tolist()
   np.testing.assert_array_equal(predictions.ranked(5), others.ranked(5))
+  assert results['loss'] == pytest.approx(other_results['loss'], rel=1e-6)
   scale = np.abs(others.logits).max(axis=(1, 2), keepdims=True)
   assert (np.abs(predictions.logits - others.logits) <= 1e-6 * scale).all()
 

@@ -136,10 +136,10 @@ def test_lines_after_a_stop_cover_the_same_steps(tiny, shapes_dir, tmp_path, mon
   config = tiny(**{'training.log_every': 4, 'training.save_every': 100})
   read, dead = pipeline.decode, datasets.open_split(shapes_dir, 'moving_shapes', 'train').source[3]['video']
 
-  def decode(data, times):
+  def decode(data, times, num_frames=None):
     if data == dead:
       raise VideoError('it is unreadable')
-    return read(data, times)
+    return read(data, times, num_frames)
 
   def next_(self, made=Recorder.__next__):
     if self.step == 2:

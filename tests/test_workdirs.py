@@ -29,6 +29,14 @@ pytestmark = pytest.mark.usefixtures('compile_once')
 ROOT = Path(__file__).parents[1]
 
 
+def wait_for(path):
+  """Waits until a path exists."""
+  deadline = time.monotonic() + 100
+  while not path.exists():
+    assert time.monotonic() < deadline, path
+    time.sleep(0.05)
+
+
 def snapshot(folder):
   """Returns the content of all files of a folder."""
   return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file() and path.name != LOCK}
@@ -44,6 +52,7 @@ def test_a_second_training_is_refused_and_an_evaluation_is_not(whole, tiny, tmp_
   def next_(self, made=Recorder.__next__):
     if self.step == 4:
       monkeypatch.setattr(Recorder, '__next__', made)
+      wait_for(tmp_path / 'run' / 'checkpoints' / '4')  # it is saved asynchronously
       before = snapshot(tmp_path / 'run')
       refused(config, tmp_path / 'run', r'another command is training in .*/run; wait for it, or stop it: process \d+')
       assert snapshot(tmp_path / 'run') == before

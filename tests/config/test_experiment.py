@@ -18,6 +18,7 @@ SIZES = ('Ti/16', 'S/16', 'B/16', 'L/16', 'H/14')
 ARGUMENTS = {
   **dict.fromkeys(('common', 'k400', 'k600', 'ssv2', 'timesformer', 'video_folder'), SIZES),
   'demo': (None,),
+  'probe': (None,),
   'small': (None,),
   'ablations/demo': ('0', '1', '2', '4'),
   'ablations/table1': ('1', '2', '3', '7', '14'),
@@ -250,7 +251,7 @@ def commands(tmp_path_factory):
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
   processes = {name: start(arguments) for name, (arguments, _) in COMMANDS.items()}
-  ends = {name: (*process.communicate(timeout=100), process.returncode) for name, process in processes.items()}
+  ends = {name: (*process.communicate(timeout=400), process.returncode) for name, process in processes.items()}
   assert not (tmp / 'run').exists()
   return names, ends
 
