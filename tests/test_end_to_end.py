@@ -92,11 +92,11 @@ def test_training_ends_with_an_evaluation(whole, shapes_dir):
 
 def test_unreadable_videos_in_training_are_counted_and_logged_once(tiny, shapes_dir, tmp_path, caplog, whole):
   source = datasets.open_split(shapes_dir, 'moving_shapes', 'train').source
-  dead = source[3]
+  unusable = source[3]
   read = pipeline.decode
 
   def decode(data, times, num_frames):
-    if data == dead['video']:
+    if data == unusable['video']:
       raise VideoError('it has rotted')
     return read(data, times, num_frames)
 
@@ -107,7 +107,7 @@ def test_unreadable_videos_in_training_are_counted_and_logged_once(tiny, shapes_
   assert counts[:2] != counts[2:]
   assert sum(counts) == 2  # it is sampled once per epoch
   named = [line for line in caplog.messages if 'rotted' in line]
-  assert named == [f"unreadable video, replaced by another one: video '{dead['id']}': it has rotted"]
+  assert named == [f"unreadable video, replaced by another one: video '{unusable['id']}': it has rotted"]
 
 
 # The evaluate command.

@@ -109,11 +109,11 @@ def test_counts_follow_their_definitions(evaluated, config):
   source = datasets.open_split(data.data_dir, data.dataset, 'validation').source
   assert predictions.ids.tolist() == [example['id'] for example in source]
   assert predictions.labels.tolist() == [example['label'] for example in source]
-  dead = [i for i in range(VIDEOS) if i % 11 == 3]
-  assert np.flatnonzero(~predictions.readable).tolist() == dead
-  assert set(results['unreadable_videos']) == {source[i]['id'] for i in dead}
+  unreadable = [i for i in range(VIDEOS) if i % 11 == 3]
+  assert np.flatnonzero(~predictions.readable).tolist() == unreadable
+  assert set(results['unreadable_videos']) == {source[i]['id'] for i in unreadable}
   top1 = top5 = 0
-  for i in set(range(VIDEOS)) - set(dead):
+  for i in set(range(VIDEOS)) - set(unreadable):
     views = np.exp(predictions.logits[i].astype(np.float64))
     probabilities = (views / views.sum(1, keepdims=True)).mean(0)
     probabilities[-8:] = probabilities[:8]
@@ -121,8 +121,8 @@ def test_counts_follow_their_definitions(evaluated, config):
     assert predictions.ranked(5)[i].tolist() == expected
     top1 += expected[0] == predictions.labels[i]
     top5 += int(predictions.labels[i]) in expected
-  assert 0 < top1 < top5 < VIDEOS - len(dead)
-  assert (results['videos'], results['unreadable']) == (VIDEOS, len(dead)) == (71, 7)
+  assert 0 < top1 < top5 < VIDEOS - len(unreadable)
+  assert (results['videos'], results['unreadable']) == (VIDEOS, len(unreadable)) == (71, 7)
   assert (results['top1_correct'], results['top5_correct']) == (top1, top5)
   assert (results['top1'], results['top5']) == (top1 / 64, top5 / 64)
   assert (results['top1_unreadable_wrong'], results['top5_unreadable_wrong']) == (top1 / 71, top5 / 71)

@@ -134,10 +134,10 @@ def test_a_signal_saves_a_checkpoint_and_exits(whole, tiny, tmp_path, monkeypatc
 def test_lines_after_a_stop_cover_the_same_steps(tiny, shapes_dir, tmp_path, monkeypatch):
   """A stop between two log lines writes none; the next line is of all steps since the last one."""
   config = tiny(**{'training.log_every': 4, 'training.save_every': 100})
-  read, dead = pipeline.decode, datasets.open_split(shapes_dir, 'moving_shapes', 'train').source[3]['video']
+  read, unreadable = pipeline.decode, datasets.open_split(shapes_dir, 'moving_shapes', 'train').source[3]['video']
 
   def decode(data, times, num_frames=None):
-    if data == dead:
+    if data == unreadable:
       raise VideoError('it is unreadable')
     return read(data, times, num_frames)
 

@@ -22,7 +22,7 @@ from mevit_jax.errors import UserError
 from mevit_jax.files import atomic_path, read_checked_json, write_checked_json, write_text
 
 Record = tuple[str, int, str]  # id, label, SHA-256 of the source file
-Rows = Callable[[], Iterator[tuple[str, Row]]]  # returns the split and row of every video, dead ones too
+Rows = Callable[[], Iterator[tuple[str, Row]]]  # returns the split and row of every video, unusable ones too
 Manifests = Mapping[str, Sequence[Path]]  # manifests of each split's shards, in order
 
 _LOG = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def _digest(properties: Properties, manifests: Manifests) -> str:
   labels = _label_ids(properties.class_names)
 
   def records(split: str) -> Iterator[Record]:
-    rows = (row for _, row in read_rows({split: manifests[split]}) if 'dead' not in row)
+    rows = (row for _, row in read_rows({split: manifests[split]}) if 'unusable' not in row)
     return ((row['id'], labels[row['label']], row['sha256']) for row in rows)
 
   return fingerprint(properties.class_names, {split: records(split) for split in manifests}, properties.encoding)
@@ -139,7 +139,7 @@ def _write_files(directory: Path, properties: Properties, manifests: Manifests) 
     lengths, size = [], 0
     for path in paths:
       manifest = tasks.load_manifest(path)
-      lengths.append(sum('dead' not in row for row in manifest['rows']))
+      lengths.append(sum('unusable' not in row for row in manifest['rows']))
       size += manifest['bytes']
     infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size))
   tfds.folder_dataset.write_metadata(
@@ -176,7 +176,7 @@ def _write_table(path: Path, class_names: Sequence[str], rows: Rows) -> None:
   with atomic_path(path) as temporary, temporary.open('w', newline='', encoding='utf-8') as file:
     table = csv.DictWriter(file, COLUMNS, extrasaction='ignore', restval='', lineterminator='\n')
     table.writeheader()
-    usable = ((split, row) for split, row in rows() if 'dead' not in row)
+    usable = ((split, row) for split, row in rows() if 'unusable' not in row)
     table.writerows({'split': split, **row, 'label': labels[row['label']]} for split, row in usable)
 
 

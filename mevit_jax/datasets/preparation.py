@@ -80,11 +80,11 @@ def prepare(directory: Path, listing: Listing, arguments: Mapping[str, Any], opt
   )
   _check_missing(present, missing, options.max_missing)
   examined = directory.parent / '.examined'
-  dead: list[Row] = []
+  unusable: list[Row] = []
   if any(file.video.split for file in present):
     splits = files.group_by_split(present)
   else:
-    splits, dead = _examine_and_split(present, missing, listing, notes, examined, options)
+    splits, unusable = _examine_and_split(present, missing, listing, notes, examined, options)
   usable = [file for members in splits.values() for file in members]
   _check_disk_space(directory, *_estimate_bytes(usable, examined, options))
   data_dir, name = directory.parents[1], directory.parent.name
@@ -92,7 +92,7 @@ def prepare(directory: Path, listing: Listing, arguments: Mapping[str, Any], opt
   summary: dict[str, Any] = {}
 
   def finish(rows: Callable[[], Iterator[tuple[str, Row]]]) -> None:
-    summary.update(report.make(lambda: itertools.chain(rows(), (('', row) for row in dead)), missing, notes))
+    summary.update(report.make(lambda: itertools.chain(rows(), (('', row) for row in unusable)), missing, notes))
     _check_usable(summary, listing, options.all_classes)
     report.save(summary, directory)
 
@@ -117,9 +117,9 @@ def _examine_and_split(
   summary = report.make(lambda: (('', row) for row in rows.values()), missing, notes)
   _check_usable(summary, listing, options.all_classes)
   examined = [dataclasses.replace(file, examined=rows[file.video.id]) for file in present]
-  usable = [file for file in examined if file.examined and 'dead' not in file.examined]
+  usable = [file for file in examined if file.examined and 'unusable' not in file.examined]
   splits = video_folder.split(usable, options.validation_fraction, options.seed)
-  return splits, [row for row in rows.values() if 'dead' in row]
+  return splits, [row for row in rows.values() if 'unusable' in row]
 
 
 def _find_splits(listing: Listing) -> tuple[list[VideoFile], list[ListedVideo], list[str]]:
@@ -153,12 +153,12 @@ def _check_missing(present: Sequence[VideoFile], missing: Sequence[ListedVideo],
 def _make_unusable_check(limit: float) -> Check:
   """Returns a check that raises a UserError as soon as more than this share of all videos is unusable."""
 
-  def check(dead: Mapping[str, str], total: int) -> None:
-    if len(dead) <= limit * total and len(dead) < total:
+  def check(unusable: Mapping[str, str], total: int) -> None:
+    if len(unusable) <= limit * total and len(unusable) < total:
       return
-    _LOG.warning('\n'.join(report.section('unusable', dead, MAX_SHOWN)))
+    _LOG.warning('\n'.join(report.section('unusable', unusable, MAX_SHOWN)))
     raise UserError(
-      f'{len(dead)} of {total} videos are unusable already, more than --max_unusable={limit:g} allows; repair the'
+      f'{len(unusable)} of {total} videos are unusable already, more than --max_unusable={limit:g} allows; repair the'
       ' videos or raise the limit, and run the command again to continue'
     )
 
@@ -193,7 +193,7 @@ def _estimate_bytes(usable: Sequence[VideoFile], directory: Path, options: Optio
     return total, ''
   sample = usable[:: -(-len(usable) // SAMPLE_VIDEOS)]
   rows = files.examine(sample, directory, options.executor, encoding=options.encoding, limits=options.limits)
-  sizes = [(file.num_bytes, rows[file.video.id]['bytes']) for file in sample if 'dead' not in rows[file.video.id]]
+  sizes = [(file.num_bytes, rows[file.video.id]['bytes']) for file in sample if 'unusable' not in rows[file.video.id]]
   before, after = (sum(column) for column in zip(*sizes, strict=True)) if sizes else (1, 1)
   _LOG.info('a sample of %.1f MB of the videos is %.1f MB when re-encoded', before / 1e6, after / 1e6)
   return total * after / before, 'about '

@@ -22,7 +22,7 @@ def write(
   builder: builders.VideoBuilder,
   executor: Executor = tasks.run_local,
   progress: ProgressCallback = lambda done, total: None,
-  check: Check = lambda dead, total: None,
+  check: Check = lambda unusable, total: None,
   arguments: Mapping[str, Any] | None = None,
   report: Callable[[Rows], None] = lambda rows: None,
   keep: bool = False,
@@ -33,8 +33,8 @@ def write(
     builder: dataset to write, at its data_path; shards there of another plan are removed.
     executor, progress, check: see `tasks.run`.
     arguments: arguments that decide the dataset's content, saved with the fingerprint.
-    report: called when all shards are written, with a function that yields the row of every video, dead ones too; if
-      it raises, the dataset stays incomplete.
+    report: called when all shards are written, with a function that yields the row of every video, also unusable ones;
+      if it raises, the dataset stays incomplete.
     keep: only write shards that are lost or damaged; refuse to remove or change others.
 
   Raises:
@@ -188,7 +188,7 @@ def _make_tasks(builder: builders.VideoBuilder, split: str) -> list[Task]:
       f'{builder.name}-{split}.array_record-{i:05d}-of-{len(shards):05d}',
       items,
       builder.make,
-      builder.dead_example,
+      builder.unusable_example,
       builder.class_names,
       dict(builder.encoding),
       builder.time_limit,

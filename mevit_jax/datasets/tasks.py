@@ -33,7 +33,7 @@ _STOP = 'stop'  # a file in in_progress/: running tasks stop when it exists
 
 Row = dict[str, Any]  # a manifest's entry for a video: its example, with `bytes` in place of `video`
 ProgressCallback = Callable[[int, int], None]  # (done, total)
-# Arguments: reason of each dead video by id, number of all videos. Raises a UserError if too many are dead.
+# Arguments: reason of each unusable video by id, number of all videos. Raises a UserError if too many are unusable.
 Check = Callable[[Mapping[str, str], int], None]
 Heartbeats = Generator[None, None, None]  # yields at least once a second
 
@@ -44,14 +44,14 @@ class Task:
 
   Attributes:
     name: name of the shard's file and of the manifest.
-    items, make, dead_example, encoding, time_limit: see `builders.VideoBuilder`.
+    items, make, unusable_example, encoding, time_limit: see `builders.VideoBuilder`.
     class_names: name of each label id.
   """
 
   name: str
   items: Sequence[Any]
   make: Callable[[Any], dict[str, Any]]
-  dead_example: Callable[[Any, str], dict[str, Any]]
+  unusable_example: Callable[[Any, str], dict[str, Any]]
   class_names: tuple[str, ...] | None = None
   encoding: Mapping[str, Any] | None = None
   time_limit: float = 0
@@ -71,7 +71,7 @@ def run(
   tasks: Sequence[Task],
   executor: Executor,
   progress: ProgressCallback = lambda done, total: None,
-  check: Check = lambda dead, total: None,
+  check: Check = lambda unusable, total: None,
 ) -> None:
   """Runs the tasks that have no manifest yet.
 
@@ -80,7 +80,7 @@ def run(
     tasks: tasks in any order.
     executor: `run_local` for this machine, `beam.run` for others.
     progress: called from time to time with the numbers of finished and of all items.
-    check: called with the dead videos so far and the number of all items.
+    check: called with the unusable videos so far and the number of all items.
 
   Raises:
     UserError: `check` or a task raised it; finished tasks keep their manifests.
@@ -91,17 +91,17 @@ def run(
   for path in (*in_progress.iterdir(), *directory.glob('*.tmp'), *(directory / MANIFESTS).glob('*.tmp')):
     path.unlink()  # left by a run that was killed
   pending, total = {task.name: task for task in tasks}, sum(len(task.items) for task in tasks)
-  done, dead = 0, dict[str, str]()
+  done, unusable = 0, dict[str, str]()
 
   def collect(names: Sequence[str]) -> None:
     nonlocal done
     for name in names:
       if (manifest := read_manifest(directory, pending[name])) is not None:
         done += len(manifest['rows'])
-        dead.update({row['id']: row['dead'] for row in manifest['rows'] if 'dead' in row})
+        unusable.update({row['id']: row['unusable'] for row in manifest['rows'] if 'unusable' in row})
         del pending[name]
     progress(done + (_count_items_done(in_progress) if pending else 0), total)
-    check(dead, total)
+    check(unusable, total)
 
   collect(list(pending))
   with contextlib.closing(executor(directory, list(pending.values()))) as heartbeats:
@@ -116,7 +116,7 @@ def run(
 
 
 def run_local(directory: Path, tasks: Sequence[Task], workers: int = 0) -> Heartbeats:
-  """Runs tasks in worker processes of this machine, an `Executor`; a video that crashes its process becomes dead.
+  """Runs tasks in worker processes of this machine, an `Executor`; a video that crashes its process becomes unusable.
 
   With 0 workers the tasks run in this process, which a crash then ends.
   """
@@ -195,16 +195,16 @@ def _make_rows(in_progress: Path, task: Task, write: Callable[[Mapping[str, Any]
         raise _StoppedError
       os.pwrite(current.fileno(), f'{i:9} {time.monotonic():20.3f}'.encode(), 0)
       with _hard_time_limit(task.time_limit):
-        example = task.dead_example(item, crashes[i]) if i in crashes else task.make(item)
+        example = task.unusable_example(item, crashes[i]) if i in crashes else task.make(item)
       rows.append(_example_row(example))
-      if 'dead' not in example:
+      if 'unusable' not in example:
         write(example)
   return rows
 
 
 def _example_row(example: Mapping[str, Any]) -> Row:
   row = {key: value for key, value in example.items() if key != 'video'}
-  if 'dead' in row:
+  if 'unusable' in row:
     return row
   return {'sha256': hashlib.sha256(example['video']).hexdigest(), **row, 'bytes': len(example['video'])}
 

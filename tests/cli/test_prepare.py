@@ -107,7 +107,7 @@ def test_names_of_any_bytes_are_prepared_and_printed_safely(tmp_path, run):
   arguments = 'video_folder', os.fsdecode(os.path.join(os.fsencode(tmp_path), b'v\xff')), f'--data_dir={tmp_path}'
   printed = run(*arguments, '--name=names')
   assert all(character.isprintable() or character == '\n' for character in printed)
-  assert r'\xcc\xf8\xce\xe8/\xd1\x07\n0.mp4: ' in printed  # dead
+  assert r'\xcc\xf8\xce\xe8/\xd1\x07\n0.mp4: ' in printed  # unusable
   assert r'differ only in case or Unicode form are different classes: Walk\x1b[31m = walk\x1b[31m' in printed
   split = datasets.open_split(tmp_path, 'names', 'train')
   assert split.class_names == (r'Walk\x1b[31m', r'\xb3\xaa\xb8\xe8', r'\xcc\xf8\xce\xe8', r'walk\x1b[31m')

@@ -20,10 +20,10 @@ REPEATED = {'repeats': 3, 'batch_size': 12, 'balance': 0.6, 'labels': LABELS}
 
 @dataclass(frozen=True)
 class Videos:
-  """Source whose examples share one video; `dead` ones are empty files, and `broken` ones raise when read."""
+  """Source whose examples share one video; `unreadable` ones are empty files, and `broken` ones raise when read."""
 
   length: int = 7
-  dead: tuple[int, ...] = ()
+  unreadable: tuple[int, ...] = ()
   broken: tuple[int, ...] = ()
   video: bytes = field(default=VIDEO, repr=False)
 
@@ -33,7 +33,7 @@ class Videos:
   def __getitem__(self, index):
     if index in self.broken:
       raise OSError('the disk is on fire')
-    data = b'' if index in self.dead else self.video
+    data = b'' if index in self.unreadable else self.video
     return {
       'video': data,
       'label': index * 10,
@@ -120,7 +120,7 @@ def test_a_restart_continues_with_the_next_batch(step, options):
 
 
 def test_batches_do_not_depend_on_workers():
-  source = Videos(dead=(2, 5))
+  source = Videos(unreadable=(2, 5))
   alone = train(6, source, **REPEATED)
   assert_equal(train(6, source, workers=1, **REPEATED), alone)
   assert_equal(train(4, source, workers=2, start_step=2, **REPEATED), alone[2:])
@@ -131,7 +131,7 @@ def test_batches_do_not_depend_on_workers():
 @pytest.mark.parametrize('workers', [1, 2, 4])
 @pytest.mark.parametrize('options', [{}, REPEATED], ids=['plain', 'repeated'])
 def test_any_number_of_workers(workers, options):
-  source = Videos(dead=(2, 5))
+  source = Videos(unreadable=(2, 5))
   alone = train(20, source, **options)
   assert_equal(train(13, source, workers=workers, start_step=7, **options), alone[7:])
   rows = [train(9, source, workers=workers, rows=slice(start, start + 2), **options) for start in (0, 2)]
@@ -188,16 +188,16 @@ def test_a_dataset_can_be_smaller_than_a_batch():
 
 
 def test_unreadable_videos_are_replaced_and_reported():
-  batches = train(14, Videos(dead=(2, 5)))
+  batches = train(14, Videos(unreadable=(2, 5)))
   index, used = column(batches, 'index'), column(batches, 'used')
-  dead = np.isin(index, (2, 5))
-  assert dead.sum() == 16  # sampled once per epoch, like all others
+  unreadable = np.isin(index, (2, 5))
+  assert unreadable.sum() == 16  # sampled once per epoch, like all others
   assert not np.isin(used, (2, 5)).any()
-  np.testing.assert_array_equal(used[~dead], index[~dead])
-  assert len(set(used[dead].tolist())) > 2
+  np.testing.assert_array_equal(used[~unreadable], index[~unreadable])
+  assert len(set(used[unreadable].tolist())) > 2
   errors = column(batches, 'error')
-  assert set(errors[~dead]) == {''}
-  for sampled, error in zip(index[dead], errors[dead], strict=True):
+  assert set(errors[~unreadable]) == {''}
+  for sampled, error in zip(index[unreadable], errors[unreadable], strict=True):
     first, *more = error.splitlines()
     assert first == f"video 'clip{sampled}': the file is empty"
     assert set(more) <= {f"video 'clip{other}': the file is empty" for other in (2, 5)}
@@ -207,7 +207,7 @@ def test_unreadable_videos_are_replaced_and_reported():
 @pytest.mark.parametrize('workers', [0, 1])
 def test_errors_name_the_video(workers):
   with pytest.raises(VideoError, match=r"20 consecutive videos.*'clip1': the file is empty"):
-    train(source=Videos(length=2, dead=(0, 1)), workers=workers)
+    train(source=Videos(length=2, unreadable=(0, 1)), workers=workers)
   with pytest.raises(UserError, match='dataset index 0 cannot be read: OSError: the disk is on fire'):
     train(source=Videos(length=1, broken=(0,)), workers=workers)
 
@@ -229,7 +229,7 @@ def test_other_exceptions_are_raised(monkeypatch, failure, raised, message):
 
 
 def test_every_example_is_evaluated_once():
-  batches = evaluate(Videos(length=7, dead=(3,)))
+  batches = evaluate(Videos(length=7, unreadable=(3,)))
   assert [batch['video'].shape for batch in batches] == [(4, 3, 3, 16, 16, 3)] * 2
   assert column(batches, 'index').tolist() == [0, 1, 2, 3, 4, 5, 6, -1]
   assert column(batches, 'label').tolist() == [0, 10, 20, 30, 40, 50, 60, -1]

@@ -94,26 +94,26 @@ def test_every_file_becomes_an_example_or_is_reported_unusable(tmp_path):
   assert (first['num_frames'], first['height'], first['width'], first['video']) == (6, 16, 16, good)
   assert first['fps'] == pytest.approx(30)
   assert not first['damage']
-  assert all(each['dead'] and '\n' not in each['dead'] for each in others)
+  assert all(each['unusable'] and '\n' not in each['unusable'] for each in others)
 
 
 def test_a_video_that_exceeds_the_time_limit_is_unusable(root):
-  dead = made(item(root / '0.mp4'), limits=files.Limits(time_limit=1e-9))['dead']
-  assert dead == 'takes longer than 1e-09 s to decode'
+  unusable = made(item(root / '0.mp4'), limits=files.Limits(time_limit=1e-9))['unusable']
+  assert unusable == 'takes longer than 1e-09 s to decode'
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
   with (tmp_path / 'long.mp4').open('wb') as file:
     file.truncate(files.MAX_BYTES + 1)
-  assert 'cut it into clips' in made(item(tmp_path / 'long.mp4'))['dead']
+  assert 'cut it into clips' in made(item(tmp_path / 'long.mp4'))['unusable']
 
 
 def test_limits_are_named(root):
-  dead = made(item(root / '0.mp4'), limits=files.Limits(max_bytes=1000))['dead']
-  assert dead.endswith('more than the limit of 1,000 bytes: cut it into clips')
-  dead = made(item(root / '0.mp4'), limits=files.Limits(max_pixels=255))['dead']
-  assert dead == 'frames of 16x16 pixels, more than the limit of 255 pixels; scale it down first'
-  assert 'dead' not in made(item(root / '0.mp4'), limits=files.Limits(max_pixels=256))
+  unusable = made(item(root / '0.mp4'), limits=files.Limits(max_bytes=1000))['unusable']
+  assert unusable.endswith('more than the limit of 1,000 bytes: cut it into clips')
+  unusable = made(item(root / '0.mp4'), limits=files.Limits(max_pixels=255))['unusable']
+  assert unusable == 'frames of 16x16 pixels, more than the limit of 255 pixels; scale it down first'
+  assert 'unusable' not in made(item(root / '0.mp4'), limits=files.Limits(max_pixels=256))
 
 
 def test_only_regular_files_are_read(tmp_path):
@@ -126,13 +126,13 @@ def test_only_regular_files_are_read(tmp_path):
     ('zero', 'a device, not a video file'),
     ('folder', 'Is a directory'),
   ):
-    assert made(item(tmp_path / f'{name}.mp4'))['dead'] == reason
+    assert made(item(tmp_path / f'{name}.mp4'))['unusable'] == reason
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
 def test_a_file_without_read_permission_is_unusable(root):
   (root / '1.mp4').chmod(0)
-  assert made(item(root / '1.mp4'))['dead'] == 'Permission denied'
+  assert made(item(root / '1.mp4'))['unusable'] == 'Permission denied'
 
 
 def test_a_file_that_changed_is_not_written(root):
@@ -280,12 +280,12 @@ def test_a_crash_or_hang_of_the_decoder_loses_one_video(root):
     (root / f'{name}.mp4').write_bytes(video(0))
   found = [ListedVideo(name, str(root / f'{name}.mp4'), 'cats', '') for name in ('0', 'crash', '1', 'hang', '2')]
   items, _ = files.find_files(Listing(found, NAMES))
-  task = tasks.Task('task', items, trouble.make_example, files.dead_example, time_limit=1)
+  task = tasks.Task('task', items, trouble.make_example, files.unusable_example, time_limit=1)
   tasks.run(root / 'notes', [task], functools.partial(tasks.run_local, workers=2))
   rows = tasks.require_manifest(root / 'notes', task)['rows']
   assert [row['id'] for row in rows] == ['0', 'crash', '1', 'hang', '2']
-  dead = {row['id']: row['dead'] for row in rows if 'dead' in row}
-  assert dead == {'crash': 'the decoder crashed, or ran out of memory', 'hang': 'the decoder hangs'}
+  unusable = {row['id']: row['unusable'] for row in rows if 'unusable' in row}
+  assert unusable == {'crash': 'the decoder crashed, or ran out of memory', 'hang': 'the decoder hangs'}
 
 
 def test_examined_videos_are_recorded(root, monkeypatch):
@@ -301,5 +301,5 @@ def test_examined_videos_are_recorded(root, monkeypatch):
   assert sorted(rows) == sorted(seen) == sorted(f'v{i}' for i in range(10))
   assert json.loads(json.dumps(rows)) == rows == examine()
   (root / '4.mp4').write_bytes(b'')  # of the class's second pair
-  assert examine()['v4']['dead']
+  assert examine()['v4']['unusable']
   assert seen[10:] == ['v4', 'v6']

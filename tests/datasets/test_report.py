@@ -16,14 +16,14 @@ def row(name, label, sha256, **more):
   }
 
 
-def dead(name, label, why):
-  return {'id': name, 'label': label, 'dead': why}
+def unusable(name, label, why):
+  return {'id': name, 'label': label, 'unusable': why}
 
 
 ROWS = [
   ('train', row('a1', 'a', 1)),
   ('train', row('a2', 'a', 2, damage='the end is missing')),
-  ('train', dead('b1', 'b', 'no frame decodes')),
+  ('train', unusable('b1', 'b', 'no frame decodes')),
   ('validation', row('a3', 'a', 1)),
   ('validation', row('b2', 'b', 3)),
   ('validation', row('b3', 'b', 3, duration=0.5, num_frames=15)),
@@ -64,7 +64,7 @@ def test_a_video_in_two_classes_is_a_warning():
 
 
 def test_a_name_cannot_add_lines_or_escapes_to_the_report():
-  rows = [('train', dead('a\n\x1b[2J', 'a', 'why\rnot')), ('train', row('ok', 'a', 1))]
+  rows = [('train', unusable('a\n\x1b[2J', 'a', 'why\rnot')), ('train', row('ok', 'a', 1))]
   text = report.text(report.make(lambda: iter(rows)))
   assert '  a\\n\\x1b[2J: why\\rnot\n' in text
   assert '\x1b' not in text
@@ -78,7 +78,7 @@ def test_digests_that_agree_in_part_are_not_duplicates():
 
 def test_report_of_400_classes_is_short_on_a_terminal_and_complete_in_the_file():
   rows = [('train', row(f'v{i}', f'class {i % 400:03d}', i)) for i in range(4000)]
-  rows += [('train', dead(f'd{i}', f'class {i % 7:03d}', f'{i} of 300 packets do not decode')) for i in range(70)]
+  rows += [('train', unusable(f'd{i}', f'class {i % 7:03d}', f'{i} of 300 packets do not decode')) for i in range(70)]
   made = report.make(lambda: iter(rows))
   short, whole = report.text(made, max_entries=20), report.text(made)
   assert len(short.splitlines()) < 50
@@ -93,9 +93,9 @@ def test_report_of_400_classes_is_short_on_a_terminal_and_complete_in_the_file()
 def test_similar_reasons_are_counted_with_the_range_of_their_numbers():
   same = {f'v{i}': '0.53 s, 16 frames' for i in range(30)}
   differ = {f'v{i}': f'{0.3 + i / 100:.2f} s, {9 + i} frames' for i in range(30)}
-  dead = {f'd{i}': 'no frame decodes' for i in range(40)}
+  unusable = {f'd{i}': 'no frame decodes' for i in range(40)}
   assert '  30 x 0.53 s, 16 frames' in report.section('short', same)
   assert '  30 x 0.30 to 0.59 s, 9 to 38 frames' in report.section('short', differ)
-  assert report.section('both', {**differ, **dead})[2:4] == [
+  assert report.section('both', {**differ, **unusable})[2:4] == [
     '  40 x no frame decodes', '  30 x 0.30 to 0.59 s, 9 to 38 frames',
   ]  # fmt: skip

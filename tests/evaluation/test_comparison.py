@@ -89,7 +89,10 @@ def test_an_ensemble_is_the_mean_of_probabilities():
 
 
 def test_unreadable_and_unlabeled_videos_are_excluded():
-  one, other = predictions(seed=1, dead=(3, 4), unlabeled=(9,)), predictions(seed=2, dead=(4, 5), unlabeled=(9,))
+  one, other = (
+    predictions(seed=1, unreadable=(3, 4), unlabeled=(9,)),
+    predictions(seed=2, unreadable=(4, 5), unlabeled=(9,)),
+  )
   found = comparison.compare(one, other, NAMES)
   assert (found['videos'], found['excluded']) == (296, 4)
 
@@ -100,7 +103,7 @@ def test_unreadable_and_unlabeled_videos_are_excluded():
     (predictions(videos=299), 'different videos or classes'),
     (predictions(classes=14), 'different videos or classes'),
     (dataclasses.replace(predictions(), labels=np.zeros(300, int)), 'different labels for the same videos'),
-    (predictions(dead=range(300)), 'nothing to compare'),
+    (predictions(unreadable=range(300)), 'nothing to compare'),
   ],
 )
 def test_evaluations_of_different_videos_are_refused(other, match):

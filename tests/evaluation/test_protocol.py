@@ -34,18 +34,18 @@ def step(params, video):
 
 @dataclasses.dataclass(frozen=True)
 class Some:
-  """Source with the first videos of another one; the `dead` ones are unreadable."""
+  """Source with the first videos of another one; the `unreadable` ones are unreadable."""
 
   source: object
   count: int
-  dead: tuple[int, ...] = ()
+  unreadable: tuple[int, ...] = ()
 
   def __len__(self):
     return self.count
 
   def __getitem__(self, index):
     example = self.source[index]
-    return {**example, 'video': b'no video'} if index in self.dead else example
+    return {**example, 'video': b'no video'} if index in self.unreadable else example
 
 
 @pytest.fixture(scope='module')
@@ -97,7 +97,7 @@ def test_progress_counts_videos(source):
 
 
 def test_unreadable_videos_are_listed_with_the_reason(source):
-  predictions = predict(Some(source, 6, dead=(1, 5)), 4)
+  predictions = predict(Some(source, 6, unreadable=(1, 5)), 4)
   assert predictions.readable.tolist() == [True, False, True, True, True, False]
   for i in (1, 5):
     assert source[i]['id'] in predictions.errors[i]
@@ -110,7 +110,7 @@ def test_unreadable_videos_are_listed_with_the_reason(source):
 
 
 def test_only_unreadable_videos_is_an_error(source):
-  predictions = predict(Some(source, 3, dead=(0, 1, 2)), 4)
+  predictions = predict(Some(source, 3, unreadable=(0, 1, 2)), 4)
   assert not predictions.readable.any()
   assert predictions.logits.shape == (3, 4, 8)
   assert not predictions.probabilities.any()

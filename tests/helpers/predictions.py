@@ -5,7 +5,7 @@ import numpy as np
 from mevit_jax.evaluation.protocol import Predictions
 
 
-def predictions(videos=300, classes=12, views=2, seed=0, skill=2.0, dead=(), unlabeled=()):
+def predictions(videos=300, classes=12, views=2, seed=0, skill=2.0, unreadable=(), unlabeled=()):
   """Builds random predictions with the same labels for every seed; classes come in pairs that are often confused."""
   labels = np.random.default_rng(7).integers(0, classes, videos)
   rng = np.random.default_rng(seed)
@@ -13,8 +13,8 @@ def predictions(videos=300, classes=12, views=2, seed=0, skill=2.0, dead=(), unl
   logits[np.arange(videos), :, labels] += skill
   logits[np.arange(videos), :, labels ^ 1] += 0.8 * skill
   errors = np.full(videos, '', dtype='U20')
-  errors[list(dead)] = 'it is <empty> & gone'
-  logits[list(dead)] = 0
+  errors[list(unreadable)] = 'it is <empty> & gone'
+  logits[list(unreadable)] = 0
   labels[list(unlabeled)] = -1
   ids = np.asarray([f'split/{i:04d}' for i in range(videos)])
   return Predictions(ids, labels, logits.astype(np.float32), errors)

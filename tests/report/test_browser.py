@@ -15,7 +15,7 @@ pytestmark = [
 @pytest.fixture(params=[1400, 390])
 def shown(browser, tmp_path, request):
   """Opens a page at a width in pixels; afterwards, checks that the console has no errors."""
-  _, _, path = write(tmp_path, classes=30, videos=600, metrics=METRICS, dead=(3,))
+  _, _, path = write(tmp_path, classes=30, videos=600, metrics=METRICS, unreadable=(3,))
   size = {'width': request.param, 'height': 900, 'deviceScaleFactor': 1, 'mobile': request.param < 500}
   browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', size)
   browser.get(path.as_uri())

@@ -97,7 +97,7 @@ def image(address):
 
 
 def test_tables_have_the_numbers_of_the_results(tmp_path):
-  found, results, path = write(tmp_path, dead=(4, 5), metrics=METRICS)
+  found, results, path = write(tmp_path, unreadable=(4, 5), metrics=METRICS)
   shown = Page(path)
   for name in ('top1', 'top5', 'mean_class', 'mean_class_unreadable_wrong'):
     assert f'{100 * results[name]:.2f} %' in shown.text, name
@@ -159,7 +159,7 @@ def test_confusion_matrix_of_many_classes_has_one_pixel_per_cell_and_tooltips(tm
 
 
 def test_most_confident_mistakes_are_shown_first():
-  found = predictions(dead=(2,), unlabeled=(3, 4))
+  found = predictions(unreadable=(2,), unlabeled=(3, 4))
   confidence, right = found.probabilities.max(1), found.ranked(1)[:, 0] == found.labels
   worst = choose_worst(found, 10)
   assert len(worst) == 10
@@ -184,7 +184,7 @@ def test_without_labels_there_is_no_accuracy(tmp_path):
 
 
 def test_report_of_only_unreadable_videos(tmp_path):
-  found, results, _ = write(tmp_path, dead=range(300))
+  found, results, _ = write(tmp_path, unreadable=range(300))
   html.write_report(tmp_path / 'report.html', results, found, class_names(12))
   assert '300 videos are unreadable' in Page(tmp_path / 'report.html').text
 

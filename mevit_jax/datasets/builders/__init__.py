@@ -42,15 +42,15 @@ class VideoBuilder(tfds.core.GeneratorBasedBuilder):
       `encoding` determine its example: a shard of an earlier run is reused if they are the same.
     make: function of an item that returns its example; called in worker processes. Besides the `features`, the example
       may hold `sha256` (of the source file, where `video` was re-encoded), `damage` (one line: the part that does not
-      decode) and `dead` (one line: the reason why the video is left out; then only `id` and `label` are required).
-    dead_example: function of an item that crashed its process, and of the reason, that returns its example.
+      decode) and `unusable` (one line: the reason why the video is left out; then only `id` and `label` are required).
+    unusable_example: function of an item that crashed its process, and of the reason, that returns its example.
     encoding: settings of re-encoded videos; empty if their bytes are kept.
     time_limit: seconds after which the process that makes an example is ended; 0 disables the limit.
   """
 
   VERSION = tfds.core.Version(VERSION)
   make: Callable[[Any], dict[str, Any]]
-  dead_example: Callable[[Any, str], dict[str, Any]] = staticmethod(_raise_crash)
+  unusable_example: Callable[[Any, str], dict[str, Any]] = staticmethod(_raise_crash)
   encoding: Mapping[str, Any] = MappingProxyType({})
   time_limit: float = 0
 

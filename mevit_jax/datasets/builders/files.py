@@ -1,4 +1,4 @@
-"""Datasets of video files: each file is read and decoded once and becomes an example or a dead video."""
+"""Datasets of video files: each file is read and decoded once and becomes an example or an unusable video."""
 
 import dataclasses
 import errno
@@ -89,7 +89,7 @@ class VideoFile:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What a video may take at most; one that takes more is dead.
+  """What a video may take at most; one that takes more is unusable.
 
   Attributes:
     time_limit: seconds that decoding may take; 0 disables the limit.
@@ -120,7 +120,7 @@ class FilesBuilder(VideoBuilder):
     shards = {split: group_items(files, lambda file: file.num_bytes, limit) for split, files in splits.items()}
     self.make = functools.partial(make_example, encoding=encoding, limits=limits)
     self.encoding = encoding_settings(encoding)
-    self.dead_example = dead_example
+    self.unusable_example = unusable_example
     self.time_limit = hard_time_limit(limits.time_limit)
     super().__init__(data_dir, name, class_names, shards)
 
@@ -163,7 +163,7 @@ def examine(
   directory: Path,
   executor: Executor,
   progress: ProgressCallback = lambda done, total: None,
-  check: Check = lambda dead, total: None,
+  check: Check = lambda unusable, total: None,
   encoding: Encoding = KEEP,
   limits: Limits = Limits(),
 ) -> dict[str, Row]:
@@ -182,7 +182,7 @@ def examine(
   ordered = sorted(files, key=lambda file: (file.video.label, file.video.id))
   for _, members in itertools.groupby(ordered, lambda file: file.video.label):
     for part in group_items(list(members), lambda file: 1, EXAMINED_PER_TASK):
-      task = Task('', part, make, dead_example, encoding=settings, time_limit=hard_limit)
+      task = Task('', part, make, unusable_example, encoding=settings, time_limit=hard_limit)
       plan.append(dataclasses.replace(task, name=task.digest))
   tasks.run(directory, plan, executor, progress, check)
   return {row['id']: row for task in plan for row in tasks.require_manifest(directory, task)['rows']}
@@ -193,13 +193,13 @@ def _stat(path: str) -> tuple[int, int | None]:
   try:
     stat = os.stat(path)
   except OSError as error:
-    # A file without permission exists: opening it will make it dead.
+    # A file without permission exists: opening it will make it unusable.
     return 0, None if error.errno in (errno.ENOENT, errno.ENOTDIR) else 0
   return stat.st_size, stat.st_mtime_ns
 
 
 def make_example(file: VideoFile, encoding: Encoding, limits: Limits = Limits()) -> dict[str, Any]:
-  """Reads one file and decodes every frame, unless an examination has done so; returns its example or a dead one.
+  """Reads one file and decodes every frame, unless an examination has done so; returns its example or an unusable one.
 
   Args:
     file: the file.
@@ -212,7 +212,7 @@ def make_example(file: VideoFile, encoding: Encoding, limits: Limits = Limits())
   try:
     data = read_regular(Path(file.video.path), limits.max_bytes)
   except (VideoError, OSError, MemoryError) as error:
-    return dead_example(file, _reason(error))
+    return unusable_example(file, _reason(error))
   digest, examined = hashlib.sha256(data).hexdigest(), file.examined
   if _stat(file.video.path) != (file.num_bytes, file.mtime_ns) or (examined and examined['sha256'] != digest):
     raise UserError(f'{file.video.path} changed during preparation; run the command again to continue')
@@ -223,7 +223,7 @@ def make_example(file: VideoFile, encoding: Encoding, limits: Limits = Limits())
       data, source, stored = reencode(data, encoding, limits.time_limit or None, limits.max_pixels)
       properties, damage = dataclasses.asdict(stored), printable(source.damage)
   except Exception as error:  # any kind: one video must not stop the others
-    return dead_example(file, _reason(error))
+    return unusable_example(file, _reason(error))
   return {
     'video': data,
     'label': file.video.label,
@@ -239,9 +239,9 @@ def _reason(error: Exception) -> str:
   return text if isinstance(error, (VideoError, OSError)) and text else f'{type(error).__name__} {text}'.strip()
 
 
-def dead_example(file: VideoFile, reason: str) -> dict[str, Any]:
+def unusable_example(file: VideoFile, reason: str) -> dict[str, Any]:
   """Returns the example of a video that cannot be used."""
-  return {'label': file.video.label, 'id': file.video.id, 'dead': reason}
+  return {'label': file.video.label, 'id': file.video.id, 'unusable': reason}
 
 
 def encoding_settings(encoding: Encoding) -> dict[str, Any]:

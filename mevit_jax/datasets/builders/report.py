@@ -41,8 +41,8 @@ def make(
   for video in missing:
     count(video.split, video.label, 'listed', 'missing')
   for split, row in rows():
-    remarks = {'unusable': row['dead']} if 'dead' in row else _remarks(row)
-    count(split, row['label'], 'listed', *([] if 'dead' in row else ['usable']), *remarks)
+    remarks = {'unusable': row['unusable']} if 'unusable' in row else _remarks(row)
+    count(split, row['label'], 'listed', *([] if 'unusable' in row else ['usable']), *remarks)
     for key, reason in remarks.items():
       lists[key][row['id']] = reason
   duplicates = _find_duplicates(rows)
@@ -85,12 +85,12 @@ def _absent_classes(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> li
 def _find_duplicates(rows: Callable[[], Iterator[tuple[str, Row]]]) -> dict[str, list[list[str]]]:
   """Returns groups of videos with the same bytes, as 'split: id': across classes, across splits, within one."""
   # To save memory, only eight bytes of each digest are held, then the names of the videos that share them.
-  prefixes = np.fromiter((int(row['sha256'][:16], 16) for _, row in rows() if 'dead' not in row), np.uint64)
+  prefixes = np.fromiter((int(row['sha256'][:16], 16) for _, row in rows() if 'unusable' not in row), np.uint64)
   values, occurrences = np.unique(prefixes, return_counts=True)
   repeated = set(values[occurrences > 1].tolist())
   groups = collections.defaultdict(list)
   for split, row in rows():
-    if 'dead' not in row and int(row['sha256'][:16], 16) in repeated:
+    if 'unusable' not in row and int(row['sha256'][:16], 16) in repeated:
       groups[row['sha256']].append((split, row['label'], f'{split or UNSPLIT}: {row["id"]}'))
   found: dict[str, list[list[str]]] = {
     'duplicates_across_classes': [],
