@@ -93,7 +93,13 @@ def _constant_position(times: np.ndarray) -> np.ndarray:
 
 
 def _check_features(config: MEViTConfig, frame_tokens: tuple[int, ...]) -> None:
-  allowed = {'activation': ('gelu',), 'pre_norm': (False,), 'rotary_theta': (0.0,), 'frame_tokens': frame_tokens}
+  allowed = {
+    'activation': ('gelu',),
+    'pre_norm': (False,),
+    'rotary_theta': (0.0,),
+    'frame_tokens': frame_tokens,
+    'space_encoder': (False,),
+  }
   for name, values in allowed.items():
     if getattr(config, name) not in values:
       raise UserError(
