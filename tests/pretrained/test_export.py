@@ -126,6 +126,7 @@ def test_loaded_weights_are_exported_bitwise(hf_vit, hf_timesformer, transformer
     ('timm', config_of(3, 0, layer_norm_eps=1e-12), 'hf_vit'),
     ('hf_vit', SPACE, 'embedding/time'),
     ('timm', config_of(DEPTH, 0, pre_norm=True), 'model.pre_norm is True'),
+    ('hf_vit', config_of(DEPTH, 0, space_encoder=True, frame_tokens=1), 'model.space_encoder is True'),
     ('hf_vit', config_of(DEPTH, 0, activation='quick_gelu'), 'model.activation is quick_gelu'),
     ('timm', config_of(DEPTH, 0, frame_tokens=5), 'model.frame_tokens is 5'),
     (
