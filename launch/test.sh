@@ -3,8 +3,8 @@
 #   bash launch/test.sh          tests that need no other libraries: some minutes
 #   bash launch/test.sh --all    all tests: parity with PyTorch models (installs torch, transformers, timm: 1 GB and
 #                                more), ahead-of-time compilation for TPUs (libtpu: 0.7 GB), the accuracy of the demo,
-#                                end-to-end training, the report and the documentation in Chromium, the notebook (also with
-#                                Colab's versions), and some tests with the lowest versions of the dependencies
+#                                end-to-end training, the report and the documentation in Chromium, the notebook with
+#                                Colab's versions
 #   bash launch/test.sh -k NAME  further arguments go to pytest; -n0 runs all tests in one process
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,7 +16,6 @@ if [[ ${1:-} == --all ]]; then
   shift
   environment .venv-all test,slow,plan,docs
   .venv-all/bin/python -m pytest "${parallel[@]}" --slow "$@"
-  (($#)) || bash launch/matrix.sh lowest -- tests/models/test_functional.py tests/config tests/checkpoint tests/video
 else
   environment .venv-test test
   .venv-test/bin/python -m ruff check .
