@@ -41,6 +41,7 @@ def test_training_from_features_equals_training_through_the_encoder(tiny, uncach
   assert results['top1'] == pytest.approx(expected['top1'])
 
 
+@pytest.mark.slow
 def test_only_missing_features_are_computed(tiny, uncached, tmp_path, monkeypatch):
   cached(tiny, tmp_path / 'run')
   files = sorted((tmp_path / 'run' / 'features').iterdir())

@@ -70,6 +70,7 @@ def test_new_motion_blocks_add_nothing_and_the_rest_behind_the_encoder_is_random
   assert not np.any(params['head']['kernel'])
 
 
+@pytest.mark.slow
 def test_a_probe_trains_evaluates_and_starts_a_fine_tuning(probe, tiny, tmp_path):
   workdir = tmp_path / 'probe'
   train.train(probe, str(workdir))

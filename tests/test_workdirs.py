@@ -119,6 +119,7 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog)
 # A full disk.
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_costs_the_steps_since_the_last_checkpoint(whole, tiny, tmp_path, monkeypatch):
   """The message names the file; the same command resumes exactly."""
   config = tiny(**{'training.evaluate_every': 4})
