@@ -4,8 +4,8 @@
   mevit train --config=probe --workdir=runs/mine --config.data.dataset=mine --config.init_from=ENCODER
 
 ENCODER is an image encoder, such as DINOv2, as a folder, a file or a name on the Hugging Face Hub; the model takes its
-sizes from it. Its features of every clip are computed once and stored in WORKDIR/features. Then the rest is trained, in
-seconds: positions in time, motion blocks that add nothing at first (--config.model.motion_blocks, 0 by default), class
+sizes from it. Its features of every clip are computed once and stored in WORKDIR/features. Then the rest is trained:
+positions in time, motion blocks that add nothing at first (--config.model.motion_blocks, 0 by default), class
 block and head. docs/small_datasets.md compares it with training from scratch.
 """
 
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     base_batch_size=16,
     schedule='cosine',
     weight_decay=0.05,
-    no_decay='bias$|scale$|class_token|class_position|time_position',
+    no_decay=common.NO_DECAY,
     freeze='^(embedding|frame_tokens|pre_norm|space)',
     warmup_epochs=1.0,
     clip_norm=1.0,

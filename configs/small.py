@@ -15,36 +15,16 @@ from mevit_jax.configs import common
 
 def get_config() -> ConfigDict:
   """Returns the config: 0.3 million parameters."""
-  config = common.get_config('Ti/16')
-  config.model.update(
-    image_size=(64, 64),
-    patch_size=(16, 16),
-    frames=8,
-    width=64,
-    heads=4,
-    mlp_dim=256,
-    space_blocks=1,
-    motion_blocks=2,
-    class_blocks=1,
-    block_size=2,
-    motion_init='random',  # without pretrained weights there is nothing to copy
-    drop_path=0.0,
-    dtype='float32',
-  )
+  config = common.get_tiny_config(64, 16)
   config.data.dataset = 'video_folder'
   config.data.sampling = 'uniform'
   config.data.short_side = (64, 76)
   config.augment.flip = True  # directional classes swap their labels, see AugmentConfig
   config.optimizer.update(
-    name='adamw',
     learning_rate=1e-3,
     base_batch_size=16,
-    schedule='cosine',
     weight_decay=0.1,
-    no_decay='bias$|scale$|class_token|class_position|embedding/(space|time)',
     warmup_epochs=2.0,
-    clip_norm=1.0,
   )
   config.training.update(batch_size=16, epochs=200.0, log_every=100, save_every=1000, evaluate_every=200, patience=10)
-  config.evaluation.update(crops=1, batch_size=64)
   return config

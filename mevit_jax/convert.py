@@ -1,12 +1,12 @@
-"""Conversion of pretrained weights into a workdir, or into a shared model where there is no dataset."""
+"""Converts pretrained weights into a workdir or, without a dataset, into a shared model."""
 
 import contextlib
 import logging
 from pathlib import Path
 
-from mevit_jax import experiment
+from mevit_jax import experiment, workdirs
 from mevit_jax.checkpoint.manager import CheckpointManager
-from mevit_jax.checkpoint.reader import saved_steps
+from mevit_jax.checkpoint.reader import is_started, saved_steps
 from mevit_jax.checkpoint.workdir import versions, write_workdir
 from mevit_jax.config.experiment import Config
 from mevit_jax.errors import UserError
@@ -20,8 +20,8 @@ _log = logging.getLogger(__name__)
 def convert(config: Config, workdir: str) -> Path:
   """Writes a workdir with one checkpoint, of step 0, from the weights `config.init_from`; returns its path.
 
-  If there is no dataset and the source names its classes, the result is a shared model, as of `convert_alone`. A
-  conversion that was interrupted leaves no complete checkpoint: the same command then writes it.
+  Without the dataset, a source that names its classes is written as a shared model, as `convert_alone` does. If a
+  conversion is interrupted, the same command repeats it.
 
   Raises:
     UserError: the weights, the config, its dataset or the workdir are invalid; then nothing is written.
@@ -35,9 +35,9 @@ def convert(config: Config, workdir: str) -> Path:
       _log.info('no dataset at %s: keeping the %d classes of %s', path, source.info.classes, source.name)
       return _write_shared(source, folder, config)
   run = experiment.prepare_run(config, folder)
-  experiment.check_workdir(run)
+  workdirs.check_workdir(run)
   state = experiment.initial_state(run)
-  with experiment.lock_workdir(folder, new=not experiment.is_started(folder)):
+  with workdirs.lock_workdir(folder, new=not is_started(folder)):
     _check_no_checkpoints(folder)
     write_workdir(folder, run.metadata)
     with contextlib.closing(CheckpointManager(folder, run.config.training.keep)) as checkpoints:

@@ -122,13 +122,8 @@ def evaluate_params(
   config = evaluator.config
   split = datasets.open_split(config.data.data_dir, config.data.dataset, config.evaluation.split)
   split.verify()
-  if trained and split.class_names != trained.class_names:
-    saved = {'class_names': trained.class_names, 'fingerprint': split.fingerprint}
-    requested = {'class_names': split.class_names, 'fingerprint': split.fingerprint}
-    raise UserError(
-      f'the classes of dataset {split.dataset!r} differ from those of the checkpoint (saved -> requested): '
-      + '; '.join(datasets.differences(saved, requested))
-    )
+  if trained:
+    _check_classes(split, trained)
   predictions = predict_split(evaluator, params, split)
   name = evaluation_name(config, split, trained)
   folder = evaluator.workdir / 'evaluation' / name
@@ -150,6 +145,17 @@ def evaluate_params(
       if results['unreadable'] < results['videos']:
         _write_report(evaluator, folder, params, split, predictions, results)
   return results
+
+
+def _check_classes(split: datasets.Split, trained: Checkpoint) -> None:
+  """Raises a UserError if the split has other classes than the checkpoint."""
+  saved = {'class_names': trained.class_names, 'fingerprint': split.fingerprint}
+  requested = {'class_names': split.class_names, 'fingerprint': split.fingerprint}
+  if saved != requested:
+    raise UserError(
+      f'the classes of dataset {split.dataset!r} differ from those of the checkpoint (saved -> requested): '
+      + '; '.join(datasets.differences(saved, requested))
+    )
 
 
 def _lock(folder: Path) -> contextlib.AbstractContextManager[None]:

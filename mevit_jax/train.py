@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,16 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from mevit_jax.batches import device_batch, open_batches
+from mevit_jax.batches import Batch, device_batch, open_batches
 from mevit_jax.checkpoint.manager import CheckpointManager
-from mevit_jax.checkpoint.reader import load_checkpoint, read_best
+from mevit_jax.checkpoint.reader import is_started, load_checkpoint, read_best
 from mevit_jax.config.experiment import Config
 from mevit_jax.datasets import reader as datasets
 from mevit_jax.evaluate import Evaluator, evaluate_params, predict_split
 from mevit_jax.evaluation.protocol import describe_crops
 from mevit_jax.experiment import (
   Run,
-  check_hosts,
-  check_workdir,
-  create_workdir,
   initial_state,
-  is_described,
-  is_started,
-  lock_workdir,
   prepare_run,
   print_summary,
   restore_state,
@@ -40,6 +35,7 @@ from mevit_jax.training.nonfinite import NonFiniteError, StepMonitor
 from mevit_jax.training.preemption import PreemptionHandler, StopError
 from mevit_jax.training.state import TrainState, select_params
 from mevit_jax.training.unreadable import UnreadableMonitor, sum_over_hosts
+from mevit_jax.workdirs import check_hosts, check_workdir, create_workdir, is_described, lock_workdir
 
 # Steps in flight: enough to keep the devices busy, few enough to bound memory.
 MAX_INFLIGHT_STEPS = 2
@@ -136,9 +132,7 @@ def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: Pre
     for step in range(first + 1, (first if _has_plateaued(run, first) else run.steps) + 1):
       if profiled and step == profiled[0]:
         jax.profiler.start_trace(str(run.workdir / 'profile'))
-      start = time.monotonic()
-      batch = next(batches)
-      throughput.add_wait(time.monotonic() - start)
+      batch = _next(batches, throughput)
       replaced = unreadable.add(batch)
       state, step_metrics = run.step(state, device_batch(run, batch))
       monitor.add(step, batch['used'].copy(), {**step_metrics, 'unreadable': replaced})
@@ -173,6 +167,14 @@ def _loop(run: Run, state: TrainState, checkpoints: CheckpointManager, stop: Pre
   finally:
     batches.close()
     writer.close()
+
+
+def _next(batches: Iterator[Batch], throughput: Throughput) -> Batch:
+  """Returns the next batch, and adds the wait for it to the throughput."""
+  start = time.monotonic()
+  batch = next(batches)
+  throughput.add_wait(time.monotonic() - start)
+  return batch
 
 
 def _save(state: TrainState, monitor: StepMonitor, checkpoints: CheckpointManager, run: Run) -> None:

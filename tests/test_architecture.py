@@ -21,7 +21,7 @@ OURS = [
 RANKS = {
   'cli': 7,
   'train': 6, 'evaluate': 6, 'experiment': 6, 'plan': 6, 'convert': 6, 'predict': 6,
-  'batches': 6,
+  'batches': 6, 'workdirs': 6,
   'inference': 5, 'report': 5,
   'evaluation': 4, 'pretrained': 4,
   'training': 3, 'checkpoint': 3,

@@ -13,6 +13,8 @@ from mevit_jax.convert import convert
 from mevit_jax.errors import UserError
 from mevit_jax.models.functional import build_model
 from mevit_jax.pretrained.export import export
+from mevit_jax.pretrained.load import load
+from mevit_jax.pretrained.source import open_source
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
@@ -89,7 +91,41 @@ def test_a_probe_trains_evaluates_and_starts_a_fine_tuning(probe, tiny, tmp_path
   assert np.any(load_checkpoint(tmp_path / 'tuned').params['space']['blocks']['mlp']['up']['kernel'] != 0)
 
 
+def loaded_norm(encoder, changes):
+  """Returns the norm behind the encoder, for a source whose last norm has other names (None: it has none)."""
+  source = open_source(encoder[2])
+
+  def renamed(mapping):
+    return {changes.get(name, name): mapping[name] for name in mapping if changes.get(name, name)}
+
+  source = dataclasses.replace(source, arrays=renamed(source.arrays), origin=renamed(source.origin))
+  fields = {**source.info.encoder_fields, **source.info.model_fields, 'space_encoder': True, 'class_blocks': 1}
+  config = dataclasses.replace(encoder[0], classes=5, motion_blocks=0, **fields)
+  return load(source, build_model(config), head='fresh').params['space_norm']
+
+
+def test_the_last_norm_of_an_encoder_may_be_that_of_its_attention_pool(encoder):
+  expected = encoder[1]['norm']
+  pool = {f'norm/{part}': f'class_blocks/0/class_attention/norm/{part}' for part in ('scale', 'bias')}
+  for changes in ({}, pool):
+    jax.tree.map(np.testing.assert_array_equal, loaded_norm(encoder, changes), dict(expected))
+  absent = loaded_norm(encoder, dict.fromkeys(('norm/scale', 'norm/bias')))
+  assert (absent['scale'] == 1).all()
+  assert not absent['bias'].any()
+
+
+def test_time_positions_of_a_probe_are_resized(probe, encoder, tmp_path):
+  convert(probe, str(tmp_path / 'run'))
+  config = load_checkpoint(tmp_path / 'run').config.model
+  source = open_source(tmp_path / 'run')
+  model = build_model(dataclasses.replace(config, frames=4))
+  (row,) = (row for row in load(source, model, head='keep').table if row.name == 'time_position')
+  assert (row.status, row.shape) == ('resized', (4, 32))
+  with pytest.raises(UserError, match=r'use config\.model\.space_encoder=True'):
+    load(source, build_model(dataclasses.replace(config, space_encoder=False)), head='keep')
+
+
 def test_a_video_model_is_not_an_encoder_of_frames(tiny, probe, tmp_path):
   train.train(tiny(**{'training.epochs': 1.0}), str(tmp_path / 'video'))
-  with pytest.raises(UserError, match='different size'):
+  with pytest.raises(UserError, match='a video model -> an encoder of single frames'):
     convert(dataclasses.replace(probe, init_from=str(tmp_path / 'video')), str(tmp_path / 'run'))

@@ -24,6 +24,7 @@ from mevit_jax.datasets import shards
 from mevit_jax.datasets.builders import moving_shapes
 from mevit_jax.errors import UserError
 from mevit_jax.video.decode import VideoError
+from mevit_jax.workdirs import check_workdir, create_workdir
 from tests.helpers.workdirs import NAME, Recorder, after, assert_same_bits, metrics, recorded, refused, results, stored
 
 pytestmark = pytest.mark.usefixtures('compile_once')
@@ -301,7 +302,7 @@ def test_more_epochs_go_on_as_if_they_had_been_asked_for_at_once(whole, tiny, tm
 
 def test_more_epochs_of_a_cosine_schedule_are_refused(tiny, tmp_path):
   cosine = {'optimizer.schedule': 'cosine'}
-  runs.create_workdir(runs.prepare_run(tiny(**cosine), tmp_path / 'run'))
+  create_workdir(runs.prepare_run(tiny(**cosine), tmp_path / 'run'))
   refused(
     tiny(**cosine, **{'training.epochs': 3.0}),
     tmp_path / 'run',
@@ -341,4 +342,4 @@ def test_paths_performance_and_intervals_may_differ_on_resume(whole, tiny):
     'training.evaluate_every': 5,
     'training.profile': (2, 3),
   }
-  runs.check_workdir(runs.prepare_run(tiny(**changes), whole[0]))
+  check_workdir(runs.prepare_run(tiny(**changes), whole[0]))

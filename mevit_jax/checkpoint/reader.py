@@ -141,6 +141,11 @@ def read_run(workdir: Path) -> dict[str, Any]:
     return read_metadata(workdir.resolve() / 'checkpoints' / str(step))
 
 
+def is_started(workdir: Path) -> bool:
+  """Returns whether a workdir holds a run: its config.json, or checkpoints."""
+  return (workdir / 'config.json').exists() or bool(saved_steps(workdir))
+
+
 def read_metadata(folder: Path) -> dict[str, Any]:
   """Reads everything that a checkpoint states about itself; raises a UserError for another format."""
   return check_metadata(json.loads((folder / 'metadata' / 'metadata').read_text()), folder)

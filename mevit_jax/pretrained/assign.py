@@ -67,8 +67,8 @@ class Assignment:
   def assign(self, key: jax.Array) -> Params:
     """Returns the parameters as NumPy arrays; `key` initializes what is random."""
     params: Params = {}
-    if self.config.space_encoder:
-      self._initial = jax.device_get(jax.jit(self.model.init)(key))
+    if is_encoder(self.source, self.config):
+      self._initial = jax.device_get(jax.jit(self._init_new)(key))
     for name, shape in parameter_shapes(self.model.abstract).items():
       if '/motion_attention/' not in name or self._is_new(name):
         set_by_name(params, name, self._parameter(name, shape))
@@ -82,15 +82,15 @@ class Assignment:
     if self._is_new(name):
       self._add_row('fresh', name, shape, 'behind the encoder, initialized as without pretrained weights')
       return np.array(get_by_name(self._initial, name))
-    if name.startswith('space_norm/') and name not in self.source.arrays:
-      return self._loaded(name, shape, name.removeprefix('space_'))
+    if name.startswith('space_norm/'):
+      return self._space_norm(name, shape)
     if blocks:
       return self._stack_blocks(name, shape, self._class_block if stage == _CLASS_STAGE else self._patch_block)
     if name.startswith('head/'):
       return self._head_parameter(name, shape)
     if name == 'embedding/space':
       return self._space_positions(name, shape)
-    if name == 'embedding/time':
+    if name in ('embedding/time', 'time_position'):
       return self._time_positions(name, shape)
     if name == 'frame_tokens':
       return self._frame_tokens(name, shape)
@@ -102,9 +102,20 @@ class Assignment:
     """Returns whether a parameter is behind the encoder of a source that is an encoder only."""
     return is_encoder(self.source, self.config) and name.split('/')[0] not in (*ENCODER, 'head')
 
+  def _init_new(self, key: jax.Array) -> Params:
+    """Initializes the parameters behind the encoder; of the others, XLA computes nothing."""
+    return {name: part for name, part in self.model.init(key).items() if name not in ENCODER}
+
   def _loaded(self, name: str, shape: tuple[int, ...], source_name: str) -> np.ndarray:
     self._add_row('loaded', name, shape, self._source_names(source_name))
     return self._read(source_name, shape)
+
+  def _space_norm(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the norm of a space encoder: the source's last one, which may be that before its attention pool."""
+    norm = name.removeprefix('space_')
+    candidates = (name, norm, f'class_blocks/0/class_attention/{norm}')
+    source_name = next((candidate for candidate in candidates if candidate in self.source.arrays), None)
+    return self._absent(name, shape) if source_name is None else self._loaded(name, shape, source_name)
 
   def _stack_blocks(
     self, name: str, shape: tuple[int, ...], source_block: Callable[[str, int], tuple[str, bool]]
@@ -148,7 +159,7 @@ class Assignment:
     if name == 'class_token' and 'frame_tokens' in self.source.arrays:
       self._add_row('copied', name, shape, 'the first of frame_tokens')
       return self._read('frame_tokens', (self.source.info.tokens, *shape))[0]
-    one = name in ('norm/scale', 'pre_norm/scale')
+    one = name in ('norm/scale', 'pre_norm/scale', 'space_norm/scale')
     self._add_row('fresh', name, shape, f'{"ones" if one else "zeros"}: {_ABSENT.get(name, "the source has none")}')
     return np.full(shape, one, np.float32)
 
@@ -296,6 +307,10 @@ def check_sizes(source: Source, config: MEViTConfig) -> None:
     )
   if config.class_blocks == 0 and not info.has_class_token:
     problems.append('no class token -> no class blocks (use config.model.class_blocks=1)')
+  if is_encoder(source, config) and info.frames:
+    problems.append('a video model -> an encoder of single frames (use config.model.space_encoder=False)')
+  if 'space_norm/scale' in source.arrays and not config.space_encoder:
+    problems.append('an encoder of single frames -> none (use config.model.space_encoder=True)')
   depth = config.space_blocks + (0 if is_encoder(source, config) else config.motion_blocks)
   if depth > info.depth:
     problems.append(

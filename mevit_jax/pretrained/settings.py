@@ -9,7 +9,7 @@ from mevit_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What a config says of its model beyond the shapes of the tensors; None where it does not say it.
+  """Settings of a model that its config states and its tensors do not show; None if the config does not state them.
 
   Attributes:
     heads: number of attention heads.

@@ -27,6 +27,7 @@ from mevit_jax.inference.predictor import Predictor
 from mevit_jax.models.functional import build_model
 from mevit_jax.pretrained.export import export
 from mevit_jax.pretrained.models import open_model
+from mevit_jax.workdirs import check_workdir
 from tests.helpers import hub as hubs
 from tests.helpers.videos import make_video
 
@@ -66,11 +67,11 @@ def test_a_run_records_the_commit_that_it_started_from(tiny, hub, name, tmp_path
   hub.add('org/vit', {'config.json': b'another model'})
   for init_from in ('hf://org/vit', name, ''):  # as given, as recorded, or not given
     again = runs.prepare_run(dataclasses.replace(config, init_from=init_from), tmp_path / 'run')
-    runs.check_workdir(again)
+    check_workdir(again)
     assert again.config.init_from == name
   other = runs.prepare_run(dataclasses.replace(config, init_from='hf://org/other'), tmp_path / 'run')
   with pytest.raises(UserError, match=r'init_from: hf://org/vit@\w+ -> hf://org/other'):
-    runs.check_workdir(other)
+    check_workdir(other)
 
 
 def test_init_weights_is_part_of_a_run(tiny, name, tmp_path):

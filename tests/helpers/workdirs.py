@@ -21,6 +21,7 @@ from mevit_jax.errors import UserError
 from mevit_jax.evaluation.results import read_results
 from mevit_jax.models.functional import parameter_shapes
 from mevit_jax.training.state import TrainState
+from mevit_jax.workdirs import create_workdir
 
 MEASURED = ('train/clips_per_second', 'train/data_wait')  # these differ between runs
 NAME = 'validation-1x1'
@@ -47,7 +48,7 @@ def of_format_1(workdir: Path, to: Path) -> Path:
 
 def with_checkpoint(run: runs.Run, state: TrainState) -> None:
   """Writes a workdir with this state as its only checkpoint."""
-  runs.create_workdir(run)
+  create_workdir(run)
   with contextlib.closing(CheckpointManager(run.workdir, 1)) as checkpoints:
     checkpoints.save(state, run.metadata)
 

@@ -89,7 +89,7 @@ class VideoFile:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What a video may take at most; one that takes more is unusable.
+  """Limits of a video file; a video that exceeds one is unusable.
 
   Attributes:
     time_limit: seconds that decoding may take; 0 disables the limit.
