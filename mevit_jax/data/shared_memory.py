@@ -4,6 +4,7 @@ Named shared memory, as files in /dev/shm, stays when all processes of a run are
 memfd) is freed with the last process that maps it, however that ends, and the size of /dev/shm does not limit it.
 """
 
+import contextlib
 import mmap
 import os
 import pickle
@@ -15,6 +16,8 @@ _ALIGNMENT = 64  # bytes; jax on CPUs copies arrays that are aligned less
 
 class SharedBatch:
   """A batch whose arrays are in shared memory of the process that made this object.
+
+  A process that receives it (unpickles it) maps the memory at once: its maker may end before the batch is opened.
 
   Args:
     batch: any structure of arrays.
@@ -32,24 +35,33 @@ class SharedBatch:
       end = start + buffer.raw().nbytes
       self._slices.append(slice(start, end))
     self._size, self._process, self.fd = max(end, 1), os.getpid(), os.memfd_create('mevit-batch')
+    self._memory: memoryview | None = None
     os.ftruncate(self.fd, self._size)
     with open(self.fd, 'wb', closefd=False) as file:
       for part, buffer in zip(self._slices, buffers, strict=True):
         file.seek(part.start)
         file.write(buffer.raw())
 
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    with contextlib.suppress(FileNotFoundError):  # `open` raises it
+      self._memory = self._map()
+
   def open(self) -> Any:
-    """Maps the memory and returns the batch; its arrays keep the memory alive.
+    """Returns the batch; its arrays keep the memory alive.
 
     Raises:
-      FileNotFoundError: the process that made this object has ended, or has closed `fd`.
+      FileNotFoundError: the process that made this object had ended, or closed `fd`, before it was received.
     """
+    memory = self._map() if self._memory is None else self._memory
+    return pickle.loads(self._pickled, buffers=[memory[part] for part in self._slices])
+
+  def _map(self) -> memoryview:
     fd = os.open(f'/proc/{self._process}/fd/{self.fd}', os.O_RDWR)
     try:
-      memory = memoryview(mmap.mmap(fd, self._size))
+      return memoryview(mmap.mmap(fd, self._size))
     finally:
       os.close(fd)
-    return pickle.loads(self._pickled, buffers=[memory[part] for part in self._slices])
 
 
 class Sharer:

@@ -66,7 +66,9 @@ class WorkerBatches(Iterator[Any]):
     shared = next(self._batches)
     try:
       return shared.open()
-    except FileNotFoundError:  # the worker died after it had made the batch; Grain says so when its next one is due
+    except (
+      FileNotFoundError
+    ):  # the worker was killed after it had made the batch; Grain says so when its next one is due
       for _ in self._batches:
         pass
       raise UserError(f'data worker process {self._num_batches % self._workers} ended early') from None

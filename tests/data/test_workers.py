@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from mevit_jax.data.pipeline import train_batches
+from mevit_jax.data.pipeline import eval_batches, train_batches
 from mevit_jax.data.sampling import Sampling
 from mevit_jax.data.shared_memory import SharedBatch
 from mevit_jax.errors import UserError
@@ -68,6 +68,17 @@ def test_workers_end_with_a_parent_that_was_killed():
   assert not alive
 
 
+def test_the_last_batch_outlives_its_worker():
+  """Workers end once the last batch is received, which a slow evaluation opens later."""
+  with contextlib.closing(eval_batches(Videos(), CLIP, batch_size=4, workers=1)) as batches:
+    expected = list(eval_batches(Videos(), CLIP, batch_size=4))
+    seen = [next(batches) for _ in expected[:-1]]
+    workers = [p for p in psutil.Process().children() if any('spawn_main' in word for word in p.cmdline())]
+    psutil.wait_procs(workers, timeout=100)
+    seen += batches
+  assert_equal(seen, expected)
+
+
 def test_nothing_of_a_killed_process_group_stays_in_shared_memory():
   """Killed with all of its processes, so that none can clean up, a run leaves no memory behind."""
   here = Path(__file__).parent
@@ -108,6 +119,8 @@ def test_shared_batches_hold_any_arrays():
   assert all(array.ctypes.data % 64 == 0 for array in opened.values() if array.size > 1)
   with pytest.raises(FileNotFoundError):
     shared.open()
+  with pytest.raises(FileNotFoundError):
+    pickle.loads(pickle.dumps(shared)).open()
   nothing = SharedBatch({'nothing': None})
   assert nothing.open() == {'nothing': None}
   os.close(nothing.fd)
